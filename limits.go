@@ -1,0 +1,31 @@
+package sealfs
+
+// Limits that several packages and the formats agree on.
+const (
+	// BlockSize is the unit of data checksums, of region pages and of
+	// alignment in files, in bytes.
+	BlockSize = 4096
+	// NameMax is the longest name of a directory entry, in bytes (POSIX NAME_MAX).
+	NameMax = 255
+	// SymlinkMax is the longest symlink target, in bytes (PATH_MAX less its NUL).
+	SymlinkMax = 4095
+	// XattrNameMax and XattrValueMax are Linux's own limits.
+	XattrNameMax  = 255
+	XattrValueMax = 65536
+	// XattrListMax bounds the names of all attributes of one inode (Linux's XATTR_LIST_MAX).
+	XattrListMax = 65536
+	// LinkMax is the largest link count of a file or directory.
+	LinkMax = 1<<31 - 1
+	// FileSizeMax is the largest file size: off_t.
+	FileSizeMax = 1<<63 - 1
+	// ShardsMax is the largest shard count of a cluster; ShardsDefault the usual one.
+	ShardsMax     = 1 << 16
+	ShardsDefault = 4096
+	// InoMax bounds inode numbers, so that they survive a float64.
+	InoMax = 1<<53 - 1
+	// InoCounterMin is the first inode counter of a shard: numbers below it
+	// (FUSE's root is node 1) never name a real inode.
+	InoCounterMin = 16
+	// IOMax is the largest read or write of one request, in bytes.
+	IOMax = 1 << 20
+)

@@ -1,0 +1,245 @@
+package op
+
+import (
+	"sealfs"
+)
+
+// Type says what a request asks for. Values stand on the wire and in logs:
+// append only, never reorder.
+type Type uint8
+
+// Changes come first: they are logged, carry a time and, for clients that may
+// have to retry, a session sequence.
+const (
+	_ Type = iota
+
+	MakeRoot    // make the root directory of Volume: Ino (result), Mode, UID, GID
+	Create      // regular file Name in Dir: Mode, UID, GID; flag Excl
+	Mknod       // device, fifo, socket or regular file Name in Dir: Mode, UID, GID, Rdev
+	Mkdir       // directory Name in Dir, its inode in shard Shard2: Mode, UID, GID
+	Symlink     // Name in Dir with target Data: UID, GID
+	Link        // Name in Dir for Ino
+	Unlink      // Name in Dir, not a directory
+	Rmdir       // Name in Dir, an empty directory
+	Rename      // Name in Dir to Name2 in Dir2; flags NoReplace, Exchange
+	Setattr     // Ino: the fields that Valid names
+	Write       // Ino: payload at Off; flags Append, KillPriv. Resolved: Off and Data cover whole blocks (but for the file's tail), Size is where the sender's bytes end
+	Fallocate   // Ino: Off, Len, Mode (the FALLOC_FL bits)
+	Setxattr    // Ino: attribute Name = Data; flags XCreate, XReplace
+	Removexattr // Ino: attribute Name
+	SetLock     // Ino: Lock; LockType Unlock releases
+	DropOwner   // Ino: all POSIX locks of Owner (close), or flock with flag Flock
+	DropSession // shard Shard: everything that session Owner holds there
+	Reclaim     // Ino: one bounded step of freeing what nobody can reach
+	Tmpfile     // nameless regular file in the directory Dir: Mode, UID, GID
+	DropVolume  // shard Shard: one bounded step of freeing the volume's inodes
+
+	lastChange // below: questions, which are not logged
+
+	Lookup    // Name in Dir
+	Getattr   // Ino
+	Readlink  // Ino
+	Read      // Ino: Off, Len
+	Readdir   // Dir from cookie Off, about Len bytes; flag Plus
+	Getxattr  // Ino: Name, at most Len bytes (0: only the size)
+	Listxattr // Ino
+	Statfs    // Volume
+	TestLock  // Ino: Lock; answers the lock in the way, or Unlock
+	Seek      // Ino: Off; Mode 3 = SEEK_DATA, 4 = SEEK_HOLE
+	Sync      // everything answered so far is durable on return
+	Open      // Ino: the session holds it open
+	Release   // Ino: the session lets it go, Len times
+	WaitLock  // SetLock that waits
+
+	numTypes
+)
+
+var typeNames = [numTypes]string{
+	MakeRoot: "makeroot", Create: "create", Mknod: "mknod", Mkdir: "mkdir", Symlink: "symlink",
+	Link: "link", Unlink: "unlink", Rmdir: "rmdir", Rename: "rename", Setattr: "setattr",
+	Write: "write", Fallocate: "fallocate", Setxattr: "setxattr", Removexattr: "removexattr",
+	SetLock: "setlock", DropOwner: "dropowner", DropSession: "dropsession", Reclaim: "reclaim",
+	Tmpfile: "tmpfile", DropVolume: "dropvolume",
+	Lookup: "lookup", Getattr: "getattr", Readlink: "readlink", Read: "read", Readdir: "readdir",
+	Getxattr: "getxattr", Listxattr: "listxattr", Statfs: "statfs", TestLock: "testlock",
+	Seek: "seek", Sync: "sync", Open: "open", Release: "release", WaitLock: "waitlock",
+}
+
+// String returns the lower-case name of t.
+func (t Type) String() string {
+	if t.Valid() {
+		return typeNames[t]
+	}
+	return "unknown"
+}
+
+// Valid reports whether t is defined.
+func (t Type) Valid() bool { return t < numTypes && typeNames[t] != "" }
+
+// Changes reports whether requests of type t change state and are logged.
+func (t Type) Changes() bool { return t > 0 && t < lastChange }
+
+// Types returns all defined types in order.
+func Types() []Type {
+	var ts []Type
+	for t := Type(1); t < numTypes; t++ {
+		if t.Valid() {
+			ts = append(ts, t)
+		}
+	}
+	return ts
+}
+
+// Flags modify a request.
+type Flags uint32
+
+// The flags. Those marked resolved are set by the primary, never by clients.
+const (
+	Excl      Flags = 1 << iota // Create: the name must be new
+	NoReplace                   // Rename: the target must not exist
+	Exchange                    // Rename: the two names change places
+	Append                      // Write: at the end of the file
+	KillPriv                    // Write, Setattr: clear setuid and setgid bits
+	XCreate                     // Setxattr: the attribute must be new
+	XReplace                    // Setxattr: the attribute must exist
+	Plus                        // Readdir: with attributes
+	Flock                       // SetLock, DropOwner: flock(2) locks, apart from POSIX ones
+	Held                        // Unlink, Rmdir, Rename: (resolved) what loses its last name is held open: keep it
+	OpenIt                      // Create, Tmpfile: the sender holds the new file open
+
+	flagsAll Flags = 1<<iota - 1
+)
+
+// Valid bits of Setattr, in Request.Valid.
+const (
+	SetMode uint32 = 1 << iota
+	SetUID
+	SetGID
+	SetSize
+	SetAtime
+	SetMtime
+	SetAtimeNow
+	SetMtimeNow
+	SetCtime
+	setAll uint32 = 1<<iota - 1
+)
+
+// LockType is the kind of a lock.
+type LockType uint8
+
+// The kinds of locks.
+const (
+	Unlock LockType = iota
+	ReadLock
+	WriteLock
+)
+
+// Lock is a byte-range lock (or a flock over everything).
+type Lock struct {
+	Type  LockType
+	Start uint64 // first byte
+	End   uint64 // last byte, inclusive; 1<<63-1 is "to the end"
+	Owner uint64 // who, within the session
+	PID   uint32 // for TestLock's answer
+}
+
+// Request is one operation. See the types for the fields that each one uses.
+type Request struct {
+	Type   Type
+	Flags  Flags
+	Shard  sealfs.Shard  // home of the object that the request is addressed to
+	Shard2 sealfs.Shard  // Mkdir: home of the new inode
+	Epoch  sealfs.Epoch  // the shard's epoch as the sender knows it
+	Volume sealfs.Volume // the volume that the sender mounted
+
+	Session sealfs.Session // who asks; 0 is a sender that cannot outlive the server
+	Seq     uint64         // of the change within the session, from 1; 0: never retried
+	Low     uint64         // the session has answers to all below
+
+	Ino  sealfs.Ino
+	Dir  sealfs.Ino
+	Dir2 sealfs.Ino
+
+	Name  string
+	Name2 string
+
+	Mode, UID, GID, Rdev uint32
+
+	Valid        uint32
+	Size         uint64
+	Atime, Mtime int64 // nanoseconds since 1970
+	Ctime        int64
+
+	Off uint64
+	Len uint64
+
+	Lock Lock
+
+	// Time is when the change happens, in nanoseconds since 1970 (resolved).
+	Time int64
+
+	// Stamp seeds the block sums of a Write (resolved).
+	Stamp uint32
+	// Sums holds one seeded CRC-32C for each block of a resolved Write's Data.
+	// They follow from the rest and are not encoded.
+	Sums []uint32
+
+	// Data is the payload. The codec carries it for all types but Write.
+	// It belongs to the caller, who may reuse it when the request is answered.
+	Data []byte
+}
+
+// Attr is what stat(2) tells of an inode.
+type Attr struct {
+	Ino                 sealfs.Ino
+	Mode                uint32 // type and permission bits
+	Nlink               uint32
+	UID, GID            uint32
+	Rdev                uint32
+	Size                uint64
+	Blocks              uint64 // of 512 bytes
+	Atime, Mtime, Ctime int64  // nanoseconds since 1970
+	Btime               int64
+	Version             uint64 // grows with every change of the inode
+}
+
+// Dirent is an entry of a directory.
+type Dirent struct {
+	Name   string
+	Ino    sealfs.Ino
+	Cookie uint64 // continue after this entry
+	Type   uint8  // upper four bits of the mode's type field: mode>>12
+	Attr   Attr   // with Plus only; Attr.Ino is 0 when the inode lies in another shard's store
+}
+
+// Reply answers a Request. A reply with a non-zero Code carries nothing else.
+type Reply struct {
+	Code    sealfs.Code
+	Attr    Attr
+	Lock    Lock
+	Off     uint64     // Seek: the offset; Write: where the data went; Getxattr: size of the value
+	Eof     bool       // Read: the data ends at the end of the file; Readdir: no more entries
+	Held    sealfs.Ino // change: this inode lost its last name (resolved by the primary)
+	Entries []Dirent
+	Space   Space
+	Data    []byte // Read, Readlink, Getxattr, Listxattr (names ended by NUL)
+}
+
+// Space is the room in a volume.
+type Space struct {
+	Bytes, BytesFree   uint64
+	Inodes, InodesFree uint64
+}
+
+// Err returns the reply's code as an error, nil for success.
+func (r *Reply) Err() error {
+	if r.Code == 0 {
+		return nil
+	}
+	return r.Code
+}
+
+// Reset empties r for reuse; buffers keep their room.
+func (r *Reply) Reset() {
+	*r = Reply{Entries: r.Entries[:0], Data: r.Data[:0]}
+}
