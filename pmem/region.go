@@ -1,0 +1,510 @@
+package pmem
+
+import (
+	"fmt"
+	"io"
+	"math/bits"
+	"sync"
+	"sync/atomic"
+
+	"sealfs"
+	"sealfs/alloc"
+	"sealfs/pmem/layout"
+)
+
+// PageSize is the size of a region's page in bytes.
+const PageSize = layout.PageSize
+
+// PageNo is the number of a page, from the region's start.
+type PageNo uint64
+
+// Reader sees the pages of a region: *Region in their committed state, *Tx with
+// a transaction's changes. A page is 4,096 bytes, read-only, and valid while the
+// latch is held and nothing is changed. ErrCorrupt when n is beyond the region.
+type Reader interface {
+	Page(n PageNo) ([]byte, error)
+}
+
+// Header is what a header slot says about the region; see package layout.
+type Header = layout.Header
+
+// Geometry is what Format fixes for ever.
+type Geometry struct {
+	Store      sealfs.UUID
+	TableBytes int64 // size of the segment table
+	MaxBytes   int64 // largest size at first; 0 for no limit
+}
+
+// Options of an open region. Zeros stand for the defaults.
+type Options struct {
+	// BudgetBytes is how much memory private pages may take before Trim drops
+	// clean ones; 0 for no limit.
+	BudgetBytes int64
+	// MaxBytes is how far the region may grow: 1 TiB by default. A region that
+	// is larger already stays so.
+	MaxBytes int64
+	// GrowBytes is the step of growth, 64 MiB by default.
+	GrowBytes int64
+}
+
+const (
+	defaultMaxBytes  = 1 << 40
+	defaultGrowBytes = 64 << 20
+	trimBytes        = 8 << 20 // of pages that one Trim drops
+	trimScanPages    = 1 << 19 // that one Trim looks at
+)
+
+// Region is an open region.
+type Region struct {
+	b          Backing
+	name       string
+	tablePages uint64
+	maxPages   uint64
+	growBytes  int64
+	budget     int64
+
+	// The pages of window i are [i<<shift, (i+1)<<shift). pages is stored after
+	// the windows it covers, so who has read it may use them.
+	pages   atomic.Uint64
+	shift   uint
+	windows []*window
+
+	// used counts the tree pages of each group, usedTotal all of them. Atomic
+	// because NeedsGrowth looks without the latch.
+	used      []atomic.Int32
+	usedTotal atomic.Int64
+	hint      PageNo // no page below it is free, as far as is known
+
+	header  Header // the newest slot's; Update changes in Checkpoint.Finish only
+	set     int    // which dirty set collects
+	dirty   int    // pages in it
+	private int    // pages stored to since they were last dropped
+	hand    PageNo // where Trim goes on
+
+	tx     Tx
+	ckpt   Checkpoint
+	growMu sync.Mutex
+}
+
+// window is a mapped part of the region and what is known of its pages.
+type window struct {
+	Mapping
+	bytes   []byte
+	private alloc.Bitmap
+	dirty   [2]alloc.Bitmap // one collects, the other is the checkpoint's
+}
+
+// Format makes b an empty region: no keys, a table and a state of zeros, start
+// LSN 0. What was there is lost. It blocks until the region is durable.
+func Format(b Backing, g Geometry) error {
+	if g.TableBytes < 0 || g.TableBytes > layout.TableBytesMax {
+		return fmt.Errorf("format region %s: table of %d bytes, at most %d: %w",
+			b.Name(), g.TableBytes, layout.TableBytesMax, sealfs.ErrInvalid)
+	}
+	h := Header{Version: layout.Version, Store: g.Store, TableBytes: g.TableBytes}
+	table := h.TablePages()
+	tree := layout.Reserved(0, table)
+	need := int64(tree+1) * PageSize
+	// Room for the first transactions; the store grows it to its step soon.
+	size := need + 4<<20
+	if g.MaxBytes > 0 {
+		size = min(size, g.MaxBytes/PageSize*PageSize)
+	}
+	if l, ok := b.(limited); ok {
+		if _, most := l.limits(); most > 0 {
+			size = min(size, most/PageSize*PageSize)
+		}
+	}
+	if size < need {
+		return fmt.Errorf("format region %s: %d bytes are needed, %d allowed: %w",
+			b.Name(), need, size, sealfs.ErrNoSpace)
+	}
+	if err := b.Grow(size); err != nil {
+		return err
+	}
+	h.Pages = uint64(b.Size()) / PageSize
+
+	// First nothing may be believed any more, last everything at once.
+	zeros := make([]byte, 256*PageSize)
+	if err := writeFull(b, zeros[:2*PageSize], 0); err != nil {
+		return err
+	}
+	if err := b.Flush(); err != nil {
+		return err
+	}
+	for n := uint64(layout.TablePage); n < layout.TablePage+table; {
+		k := min(layout.TablePage+table-n, 256)
+		if err := writeFull(b, zeros[:k*PageSize], n); err != nil {
+			return err
+		}
+		n += k
+	}
+	for g := uint64(1); g*layout.GroupPages < h.Pages; g++ {
+		if err := writeFull(b, zeros[:PageSize], layout.BitmapPage(g, table)); err != nil {
+			return err
+		}
+	}
+	bitmap := make(alloc.Bitmap, PageSize)
+	bitmap.Set(int(tree))
+	for _, p := range []struct {
+		no   uint64
+		page []byte
+	}{
+		{layout.RootPage, layout.EncodeRoot(layout.Root{Tree: tree, Pages: 1})},
+		{layout.BitmapPage(0, table), bitmap},
+		{tree, layout.EncodeTree()},
+	} {
+		if err := writeFull(b, p.page, p.no); err != nil {
+			return err
+		}
+	}
+	if err := b.Flush(); err != nil {
+		return err
+	}
+	for h.Update = 0; h.Update < 2; h.Update++ {
+		if err := writeFull(b, h.Encode(), uint64(layout.Slot(h.Update))); err != nil {
+			return err
+		}
+	}
+	return b.Flush()
+}
+
+// writeFull writes pages from page n on.
+func writeFull(b Backing, p []byte, n uint64) error {
+	got, err := b.WriteAt(p, int64(n)*PageSize)
+	if err == nil && got != len(p) {
+		err = fmt.Errorf("write region %s: %w", b.Name(), io.ErrShortWrite)
+	}
+	return err
+}
+
+// Open maps the region on b and returns it with its newest valid header. It
+// refuses, with a *sealfs.Corruption, a medium without one, or one shorter than
+// the header says, and with ErrVersion a format it does not know. The pages may
+// be older or newer than the header's start: they are to be used only after the
+// log from there has been applied. b stays the caller's if Open fails, and
+// belongs to the region otherwise. It blocks on the medium.
+func Open(b Backing, o Options) (*Region, Header, error) {
+	h, err := readHeader(b)
+	if err != nil {
+		return nil, Header{}, err
+	}
+	size := b.Size()
+	if uint64(size) < h.Pages*PageSize {
+		return nil, Header{}, &sealfs.Corruption{Where: b.Name(), Off: size,
+			What: "the region is shorter than its header says; it was truncated or copied in part",
+			Want: h.Pages * PageSize, Got: uint64(size)}
+	}
+	if uint64(size) < (layout.Reserved(0, h.TablePages())+1)*PageSize {
+		return nil, Header{}, &sealfs.Corruption{Where: b.Name(), Off: size,
+			What: "the region is too short for its table", Got: uint64(size)}
+	}
+	r := &Region{
+		b: b, name: b.Name(), header: h, tablePages: h.TablePages(),
+		budget: o.BudgetBytes, growBytes: o.GrowBytes,
+	}
+	if r.growBytes <= 0 {
+		r.growBytes = defaultGrowBytes
+	}
+	r.growBytes = (r.growBytes + PageSize - 1) / PageSize * PageSize
+	most := o.MaxBytes
+	if most <= 0 {
+		most = defaultMaxBytes
+	}
+	windowBytes := int64(1 << 30)
+	if l, ok := b.(limited); ok {
+		w, size := l.limits()
+		windowBytes = w
+		if size > 0 {
+			most = min(most, size)
+		}
+	}
+	r.maxPages = uint64(max(most, size) / PageSize)
+	r.shift = uint(bits.TrailingZeros64(uint64(windowBytes / PageSize)))
+	r.windows = make([]*window, (r.maxPages+1<<r.shift-1)>>r.shift)
+	r.used = make([]atomic.Int32, (r.maxPages+layout.GroupPages-1)/layout.GroupPages)
+	r.tx = Tx{r: r, index: make([]indexSlot, 64), gen: 1}
+	r.ckpt.r = r
+	if err := r.mapTo(uint64(size) / PageSize); err != nil {
+		r.unmap()
+		return nil, Header{}, err
+	}
+	for g := uint64(0); g*layout.GroupPages < r.pages.Load(); g++ {
+		p, err := r.Page(PageNo(layout.BitmapPage(g, r.tablePages)))
+		if err != nil {
+			r.unmap()
+			return nil, Header{}, err
+		}
+		n := alloc.Bitmap(p).Count()
+		r.used[g].Store(int32(n))
+		r.usedTotal.Add(int64(n))
+	}
+	return r, h, nil
+}
+
+// readHeader returns the newest valid header. One slot may be damaged: a power
+// cut can tear the one that was being written.
+func readHeader(b Backing) (Header, error) {
+	var newest Header
+	var found bool
+	var first error
+	page := make([]byte, PageSize)
+	for slot := range 2 {
+		n, err := b.ReadAt(page, int64(slot)*PageSize)
+		if n < PageSize && err != nil && err != io.EOF {
+			return Header{}, err
+		}
+		h, err := layout.DecodeHeader(b.Name(), slot, page[:n])
+		switch {
+		case err == nil:
+			if !found || h.Update > newest.Update {
+				newest, found = h, true
+			}
+		case !isCorrupt(err):
+			return Header{}, err // another version: the other slot is its past
+		case first == nil:
+			first = err
+		}
+	}
+	if !found {
+		return Header{}, first
+	}
+	return newest, nil
+}
+
+func isCorrupt(err error) bool {
+	_, ok := err.(*sealfs.Corruption)
+	return ok
+}
+
+// mapTo maps the windows that pages pages need and makes those pages usable.
+// REQUIRES: growMu, but in Open.
+func (r *Region) mapTo(pages uint64) error {
+	for i := range r.windows {
+		if uint64(i)<<r.shift >= pages {
+			break
+		}
+		if r.windows[i] != nil {
+			continue
+		}
+		size := int64(PageSize) << r.shift
+		m, err := r.b.Map(int64(i)*size, size)
+		if err != nil {
+			return err
+		}
+		w := &window{Mapping: m, bytes: m.Bytes(), private: make(alloc.Bitmap, 1<<r.shift/8+1)}
+		for s := range w.dirty {
+			w.dirty[s] = make(alloc.Bitmap, 1<<r.shift/8+1)
+		}
+		r.windows[i] = w
+	}
+	r.pages.Store(pages)
+	return nil
+}
+
+// mapped returns the windows in use. Only these may be looked at while Grow can
+// run.
+func (r *Region) mapped() []*window {
+	return r.windows[:(r.pages.Load()+1<<r.shift-1)>>r.shift]
+}
+
+func (r *Region) unmap() error {
+	var first error
+	for i, w := range r.windows {
+		if w == nil {
+			break
+		}
+		if err := w.Unmap(); err != nil && first == nil {
+			first = err
+		}
+		r.windows[i] = nil
+	}
+	return first
+}
+
+// Close unmaps the region and closes its backing. Changes since the last
+// checkpoint are in the caller's log or lost. Nothing may use the region any
+// more.
+func (r *Region) Close() error {
+	r.pages.Store(0)
+	err := r.unmap()
+	if e := r.b.Close(); err == nil {
+		err = e
+	}
+	return err
+}
+
+// Page implements Reader with the committed state. REQUIRES: latch.
+func (r *Region) Page(n PageNo) ([]byte, error) {
+	if uint64(n) >= r.pages.Load() {
+		return nil, r.beyond(n)
+	}
+	w := r.windows[n>>r.shift]
+	off := int(n&(1<<r.shift-1)) * PageSize
+	return w.bytes[off : off+PageSize : off+PageSize], nil
+}
+
+func (r *Region) beyond(n PageNo) error {
+	return &sealfs.Corruption{Where: r.name, Off: -1, What: "page number beyond the region",
+		Want: r.pages.Load(), Got: uint64(n)}
+}
+
+// Table returns n bytes of the segment table at off, aliasing the region. The
+// range must lie in the table and not cross a page. REQUIRES: latch.
+func (r *Region) Table(off, n int) ([]byte, error) { return r.table(r, off, n) }
+
+func (r *Region) table(v Reader, off, n int) ([]byte, error) {
+	if off < 0 || n < 0 || off > int(r.header.TableBytes)-n || off%PageSize+n > PageSize {
+		return nil, fmt.Errorf("table of %s: %d bytes at %d: %w", r.name, n, off, sealfs.ErrInvalid)
+	}
+	p, err := v.Page(PageNo(layout.TablePage + off/PageSize))
+	if err != nil {
+		return nil, err
+	}
+	return p[off%PageSize:][:n], nil
+}
+
+// State returns lsfs's 2 KiB of the root page, aliasing the region. REQUIRES:
+// latch.
+func (r *Region) State() []byte {
+	p, err := r.Page(layout.RootPage)
+	if err != nil {
+		return make([]byte, layout.StateBytes) // only after Close
+	}
+	return p[layout.StateOff:]
+}
+
+// markDirty notes that the page differs from the medium's.
+func (r *Region) markDirty(n PageNo) {
+	w, i := r.windows[n>>r.shift], int(n&(1<<r.shift-1))
+	if !w.dirty[r.set].Get(i) {
+		w.dirty[r.set].Set(i)
+		r.dirty++
+	}
+	if !w.private.Get(i) {
+		w.private.Set(i)
+		r.private++
+	}
+}
+
+func (r *Region) freePages() int {
+	pages := r.pages.Load()
+	return int(int64(pages-reservedPages(pages, r.tablePages)) - r.usedTotal.Load())
+}
+
+// NeedsGrowth reports whether it is time to call Grow: less than a quarter of a
+// step is free, and the region may grow. No latch is needed.
+func (r *Region) NeedsGrowth() bool {
+	return int64(r.freePages())*PageSize < r.growBytes/4 && r.pages.Load() < r.maxPages
+}
+
+// Grow makes the region a step larger, or as large as it may become; ErrNoSpace
+// if it is that already. No latch is needed; it may block on the medium.
+func (r *Region) Grow() error {
+	r.growMu.Lock()
+	defer r.growMu.Unlock()
+	return r.grow(int64(r.pages.Load())*PageSize + 1)
+}
+
+// growTo makes the region at least size bytes large.
+func (r *Region) growTo(size int64) error {
+	r.growMu.Lock()
+	defer r.growMu.Unlock()
+	return r.grow(size)
+}
+
+// grow makes the region at least size bytes, in steps. REQUIRES: growMu.
+func (r *Region) grow(size int64) error {
+	old := int64(r.pages.Load()) * PageSize
+	if size <= old {
+		return nil
+	}
+	most := int64(r.maxPages) * PageSize
+	if size > most {
+		return fmt.Errorf("region %s has its largest size, %d bytes: %w", r.name, most, sealfs.ErrNoSpace)
+	}
+	size = old + (size-old+r.growBytes-1)/r.growBytes*r.growBytes
+	size = min(size, most)
+	if err := r.b.Grow(size); err != nil {
+		return err
+	}
+	return r.mapTo(uint64(size) / PageSize)
+}
+
+// Usage is an account of a region's pages.
+type Usage struct {
+	Pages    uint64 // all pages of the region
+	Reserved uint64 // headers, root, table, bitmaps
+	Used     uint64 // tree pages
+	Free     uint64
+	MaxPages uint64 // size beyond which it does not grow
+	Keys     uint64 // in the tree
+	Dirty    uint64 // changed since the last checkpoint began
+	Private  uint64 // in memory of the process's own: changed since they were last dropped
+}
+
+// PrivateBytes is the memory that private pages take.
+func (u Usage) PrivateBytes() int64 { return int64(u.Private) * PageSize }
+
+// Usage returns the account of the committed state. REQUIRES: latch.
+func (r *Region) Usage() Usage {
+	pages := r.pages.Load()
+	u := Usage{
+		Pages: pages, Reserved: reservedPages(pages, r.tablePages), MaxPages: r.maxPages,
+		Used: uint64(max(r.usedTotal.Load(), 0)), Free: uint64(max(r.freePages(), 0)),
+		Dirty: uint64(r.dirty), Private: uint64(r.private),
+	}
+	if p, err := r.Page(layout.RootPage); err == nil {
+		if root, err := layout.DecodeRoot(r.name, p); err == nil {
+			u.Keys = root.Keys
+		}
+	}
+	return u
+}
+
+// Trim drops clean private pages while they take more memory than the budget,
+// at most 8 MiB of them per call.
+// REQUIRES: exclusive latch.
+func (r *Region) Trim() error {
+	excess := r.private - int(r.budget/PageSize)
+	if r.budget <= 0 || excess <= 0 {
+		return nil
+	}
+	todo := min(excess, trimBytes/PageSize)
+	pages := PageNo(r.pages.Load())
+	busy := r.ckpt.active && !r.ckpt.done.Load()
+	for scanned := PageNo(0); todo > 0 && scanned < min(pages, trimScanPages); {
+		if r.hand >= pages {
+			r.hand = 0
+		}
+		w, i := r.windows[r.hand>>r.shift], int(r.hand&(1<<r.shift-1))
+		end := min(1<<r.shift, i+int(pages-r.hand))
+		clean := func(i int) bool {
+			return w.private.Get(i) && !w.dirty[r.set].Get(i) && !(busy && w.dirty[1-r.set].Get(i))
+		}
+		// One run of private pages, as far as it is clean.
+		lo := w.private.NextSet(i, end)
+		if lo < 0 {
+			lo = end
+		}
+		hi := lo
+		for hi < end && hi-lo < todo && clean(hi) {
+			hi++
+		}
+		if hi > lo {
+			if err := w.Drop(int64(lo)*PageSize, int64(hi-lo)*PageSize); err != nil {
+				return err
+			}
+			for j := lo; j < hi; j++ {
+				w.private.Clear(j)
+			}
+			r.private -= hi - lo
+			todo -= hi - lo
+		} else if lo < end {
+			hi++ // dirty: step over it
+		}
+		scanned += PageNo(hi - i)
+		r.hand += PageNo(hi - i)
+	}
+	return nil
+}

@@ -1,0 +1,236 @@
+package pmem
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"sealfs"
+	"sealfs/internal/enc"
+	"sealfs/pmem/layout"
+)
+
+// StagingHeader says whose ring it is, and its shape.
+type StagingHeader struct {
+	Store        sealfs.UUID
+	Incarnation  uint32
+	BootID       [16]byte // of the boot in which it was created
+	SegmentBytes uint32   // size of a chunk: a multiple of the page size
+	Chunks       uint32   // at most layout.StagingChunksMax
+}
+
+func (h *StagingHeader) check() error {
+	if h.SegmentBytes == 0 || h.SegmentBytes%PageSize != 0 || h.Chunks == 0 || h.Chunks > layout.StagingChunksMax {
+		return fmt.Errorf("staging of %d chunks of %d bytes: %w", h.Chunks, h.SegmentBytes, sealfs.ErrInvalid)
+	}
+	return nil
+}
+
+func (h *StagingHeader) bytes() int { return PageSize + int(h.SegmentBytes)*int(h.Chunks) }
+
+// Staging is the memory of the log's ring: a header page with the number of the
+// segment that each chunk holds, and the chunks. In a file on tmpfs it survives
+// the death of all processes, and nothing more. It does not synchronize access
+// to the chunks' bytes.
+type Staging struct {
+	path          string // "" on the heap
+	header        StagingHeader
+	mem           []byte
+	sync, release func() error
+}
+
+// CreateStaging makes a new ring in the file at path (mode 0600), in place of
+// one that is there. Its memory is reserved: ErrNoSpace if there is not enough.
+func CreateStaging(path string, h StagingHeader) (*Staging, error) {
+	if err := h.check(); err != nil {
+		return nil, err
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, stagingError("replace", path, err)
+	}
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, stagingError("create", path, err)
+	}
+	defer f.Close()
+	// Without the reservation a full tmpfs would kill the process at a store.
+	err = unix.Fallocate(int(f.Fd()), 0, 0, int64(h.bytes()))
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		err = f.Truncate(int64(h.bytes()))
+	}
+	if err != nil {
+		os.Remove(path)
+		return nil, stagingError("reserve", path, err)
+	}
+	s, err := mapStaging(f, path, h)
+	if err != nil {
+		os.Remove(path)
+		return nil, err
+	}
+	copy(s.mem, encodeStaging(h))
+	return s, nil
+}
+
+// OpenStaging opens a ring that CreateStaging made. Errors: ErrNotExist;
+// ErrCorrupt if its header does not verify; ErrVersion.
+func OpenStaging(path string) (*Staging, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, stagingError("open", path, err)
+	}
+	defer f.Close()
+	b := make([]byte, layout.StagingSeqOff)
+	n, _ := f.ReadAt(b, 0)
+	h, err := decodeStaging(path, b[:n])
+	if err != nil {
+		return nil, err
+	}
+	st, err := f.Stat()
+	if err != nil {
+		return nil, stagingError("open", path, err)
+	}
+	if st.Size() != int64(h.bytes()) {
+		return nil, &sealfs.Corruption{Where: path, Off: -1, What: "staging size",
+			Want: uint64(h.bytes()), Got: uint64(st.Size())}
+	}
+	return mapStaging(f, path, h)
+}
+
+func mapStaging(f *os.File, path string, h StagingHeader) (*Staging, error) {
+	mem, sync, release, err := mapShared(f, h.bytes())
+	if err != nil {
+		return nil, stagingError("map", path, err)
+	}
+	return &Staging{path: path, header: h, mem: mem, sync: sync, release: release}, nil
+}
+
+// NewStaging returns a ring on the heap. It panics if h's shape is invalid.
+func NewStaging(h StagingHeader) *Staging {
+	if err := h.check(); err != nil {
+		panic(err)
+	}
+	s := &Staging{header: h, mem: make([]byte, h.bytes())}
+	copy(s.mem, encodeStaging(h))
+	return s
+}
+
+// Header returns what the ring was created with.
+func (s *Staging) Header() StagingHeader { return s.header }
+
+// Chunk returns the memory of chunk i, SegmentBytes long; in a mapping it starts
+// at a page. It must not be used after Close.
+func (s *Staging) Chunk(i int) []byte {
+	n := int(s.header.SegmentBytes)
+	off := PageSize + i*n
+	return s.mem[off : off+n : off+n]
+}
+
+// seq returns the place of chunk i's sequence number. The mapping and the heap
+// both align it.
+func (s *Staging) seq(i int) *uint32 {
+	off := layout.StagingSeqOff + 4*i
+	return (*uint32)(unsafe.Pointer(unsafe.SliceData(s.mem[off : off+4 : PageSize])))
+}
+
+// ChunkSeq returns the sequence number of the segment in chunk i, 0 for none.
+func (s *Staging) ChunkSeq(i int) uint32 { return atomic.LoadUint32(s.seq(i)) }
+
+// SetChunkSeq notes which segment chunk i holds. Stores to the chunk that follow
+// are seen after it.
+func (s *Staging) SetChunkSeq(i int, seq uint32) { atomic.StoreUint32(s.seq(i), seq) }
+
+// Clone returns a copy on the heap: what another process would find after this
+// one's death at this instant.
+func (s *Staging) Clone() *Staging {
+	return &Staging{header: s.header, mem: append([]byte(nil), s.mem...)}
+}
+
+// Close unmaps the ring, and with remove deletes its file.
+func (s *Staging) Close(remove bool) error {
+	if s.path == "" {
+		s.mem = nil
+		return nil
+	}
+	var err error
+	if !remove {
+		err = s.sync()
+	}
+	if e := s.release(); err == nil {
+		err = e
+	}
+	s.mem = nil
+	if remove {
+		if e := os.Remove(s.path); err == nil {
+			err = e
+		}
+	}
+	if err != nil {
+		return stagingError("close", s.path, err)
+	}
+	return nil
+}
+
+func stagingError(what, path string, err error) error {
+	return fileError(what+" staging", path, err)
+}
+
+func encodeStaging(h StagingHeader) []byte {
+	b := make([]byte, 0, layout.StagingSeqOff)
+	b = append(b, layout.StagingMagic...)
+	b = enc.AppendU32(b, layout.Version)
+	b = enc.AppendU32(b, h.Incarnation)
+	b = append(b, h.Store[:]...)
+	b = append(b, h.BootID[:]...)
+	b = enc.AppendU32(b, h.SegmentBytes)
+	b = enc.AppendU32(b, h.Chunks)
+	b = b[:layout.StagingSeqOff]
+	binary.LittleEndian.PutUint32(b[layout.StagingCRCOff:], enc.CRC(0, b[:layout.StagingCRCOff]))
+	return b
+}
+
+func decodeStaging(path string, b []byte) (StagingHeader, error) {
+	bad := func(what string, want, got uint64) (StagingHeader, error) {
+		return StagingHeader{}, &sealfs.Corruption{Where: path, Off: 0, What: what, Want: want, Got: got}
+	}
+	if len(b) < layout.StagingSeqOff || string(b[:8]) != layout.StagingMagic {
+		return bad("staging header magic", 0, 0)
+	}
+	if want, got := enc.CRC(0, b[:layout.StagingCRCOff]), binary.LittleEndian.Uint32(b[layout.StagingCRCOff:]); want != got {
+		return bad("staging header checksum", uint64(want), uint64(got))
+	}
+	var h StagingHeader
+	r := enc.Reader{B: b[8:]}
+	if v := r.U32(); v != layout.Version {
+		return h, fmt.Errorf("staging %s has format version %d, this program knows version %d: %w",
+			path, v, layout.Version, sealfs.ErrVersion)
+	}
+	h.Incarnation = r.U32()
+	copy(h.Store[:], r.Bytes(16))
+	copy(h.BootID[:], r.Bytes(16))
+	h.SegmentBytes = r.U32()
+	h.Chunks = r.U32()
+	if err := h.check(); err != nil {
+		return bad("staging shape", 0, 0)
+	}
+	return h, nil
+}
+
+// BootID returns the kernel's identifier of the present boot.
+func BootID() ([16]byte, error) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return [16]byte{}, fmt.Errorf("boot id: %w (%v)", sealfs.ErrIO, err)
+	}
+	u, err := sealfs.ParseUUID(strings.TrimSpace(string(b)))
+	if err != nil {
+		return [16]byte{}, fmt.Errorf("boot id: %w (%v)", sealfs.ErrIO, err)
+	}
+	return u, nil
+}
