@@ -1,0 +1,95 @@
+package lsfs
+
+import (
+	"fmt"
+
+	"sealfs"
+	"sealfs/lsfs/layout"
+	pmlayout "sealfs/pmem/layout"
+)
+
+// Checkpoint brings the region's medium up to date, so that recovery starts
+// where the log stands now, and gives back the segments that were dead by then.
+// It waits for the device and the region's file; updates go on meanwhile.
+func (s *Store) Checkpoint() error {
+	s.gc.mu.Lock()
+	defer s.gc.mu.Unlock()
+	return s.checkpoint()
+}
+
+// checkpoint needs gc.mu. The order of its writes is the crash argument:
+// the log before each page, all pages before the header, the header before the
+// superblock's tail, the tail before any dead segment may be overwritten.
+func (s *Store) checkpoint() error {
+	if err := s.Failure(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	start, h := s.tail(), s.header()
+	ck := s.region.BeginCheckpoint()
+	dead := s.dead(start)
+	s.logged = 0
+	s.mu.Unlock()
+
+	err := s.SyncTo(start)
+	for more := true; err == nil && more; {
+		s.mu.RLock()
+		more = ck.Copy()
+		applied := s.tail()
+		s.mu.RUnlock()
+		if err = s.SyncTo(applied); err == nil {
+			err = ck.Write()
+		}
+	}
+	if err == nil {
+		err = ck.Finish(h)
+	}
+	if err != nil {
+		s.mu.Lock()
+		ck.Abandon()
+		s.mu.Unlock()
+		return s.fail(fmt.Errorf("checkpoint of the region: %w", err))
+	}
+	if err := s.writeSuper(func(sb *layout.Superblock) { sb.Tail = start }); err != nil {
+		return err
+	}
+	s.stats.checkpoints.Add(1)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.giveBack(dead)
+	return s.region.Trim()
+}
+
+// header returns what recovery must know to start at the tail. Needs mu.
+func (s *Store) header() pmlayout.Header {
+	return pmlayout.Header{
+		Store: s.store, Incarnation: s.incarnation, Start: s.tail(), StartSlot: s.open().slot, Chain: s.chain,
+	}
+}
+
+// dead returns the slots of segments that nothing refers to and recovery from
+// start does not need. Needs mu. Nothing will refer to them again: only moves
+// and writes make references, and those go to open segments.
+func (s *Store) dead(start sealfs.LSN) []uint32 {
+	var slots []uint32
+	for slot := range s.segs {
+		if g := &s.segs[slot]; g.state == segSealed && g.live == 0 && (g.seq < start.Seq() || g.kind == layout.Cold) {
+			slots = append(slots, uint32(slot))
+		}
+	}
+	return slots
+}
+
+// giveBack makes dead segments available. A checkpoint that began after they
+// died must be complete. Their table entries stay as they are, sealed without
+// live bytes, until the slots are used again: after a crash they are found dead
+// once more. Needs mu.
+func (s *Store) giveBack(dead []uint32) {
+	for _, slot := range dead {
+		delete(s.slotOf, s.segs[slot].seq)
+		delete(s.gc.spoiled, slot)
+		s.segs[slot] = segment{}
+	}
+	s.free = append(s.free, dead...)
+	s.stats.givenBack.Add(uint64(len(dead)))
+}

@@ -1,0 +1,110 @@
+package lsfs
+
+import (
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"sealfs"
+	"sealfs/disk"
+	"sealfs/lsfs/layout"
+	"sealfs/pmem"
+)
+
+func isVersion(err error) bool { return errors.Is(err, sealfs.ErrVersion) }
+
+// Open recovers the store on a device and its region and starts its background
+// work. The store owns both from then on, whatever the error. kept is the
+// staging memory that a process left behind; nil looks for it at
+// o.StagingPath.
+//
+// Errors: ErrVersion, ErrCorrupt (a superblock, a region of another store or
+// one that is older than the log), ErrIO.
+func Open(dev disk.Device, region pmem.Backing, kept *pmem.Staging, owner Owner, o Options) (*Store, error) {
+	if err := o.Validate(); err != nil {
+		return nil, err
+	}
+	sb, err := ReadSuper(dev)
+	if err != nil {
+		return nil, err
+	}
+	o = o.withDefaults(sb.Segments)
+	s := &Store{
+		dev: dev, owner: owner, o: o, log: o.Logger, store: sb.Store, seg: int64(sb.SegmentBytes),
+		segs: make([]segment, sb.Segments), pins: make([]atomic.Int32, sb.Segments),
+		slotOf: map[uint32]uint32{}, nextSlot: layout.NoSlot, cache: newCache(o.CacheBytes),
+	}
+	s.super.block = *sb
+	s.sync.cond.L = &s.sync.mu
+	s.gc.wait.cond.L = &s.gc.wait.Mutex
+	s.gc.wake = make(chan struct{}, 1)
+	s.gc.spoiled = map[uint32]struct{}{}
+	s.bg.init()
+
+	reg, h, err := pmem.Open(region, pmem.Options{BudgetBytes: o.BudgetBytes, MaxBytes: o.RegionMaxBytes})
+	if err != nil {
+		return nil, err
+	}
+	s.region, s.regionName = reg, region.Name()
+	if h.Store != sb.Store {
+		return nil, &sealfs.Corruption{Where: region.Name(), Off: 0, What: fmt.Sprintf("the region belongs to store %v, but %s is store %v", h.Store, dev.Name(), sb.Store)}
+	}
+	if h.TableBytes != int64(sb.Segments)*entryBytes {
+		return nil, &sealfs.Corruption{Where: region.Name(), Off: 0, What: "the region's segment table does not fit the device", Want: uint64(sb.Segments) * entryBytes, Got: uint64(h.TableBytes)}
+	}
+	if h.Start < sb.Tail {
+		return nil, &sealfs.Corruption{Where: region.Name(), Off: 0, What: fmt.Sprintf("the region is older than the log of %s (checkpoint %v, tail %v): it is a stale copy", dev.Name(), h.Start, sb.Tail)}
+	}
+	if reg.NeedsGrowth() {
+		if err := reg.Grow(); err != nil && !errors.Is(err, sealfs.ErrNoSpace) {
+			return nil, err
+		}
+	}
+	began := time.Now()
+	rec, err := s.recover(h, kept)
+	if err != nil {
+		return nil, err
+	}
+	s.log.Info("store recovered", "dev", dev.Name(), "store", sb.Store, "records", rec.records, "staged", rec.staged,
+		"tail", rec.end.String(), "incarnation", s.incarnation, "dur", time.Since(began))
+	if !o.manual {
+		s.bg.done.Add(2)
+		go s.drainer()
+		go s.runCollector()
+		s.pokeCollector()
+	}
+	return s, nil
+}
+
+// Close makes everything durable, checkpoints, and gives device and region
+// back. A store that failed is closed as it is.
+func (s *Store) Close() error {
+	s.stopBackground()
+	var err error
+	if s.Failure() == nil {
+		err = s.Checkpoint()
+		if err == nil {
+			err = s.Sync()
+		}
+	}
+	// Staging of a store that is wholly durable serves nobody.
+	return errors.Join(err, s.staging.Close(err == nil && s.Failure() == nil), s.region.Close(), s.dev.Close())
+}
+
+// Abandon closes the store as SIGKILL would: nothing is written any more. It
+// returns a copy of the ring as the process would leave it.
+func (s *Store) Abandon() (*pmem.Staging, error) {
+	s.stopBackground()
+	s.failed.CompareAndSwap(nil, &failure{fmt.Errorf("store on %s: %w", s.dev.Name(), sealfs.ErrClosed)})
+	kept := s.staging.Clone()
+	return kept, errors.Join(s.staging.Close(false), s.region.Close(), s.dev.Close())
+}
+
+func (s *Store) stopBackground() {
+	if !s.o.manual {
+		close(s.bg.stop)
+		s.bg.done.Wait()
+	}
+	s.o.manual = true
+}

@@ -1,0 +1,87 @@
+package lsfs
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"sealfs"
+)
+
+// Options of a run. The zero value of a field means its default.
+type Options struct {
+	Logger *slog.Logger // nil: no log
+
+	StagingPath  string // file of the ring, on tmpfs; "": heap memory (nothing survives the process)
+	StagingBytes int64  // size of the ring: at least two segments; default 64 MiB
+
+	DrainBytes    int64         // drain when so much waits; default 1 MiB
+	DrainInterval time.Duration // and after this time in any case; default 10 ms
+	LagMax        time.Duration // flush at least so often while there is anything to flush; default 500 ms
+
+	CheckpointBytes int64 // checkpoint after so much log; default 64 MiB
+	BudgetBytes     int64 // private memory of the region; default 256 MiB
+	RegionMaxBytes  int64 // the region grows up to this; default 64 GiB
+	CacheBytes      int64 // cache of device blocks; default 32 MiB
+
+	ReserveSegments int     // kept for cleaner, checkpoints and deletes; default 3
+	CleanLow        int     // clean when fewer segments are free; default 1/16 of all, at least reserve + 2
+	CleanLimit      float64 // segments fuller than this are not cleaned; default 0.95
+
+	manual bool // tests: no background goroutines
+}
+
+func (o Options) withDefaults(segments uint32) Options {
+	def := func(p *int64, v int64) {
+		if *p == 0 {
+			*p = v
+		}
+	}
+	def(&o.StagingBytes, 64<<20)
+	def(&o.DrainBytes, 1<<20)
+	def(&o.CheckpointBytes, 64<<20)
+	def(&o.BudgetBytes, 256<<20)
+	def(&o.RegionMaxBytes, 64<<30)
+	def(&o.CacheBytes, 32<<20)
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.DrainInterval == 0 {
+		o.DrainInterval = 10 * time.Millisecond
+	}
+	if o.LagMax == 0 {
+		o.LagMax = 500 * time.Millisecond
+	}
+	if o.ReserveSegments == 0 {
+		o.ReserveSegments = 3
+	}
+	if o.CleanLow == 0 {
+		o.CleanLow = max(int(segments)/16, o.ReserveSegments+2)
+	}
+	if o.CleanLimit == 0 {
+		o.CleanLimit = 0.95
+	}
+	return o
+}
+
+// Validate reports all faults of o at once.
+func (o Options) Validate() error {
+	var errs []error
+	bad := func(ok bool, format string, args ...any) {
+		if !ok {
+			errs = append(errs, fmt.Errorf(format+": %w", append(args, sealfs.ErrInvalid)...))
+		}
+	}
+	bad(o.StagingBytes >= 0, "staging of %d bytes", o.StagingBytes)
+	bad(o.DrainBytes >= 0, "drain threshold of %d bytes", o.DrainBytes)
+	bad(o.DrainInterval >= 0 && o.DrainInterval <= time.Second, "drain interval %v is not between 0 and 1s", o.DrainInterval)
+	bad(o.LagMax >= 0 && o.LagMax <= time.Second, "flush lag %v is not between 0 and 1s", o.LagMax)
+	bad(o.CheckpointBytes >= 0, "checkpoint interval of %d bytes", o.CheckpointBytes)
+	bad(o.BudgetBytes >= 0, "memory budget of %d bytes", o.BudgetBytes)
+	bad(o.RegionMaxBytes >= 0, "region limit of %d bytes", o.RegionMaxBytes)
+	bad(o.CacheBytes >= 0, "cache of %d bytes", o.CacheBytes)
+	bad(o.ReserveSegments == 0 || o.ReserveSegments >= 3, "reserve of %d segments is below 3", o.ReserveSegments)
+	bad(o.CleanLimit >= 0 && o.CleanLimit < 1, "clean limit %g is not between 0 and 1", o.CleanLimit)
+	return errors.Join(errs...)
+}

@@ -1,0 +1,430 @@
+package lsfs
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"sealfs"
+	"sealfs/disk"
+	"sealfs/lsfs/layout"
+	"sealfs/pmem"
+	pmlayout "sealfs/pmem/layout"
+)
+
+// seqGap is skipped at each recovery, so that the sequence numbers of segments
+// that a power cut took are not issued again. No power cut takes more: what is
+// not durable spans at most the ring and a second of writing.
+const seqGap = 4096
+
+// recovered is what recovery found.
+type recovered struct {
+	end     sealfs.LSN // of the log
+	slot    uint32     // of the segment it lies in
+	chain   uint32
+	records int
+	staged  int // of them, only in staging
+}
+
+// recover replays the log from the region's checkpoint, first on the device
+// and where that ends in staging, drains what only staging held, checkpoints,
+// and opens a segment under a new incarnation. Each step leaves a state from
+// which a crash recovers to the same end.
+func (s *Store) recover(h pmlayout.Header, kept *pmem.Staging) (*recovered, error) {
+	sb := s.Superblock()
+	if kept == nil {
+		kept = s.findStaging(&sb)
+	}
+	rp := &replay{s: s, kept: kept, next: layout.NoSlot, rec: recovered{end: h.Start, slot: h.StartSlot, chain: h.Chain}}
+	if err := rp.run(); err != nil {
+		return nil, err
+	}
+	if err := s.loadTable(); err != nil {
+		return nil, err
+	}
+	// Also what was read from the device may stand in its cache only; the
+	// region must not know more than the device.
+	if err := s.dev.Flush(); err != nil {
+		return nil, fmt.Errorf("flush of %s: %w", s.dev.Name(), err)
+	}
+	s.incarnation = sb.Incarnation + 1
+	s.seed = layout.ChainSeed(s.store, s.incarnation)
+	if err := s.settle(h, &rp.rec); err != nil {
+		return nil, err
+	}
+	if kept != nil {
+		if err := kept.Close(false); err != nil {
+			return nil, err
+		}
+	}
+	return &rp.rec, s.start(&rp.rec)
+}
+
+// findStaging opens the ring that the last process left, if it is this store's,
+// of its last incarnation and of this boot.
+func (s *Store) findStaging(sb *layout.Superblock) *pmem.Staging {
+	if s.o.StagingPath == "" {
+		return nil
+	}
+	st, err := pmem.OpenStaging(s.o.StagingPath)
+	if err != nil {
+		if !errors.Is(err, sealfs.ErrNotExist) {
+			s.log.Warn("staging is of no use", "path", s.o.StagingPath, "err", err)
+		}
+		return nil
+	}
+	boot, err := pmem.BootID()
+	h := st.Header()
+	if err != nil || h.Store != sb.Store || h.Incarnation != sb.Incarnation || h.BootID != boot || h.SegmentBytes != sb.SegmentBytes {
+		st.Close(false)
+		return nil
+	}
+	return st
+}
+
+// replay follows the chain.
+type replay struct {
+	s    *Store
+	kept *pmem.Staging
+	rec  recovered
+	next uint32 // successor of the segment, as announced in it
+}
+
+// source is one copy of a segment: on the device or in staging.
+type source struct {
+	data  []byte
+	known int // bytes of data that are read
+	fetch func(upto int) error
+}
+
+// run replays from the checkpoint's segment to the end of the log.
+func (rp *replay) run() error {
+	s := rp.s
+	slot, from := rp.rec.slot, rp.rec.end
+	if from == 0 {
+		return rp.follow() // the log begins where the first incarnation does
+	}
+	if slot >= uint32(len(s.segs)) || int64(from.Off()) > s.seg {
+		return &sealfs.Corruption{Where: s.regionName, Off: 0, What: "the checkpoint names a place outside the device"}
+	}
+	// The successor of the checkpoint's segment may have been announced before
+	// the checkpoint, so the whole segment is read for its announcements.
+	if err := rp.segment(slot, from.Seq(), from.Off(), true); err != nil {
+		return err
+	}
+	return rp.follow()
+}
+
+// follow replays the segments that continue the log.
+func (rp *replay) follow() error {
+	for {
+		slot, seq, ok, err := rp.successor()
+		if err != nil || !ok {
+			return err
+		}
+		before := rp.rec.records
+		end := rp.rec
+		rp.rec.slot, rp.rec.end = slot, sealfs.MakeLSN(seq, layout.BlockSize)
+		if err := rp.segment(slot, seq, layout.BlockSize, false); err != nil {
+			return err
+		}
+		if rp.rec.records == before {
+			// Its header is there, its first record is not: it was never entered.
+			rp.rec = end
+			return nil
+		}
+	}
+}
+
+// successor finds the segment that continues the log behind the current end.
+func (rp *replay) successor() (slot, seq uint32, ok bool, err error) {
+	s := rp.s
+	sb := s.Superblock()
+	slot = rp.next
+	if sb.FirstPrev == rp.rec.end {
+		slot = sb.FirstSlot // the log was continued by a recovery
+	}
+	if slot == layout.NoSlot || slot >= uint32(len(s.segs)) {
+		return 0, 0, false, nil
+	}
+	h, err := rp.header(slot)
+	if h == nil || h.Kind != layout.Hot || h.Prev != rp.rec.end || h.Chain != rp.rec.chain || h.Seq <= rp.rec.end.Seq() || h.Incarnation > sb.Incarnation {
+		return 0, 0, false, err
+	}
+	return slot, h.Seq, true, nil
+}
+
+// header reads a segment header from the device, or from staging if the device
+// has none that continues the log; nil if neither has.
+func (rp *replay) header(slot uint32) (*layout.SegmentHeader, error) {
+	s := rp.s
+	b := disk.AlignedBuffer(layout.BlockSize)
+	off := s.slotOffset(slot)
+	if _, err := s.dev.ReadAt(b, off); err != nil {
+		return nil, fmt.Errorf("read of the header of slot %d of %s: %w: %w", slot, s.dev.Name(), err, sealfs.ErrIO)
+	}
+	h, err := layout.DecodeSegmentHeader(b, s.store, s.dev.Name(), slot, off)
+	if err == nil && h.Prev == rp.rec.end && h.Kind == layout.Hot {
+		return h, nil
+	}
+	if rp.kept != nil {
+		for i := range int(rp.kept.Header().Chunks) {
+			h, err := layout.DecodeSegmentHeader(rp.kept.Chunk(i), s.store, s.o.StagingPath, slot, 0)
+			if err == nil && h.Prev == rp.rec.end && rp.kept.ChunkSeq(i) == h.Seq {
+				return h, nil
+			}
+		}
+	}
+	return nil, nil
+}
+
+// segment replays the records of one segment from byte from on. With announced,
+// the records before it are read for the successor they name.
+func (rp *replay) segment(slot, seq, from uint32, announced bool) error {
+	s := rp.s
+	dev := &source{data: disk.AlignedBuffer(int(s.seg))}
+	dev.fetch = func(upto int) error {
+		for dev.known < upto {
+			n := min(1<<20, len(dev.data)-dev.known)
+			off := s.slotOffset(slot) + int64(dev.known)
+			if _, err := s.dev.ReadAt(dev.data[dev.known:dev.known+n], off); err != nil {
+				return fmt.Errorf("read of %d bytes at byte %d of %s: %w: %w", n, off, s.dev.Name(), err, sealfs.ErrIO)
+			}
+			dev.known += n
+		}
+		return nil
+	}
+	if err := dev.fetch(layout.BlockSize); err != nil {
+		return err
+	}
+	sources := []*source{dev}
+	var ring []byte
+	if rp.kept != nil {
+		for i := range int(rp.kept.Header().Chunks) {
+			if rp.kept.ChunkSeq(i) == seq {
+				ring = rp.kept.Chunk(i)
+				sources = append(sources, &source{data: ring, known: len(ring), fetch: func(int) error { return nil }})
+			}
+		}
+	}
+	// The incarnation of the segment seeds its records' sums. The device's
+	// header may be missing when only staging has the segment.
+	var seeds []uint32
+	h, err := layout.DecodeSegmentHeader(dev.data, s.store, s.dev.Name(), slot, s.slotOffset(slot))
+	onDevice := err == nil && h.Seq == seq
+	if onDevice {
+		seeds = append(seeds, layout.ChainSeed(s.store, h.Incarnation))
+	}
+	if ring != nil {
+		if h, err := layout.DecodeSegmentHeader(ring, s.store, s.o.StagingPath, slot, 0); err == nil && h.Seq == seq {
+			seeds = append(seeds, layout.ChainSeed(s.store, h.Incarnation))
+		}
+	}
+	if len(seeds) == 0 {
+		return &sealfs.Corruption{Where: s.dev.Name(), Off: s.slotOffset(slot), What: fmt.Sprintf("the header of segment %d, where the log continues, does not verify", seq)}
+	}
+	seed := seeds[0]
+	if announced {
+		rp.announcements(dev, seed, seq, from)
+	}
+
+	staged := -1 // first byte that only staging had
+	if !onDevice {
+		staged = 0
+	}
+	for off := int(from); off+layout.RecordHeaderBytes <= int(s.seg); {
+		at := sealfs.MakeLSN(seq, uint32(off))
+		rec, crc, op, redo, which, err := rp.record(sources, off, seed, at)
+		if err != nil {
+			return err
+		}
+		if which < 0 {
+			break
+		}
+		if which > 0 {
+			rp.rec.staged++
+			if staged < 0 {
+				staged = off
+			}
+		}
+		if err := s.region.ApplyRedo(redo); err != nil {
+			return fmt.Errorf("redo of the record at %v: %w", at, err)
+		}
+		if rec.Kind == layout.KindOpen || rec.Kind == layout.KindNext {
+			if next, ok := layout.ReadSlot(op); ok {
+				rp.next = next
+			}
+		}
+		off += int(rec.Bytes())
+		rp.rec.end, rp.rec.chain, rp.rec.slot = sealfs.MakeLSN(seq, uint32(off)), crc, slot
+		rp.rec.records++
+	}
+	return rp.drain(ring, slot, staged)
+}
+
+// record reads one record from the first source that has it; which is its
+// index, -1 if none has.
+func (rp *replay) record(sources []*source, off int, seed uint32, at sealfs.LSN) (rec layout.Record, crc uint32, op, redo []byte, which int, err error) {
+	for i, src := range sources {
+		if err := src.fetch(min(off+recordReadAhead, len(src.data))); err != nil {
+			return rec, 0, nil, nil, -1, err
+		}
+		rec, crc, op, payload, redo, err := layout.DecodeRecord(src.data[off:], seed, at, rp.rec.chain)
+		if err == nil && rec.PayloadOK(payload) {
+			return rec, crc, op, redo, i, nil
+		}
+	}
+	return rec, 0, nil, nil, -1, nil
+}
+
+// recordReadAhead is how far beyond a record's start the device must be read
+// before the record can be judged: more than the largest record.
+const recordReadAhead = 2 << 20
+
+// announcements looks for the successor that the part of a segment before the
+// checkpoint names. That part is durable and known to be true.
+func (rp *replay) announcements(dev *source, seed uint32, seq, upto uint32) {
+	for off := uint32(layout.BlockSize); off < upto; {
+		if dev.fetch(min(int(off)+recordReadAhead, len(dev.data))) != nil {
+			return
+		}
+		rec, _, op, _, _, err := layout.DecodeRecordLoose(dev.data[off:], seed, sealfs.MakeLSN(seq, off))
+		if err != nil {
+			return
+		}
+		if next, ok := layout.ReadSlot(op); ok && (rec.Kind == layout.KindOpen || rec.Kind == layout.KindNext) {
+			rp.next = next
+		}
+		off += uint32(rec.Bytes())
+	}
+}
+
+// drain writes what only staging held of a segment, from the block in which
+// byte staged lies up to the end of the log. Blocks that the device has already
+// are written again with the same bytes.
+func (rp *replay) drain(ring []byte, slot uint32, staged int) error {
+	if staged < 0 || ring == nil || rp.rec.slot != slot {
+		return nil
+	}
+	s := rp.s
+	from := staged &^ (layout.BlockSize - 1)
+	to := (int(rp.rec.end.Off()) + layout.BlockSize - 1) &^ (layout.BlockSize - 1)
+	if _, err := s.dev.WriteAt(ring[from:to], s.slotOffset(slot)+int64(from)); err != nil {
+		return fmt.Errorf("write of what staging held: %w", err)
+	}
+	return nil
+}
+
+// loadTable builds the mirror of the segment table.
+func (s *Store) loadTable() error {
+	for slot := range s.segs {
+		b, err := s.region.Table(slot*entryBytes, entryBytes)
+		if err != nil {
+			return err
+		}
+		g, ok := decodeSegment(b)
+		if !ok || int64(g.live) > s.seg || int64(g.used) > s.seg {
+			return &sealfs.Corruption{Where: s.regionName, Off: -1, What: fmt.Sprintf("the segment table's entry for slot %d is impossible", slot)}
+		}
+		s.segs[slot] = g
+		if g.state == segFree {
+			s.free = append(s.free, uint32(slot))
+			continue
+		}
+		if other, dup := s.slotOf[g.seq]; dup {
+			return &sealfs.Corruption{Where: s.regionName, Off: -1, What: fmt.Sprintf("slots %d and %d hold the same segment %d", other, slot, g.seq)}
+		}
+		s.slotOf[g.seq] = uint32(slot)
+		s.live += int64(g.live)
+	}
+	s.nextSeq = binary.LittleEndian.Uint32(s.region.State()[stateNextSeq:])
+	return nil
+}
+
+// settle checkpoints what was replayed, so that the next recovery begins at the
+// end of this one's log, and then durably raises the incarnation and names the
+// first segment of it.
+func (s *Store) settle(h pmlayout.Header, rec *recovered) error {
+	if rec.end != h.Start {
+		ck := s.region.BeginCheckpoint()
+		for more := true; more; {
+			more = ck.Copy()
+			if err := ck.Write(); err != nil {
+				return err
+			}
+		}
+		if err := ck.Finish(pmlayout.Header{Store: s.store, Incarnation: s.incarnation, Start: rec.end, StartSlot: rec.slot, Chain: rec.chain}); err != nil {
+			return err
+		}
+	}
+	s.nextSeq = max(s.nextSeq, rec.end.Seq()+1) + seqGap
+	dead := s.dead(rec.end)
+	if len(dead)+len(s.free) == 0 {
+		return fmt.Errorf("store on %s has no free segment to begin with: %w", s.dev.Name(), sealfs.ErrNoSpace)
+	}
+	s.giveBack(dead)
+	s.nextSlot, _ = s.takeFree(0)
+	return s.writeSuper(func(sb *layout.Superblock) {
+		sb.Incarnation, sb.FirstSlot, sb.FirstPrev, sb.Tail = s.incarnation, s.nextSlot, rec.end, rec.end
+	})
+}
+
+// beginning is the first change of an incarnation: what was open is sealed, the
+// first segment is opened.
+type beginning struct {
+	s    *Store
+	rec  *recovered
+	slot uint32
+	seq  uint32
+}
+
+func (b *beginning) Apply(tx *Tx) error {
+	now := time.Now().UnixNano()
+	for slot, g := range b.s.segs {
+		if g.state != segOpen {
+			continue
+		}
+		g.state, g.time = segSealed, now
+		g.used = uint32(b.s.seg) // a cold one: its records tell where they end
+		if uint32(slot) == b.rec.slot {
+			g.used = b.rec.end.Off()
+		}
+		if err := tx.setSegment(uint32(slot), g); err != nil {
+			return err
+		}
+	}
+	return tx.openSegment(b.slot, b.seq, layout.Hot, now)
+}
+
+// start makes the new ring and opens the first segment.
+func (s *Store) start(rec *recovered) error {
+	boot, err := pmem.BootID()
+	if err != nil {
+		return err
+	}
+	h := pmem.StagingHeader{
+		Store: s.store, Incarnation: s.incarnation, BootID: boot, SegmentBytes: uint32(s.seg),
+		Chunks: uint32(max(2, s.o.StagingBytes/s.seg)),
+	}
+	if s.o.StagingPath == "" {
+		s.staging = pmem.NewStaging(h)
+	} else if s.staging, err = pmem.CreateStaging(s.o.StagingPath, h); err != nil {
+		return err
+	}
+	s.sync.durable.Store(uint64(rec.end))
+	s.chain = rec.chain
+	first := &hotSegment{seq: s.nextSeq, slot: s.nextSlot}
+	after, _ := s.takeFree(0)
+	tx := s.begin(0)
+	if err := (&beginning{s, rec, first.slot, first.seq}).Apply(tx); err != nil {
+		tx.Reset()
+		return err
+	}
+	sh := layout.SegmentHeader{
+		Incarnation: s.incarnation, Seq: first.seq, Kind: layout.Hot, Slot: first.slot,
+		Chain: s.chain, Prev: rec.end, Created: time.Now().UnixNano(),
+	}
+	s.enter(first, &sh, tx, after)
+	return nil
+}

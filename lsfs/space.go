@@ -1,0 +1,156 @@
+package lsfs
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+
+	"sealfs"
+	"sealfs/lsfs/layout"
+	"sealfs/pmem"
+)
+
+// collector is the goroutine that keeps space available: it checkpoints by log
+// volume and cleans when few segments are free.
+type collector struct {
+	mu      sync.Mutex // one checkpoint or cleaning at a time
+	wake    chan struct{}
+	spoiled map[uint32]struct{} // slots that could not be read; they are left alone (mu)
+
+	wait struct {
+		sync.Mutex
+		cond  sync.Cond
+		round uint64 // rounds that ended
+		freed uint64 // of them, the last that made a segment available
+	}
+}
+
+// usable returns how many live bytes the store accepts: what remains of the
+// segments without the reserve, less what the cleaner needs to work at a
+// bearable cost. Needs nothing.
+func (s *Store) usable() int64 {
+	n := int64(len(s.segs)) - int64(s.o.ReserveSegments) - 2 // the open hot and cold ones
+	return max(n, 0) * (s.seg - layout.BlockSize) / 100 * 92
+}
+
+// full is the error for a store without room.
+func (s *Store) full() error {
+	return fmt.Errorf("store on %s is full: %w", s.dev.Name(), sealfs.ErrNoSpace)
+}
+
+// waitSpace waits for the collector to free a segment. It returns ErrNoSpace
+// when a whole round since the call made none available.
+func (s *Store) waitSpace(c Class) error {
+	s.stats.spaceWaits.Add(1)
+	if c == cleaning {
+		return fmt.Errorf("store on %s has no segment left: %w", s.dev.Name(), sealfs.ErrNoSpace)
+	}
+	if s.o.manual {
+		before := s.freeSegments()
+		if err := s.collect(true); err != nil {
+			return err
+		}
+		if s.freeSegments() > before {
+			return nil
+		}
+		return s.full()
+	}
+	w := &s.gc.wait
+	w.Lock()
+	defer w.Unlock()
+	// A round under way may have begun before the need: wait for one more.
+	for from, until := w.round, w.round+2; w.round < until; {
+		s.pokeCollector()
+		w.cond.Wait()
+		if err := s.Failure(); err != nil {
+			return err
+		}
+		if w.freed > from {
+			return nil
+		}
+	}
+	return s.full()
+}
+
+func (s *Store) freeSegments() int {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return len(s.free)
+}
+
+func (s *Store) pokeCollector() {
+	select {
+	case s.gc.wake <- struct{}{}:
+	default:
+	}
+}
+
+// collectEvery is how much log passes between two looks at the collector's needs.
+const collectEvery = 1 << 20
+
+// needsCollection reports whether a checkpoint or cleaning is due. Needs mu.
+func (s *Store) needsCollection() bool {
+	u := s.region.Usage()
+	return s.logged >= s.o.CheckpointBytes || len(s.free) < s.o.CleanLow ||
+		int64(u.Dirty)*pmem.PageSize > s.o.BudgetBytes/2 || s.region.NeedsGrowth()
+}
+
+// runCollector runs until the store is closed.
+func (s *Store) runCollector() {
+	defer s.bg.done.Done()
+	for {
+		select {
+		case <-s.bg.stop:
+			return
+		case <-s.gc.wake:
+		}
+		before := s.freeSegments()
+		err := s.collect(false)
+		if err != nil && !errors.Is(err, sealfs.ErrNoSpace) {
+			s.log.Error("collector", "dev", s.dev.Name(), "err", err)
+		}
+		w := &s.gc.wait
+		w.Lock()
+		w.round++
+		if s.freeSegments() > before {
+			w.freed = w.round
+		}
+		w.cond.Broadcast()
+		w.Unlock()
+	}
+}
+
+// collect runs one round: growth of the region, a checkpoint if log, memory or
+// space ask for it, and cleaning while space is short.
+func (s *Store) collect(force bool) error {
+	s.gc.mu.Lock()
+	defer s.gc.mu.Unlock()
+	if s.region.NeedsGrowth() {
+		if err := s.region.Grow(); err != nil && !errors.Is(err, sealfs.ErrNoSpace) {
+			return err
+		}
+	}
+	s.mu.RLock()
+	short := len(s.free) < s.o.CleanLow
+	due := force || short || s.logged >= s.o.CheckpointBytes || int64(s.region.Usage().Dirty)*pmem.PageSize > s.o.BudgetBytes/2
+	s.mu.RUnlock()
+	if !due {
+		return nil
+	}
+	if err := s.checkpoint(); err != nil {
+		return err
+	}
+	for range 8 {
+		if s.freeSegments() >= s.o.CleanLow {
+			return nil
+		}
+		gained, err := s.clean()
+		if err != nil || !gained {
+			return err
+		}
+		if err := s.checkpoint(); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,69 @@
+package lsfs
+
+import (
+	"sync/atomic"
+
+	"sealfs"
+	"sealfs/disk"
+	"sealfs/pmem"
+)
+
+type counters struct {
+	records, logBytes, redoBytes, padBytes, rolls      atomic.Uint64
+	drains, drainBytes, flushes                        atomic.Uint64
+	ringReads, cacheHits, cacheMisses, deviceReads     atomic.Uint64
+	ringWaits, spaceWaits                              atomic.Uint64
+	checkpoints, cleaned, moved, movedBytes, givenBack atomic.Uint64
+}
+
+// Stats is what a store has done since it was opened, and how full it is.
+type Stats struct {
+	Records     uint64 `json:"records"`      // appended to the log
+	LogBytes    uint64 `json:"log_bytes"`    // of all records
+	RedoBytes   uint64 `json:"redo_bytes"`   // of them, redo
+	PadBytes    uint64 `json:"pad_bytes"`    // of them, padding before flushes
+	Rolls       uint64 `json:"rolls"`        // segments opened
+	Drains      uint64 `json:"drains"`       // writes of the log to the device
+	DrainBytes  uint64 `json:"drain_bytes"`  // in them
+	Flushes     uint64 `json:"flushes"`      // of the device for the log
+	RingReads   uint64 `json:"ring_reads"`   // pieces read from the ring
+	CacheHits   uint64 `json:"cache_hits"`   // from the cache
+	CacheMisses uint64 `json:"cache_misses"` // windows read into it
+	DeviceReads uint64 `json:"device_reads"` // of data
+	RingWaits   uint64 `json:"ring_waits"`   // updates that waited for the ring
+	SpaceWaits  uint64 `json:"space_waits"`  // updates that waited for the cleaner
+	Checkpoints uint64 `json:"checkpoints"`
+	Cleaned     uint64 `json:"cleaned"`     // segments
+	Moved       uint64 `json:"moved"`       // extents
+	MovedBytes  uint64 `json:"moved_bytes"` // in them
+	GivenBack   uint64 `json:"given_back"`  // segments
+
+	Segments     int        `json:"segments"`
+	SegmentBytes int64      `json:"segment_bytes"`
+	Free         int        `json:"free_segments"`
+	Live         int64      `json:"live_bytes"`
+	Usable       int64      `json:"usable_bytes"` // what Live may grow to
+	Tail         sealfs.LSN `json:"tail"`
+	Durable      sealfs.LSN `json:"durable"`
+	Incarnation  uint32     `json:"incarnation"`
+	Device       disk.Stats `json:"device"`
+	Region       pmem.Usage `json:"region"`
+}
+
+// Stats returns the store's counters.
+func (s *Store) Stats() Stats {
+	c := &s.stats
+	st := Stats{
+		Records: c.records.Load(), LogBytes: c.logBytes.Load(), RedoBytes: c.redoBytes.Load(), PadBytes: c.padBytes.Load(),
+		Rolls: c.rolls.Load(), Drains: c.drains.Load(), DrainBytes: c.drainBytes.Load(), Flushes: c.flushes.Load(),
+		RingReads: c.ringReads.Load(), CacheHits: c.cacheHits.Load(), CacheMisses: c.cacheMisses.Load(), DeviceReads: c.deviceReads.Load(),
+		RingWaits: c.ringWaits.Load(), SpaceWaits: c.spaceWaits.Load(), Checkpoints: c.checkpoints.Load(),
+		Cleaned: c.cleaned.Load(), Moved: c.moved.Load(), MovedBytes: c.movedBytes.Load(), GivenBack: c.givenBack.Load(),
+		Device: s.dev.Stats(), Durable: s.Durable(), Incarnation: s.incarnation,
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	st.Segments, st.SegmentBytes, st.Free, st.Live, st.Usable, st.Tail = len(s.segs), s.seg, len(s.free), s.live, s.usable(), s.tail()
+	st.Region = s.region.Usage()
+	return st
+}

@@ -1,0 +1,187 @@
+package lsfs
+
+import (
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+
+	"sealfs"
+	"sealfs/disk"
+	"sealfs/lsfs/layout"
+	"sealfs/pmem"
+)
+
+// PayloadMax is the largest payload of one record in a store with large
+// segments. See Store.PayloadMax.
+const PayloadMax = 128 << 10
+
+// Owner knows to whom the payloads in the log belong.
+type Owner interface {
+	// Live calls fn for each part of the payload [at, at+n), which was written
+	// for inode ino at file offset off, that is still referenced.
+	Live(r pmem.Reader, ino sealfs.Ino, off uint64, at sealfs.LSN, n uint32, fn func(Part)) error
+	// Move makes p refer to its copy at to, if it still refers to p.At, and
+	// keeps account of both with tx.Retain and tx.Release.
+	Move(tx *Tx, ino sealfs.Ino, p Part, to sealfs.LSN) (moved bool, err error)
+}
+
+// Part is a live piece of a payload: Len bytes of a file at Off, stored at At.
+type Part struct {
+	Off uint64
+	At  sealfs.LSN
+	Len uint32
+}
+
+// Store is an open store. All methods are safe for concurrent use.
+type Store struct {
+	dev        disk.Device
+	region     *pmem.Region
+	regionName string
+	owner      Owner
+	o          Options
+	log        *slog.Logger
+	store      sealfs.UUID
+	seg        int64 // bytes of a segment
+
+	super struct {
+		sync.Mutex
+		block layout.Superblock
+	}
+
+	incarnation uint32
+	seed        uint32 // of the chain's checksums under this incarnation
+	failed      atomic.Pointer[failure]
+
+	mu        sync.RWMutex // guards everything to the next blank line; see doc.go
+	staging   *pmem.Staging
+	hot       []*hotSegment // in the ring, oldest first; the last one is open
+	chain     uint32        // header CRC of the last record
+	nextSlot  uint32        // successor of the open segment, announced in it
+	nextSeq   uint32
+	segs      []segment         // mirror of the region's table
+	slotOf    map[uint32]uint32 // seq → slot, of all segments that are not free
+	free      []uint32          // slots that may be opened
+	live      int64             // sum of live bytes
+	tx        Tx
+	redo      []byte
+	logged    int64 // bytes of log since the last checkpoint began
+	waiting   int64 // bytes of log since the last drain began
+	unchecked int64 // bytes of log since it was last asked whether the collector is needed
+
+	pins  []atomic.Int32 // readers of a slot
+	cache *cache
+
+	sync syncer
+	gc   collector
+	bg   background
+
+	stats counters
+}
+
+type failure struct{ err error }
+
+// hotSegment is a segment of the log that stands in the ring.
+type hotSegment struct {
+	seq, slot uint32
+	chunk     int
+	filled    uint32      // end of its records (Store.mu)
+	sealed    bool        // nothing will be appended (Store.mu)
+	given     uint32      // bytes handed to the device (drain leader)
+	durable   atomic.Bool // sealed and wholly durable: its chunk may be reused
+}
+
+func (s *Store) open() *hotSegment { return s.hot[len(s.hot)-1] }
+
+// tail returns the position of the next record. Needs mu.
+func (s *Store) tail() sealfs.LSN {
+	o := s.open()
+	return sealfs.MakeLSN(o.seq, o.filled)
+}
+
+// fail makes the store read-only for good: after a failed write or flush
+// nobody knows what the device holds, and trying again may be told a lie.
+func (s *Store) fail(err error) error {
+	f := &failure{fmt.Errorf("store on %s is read-only since a write failed: %w", s.dev.Name(), err)}
+	if s.failed.CompareAndSwap(nil, f) {
+		s.log.Error("store is read-only", "dev", s.dev.Name(), "err", err)
+	}
+	return s.failed.Load().err
+}
+
+// Failure returns why the store is read-only, nil if it is not.
+func (s *Store) Failure() error {
+	if f := s.failed.Load(); f != nil {
+		return f.err
+	}
+	return nil
+}
+
+// PayloadMax returns the largest payload of one Update, in bytes: 128 KiB, or a
+// quarter of a small segment, in whole blocks.
+func (s *Store) PayloadMax() int {
+	return int(min(PayloadMax, s.seg/4))
+}
+
+// ID returns the identity of the store.
+func (s *Store) ID() sealfs.UUID { return s.store }
+
+// Superblock returns a copy of the superblock as last written.
+func (s *Store) Superblock() layout.Superblock {
+	s.super.Lock()
+	defer s.super.Unlock()
+	return s.super.block
+}
+
+// writeSuper changes the superblock and writes it to the older of its two
+// places. It is durable on return.
+func (s *Store) writeSuper(change func(*layout.Superblock)) error {
+	s.super.Lock()
+	defer s.super.Unlock()
+	next := s.super.block
+	change(&next)
+	next.Update++
+	if err := putSuper(s.dev, &next); err != nil {
+		return s.fail(err)
+	}
+	s.super.block = next
+	return nil
+}
+
+func putSuper(dev disk.Device, sb *layout.Superblock) error {
+	if _, err := dev.WriteAt(sb.Encode(), int64(sb.Update%2)*layout.BlockSize); err != nil {
+		return fmt.Errorf("superblock of %s: %w", dev.Name(), err)
+	}
+	if err := dev.Flush(); err != nil {
+		return fmt.Errorf("superblock of %s: %w", dev.Name(), err)
+	}
+	return nil
+}
+
+// ReadSuper returns the newer valid superblock of a device. If none is valid
+// the error is that of the first, or ErrVersion if either says so.
+func ReadSuper(dev disk.Device) (*layout.Superblock, error) {
+	var best *layout.Superblock
+	var first error
+	for i := int64(0); i < 2; i++ {
+		b := disk.AlignedBuffer(layout.BlockSize)
+		_, err := dev.ReadAt(b, i*layout.BlockSize)
+		var sb *layout.Superblock
+		if err == nil {
+			sb, err = layout.DecodeSuperblock(b, dev.Name(), i*layout.BlockSize)
+		}
+		if err == nil && dev.Size() < sb.End() {
+			err = &sealfs.Corruption{Where: dev.Name(), Off: -1, What: "the device is shorter than its superblock says", Want: uint64(sb.End()), Got: uint64(dev.Size())}
+		}
+		switch {
+		case err != nil && (first == nil || isVersion(err)):
+			first = err
+		case err == nil && (best == nil || sb.Update > best.Update):
+			best = sb
+		}
+	}
+	if best == nil || isVersion(first) {
+		return nil, first
+	}
+	return best, nil
+}
