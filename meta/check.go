@@ -1,0 +1,296 @@
+package meta
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"sealfs"
+	"sealfs/pmem"
+)
+
+// Check reads the whole namespace and calls fn with one sentence for every rule
+// that is broken: records that do not decode, keys in the wrong shard, entries
+// without inodes and inodes without entries, wrong link counts, parents, sizes
+// and usage, overlapping extents, missing rows in the orphan table, rows of
+// inodes that are gone. It takes some 100 bytes of memory for each inode. The
+// error is for a tree that cannot be walked.
+//
+// A volume that DropVolume is busy with is inconsistent until it is done.
+func Check(r pmem.Reader, c Config, fn func(problem string)) error {
+	ck := checker{
+		c: c, fn: fn,
+		inodes: map[sealfs.Ino]*seen{}, usage: map[usageRow]Usage{}, counters: map[sealfs.Shard]uint64{},
+		sessions: map[sessionRow]uint32{},
+	}
+	var cur pmem.Cursor
+	var v record
+	for ok := cur.Seek(r, nil); ok; ok = cur.Next() {
+		k, err := DecodeKey(cur.Key())
+		if err == nil {
+			err = v.decode(&k, cur.Value())
+		}
+		if err != nil {
+			var damage *sealfs.Corruption
+			if !errors.As(err, &damage) {
+				return err
+			}
+			fn(damage.What)
+			continue
+		}
+		ck.record(&k, &v)
+	}
+	if err := cur.Err(); err != nil {
+		return err
+	}
+	ck.finish()
+	return nil
+}
+
+// seen is what the checker gathers about an inode from the records of others.
+type seen struct {
+	exists, orphan, tail     bool
+	rowNameless, rowTail     bool
+	mode, nlink, flags       uint32
+	size, bytes, names       uint64
+	volume                   sealfs.Volume
+	parent                   sealfs.Ino
+	links, subdirs           uint32 // entries that refer to it; of a directory: subdirectories
+	entries, stored, named   uint64 // found: entries of it, bytes of its extents and attribute names
+	entryParent              sealfs.Ino
+	entryType                uint8
+	lastBlock                uint64 // one more than the last block of the extents so far
+	targetBytes, targetParts uint64
+	attrLeft                 int // bytes of the present attribute that are still to come
+	attrPart                 uint16
+}
+
+type usageRow struct {
+	shard  sealfs.Shard
+	volume sealfs.Volume
+}
+
+type sessionRow struct {
+	shard   sealfs.Shard
+	session sealfs.Session
+}
+
+type checker struct {
+	c        Config
+	fn       func(string)
+	inodes   map[sealfs.Ino]*seen
+	usage    map[usageRow]Usage // rows less what inodes add up to
+	counters map[sealfs.Shard]uint64
+	sessions map[sessionRow]uint32 // rows that are still to come
+}
+
+func (ck *checker) problem(format string, args ...any) { ck.fn(fmt.Sprintf(format, args...)) }
+
+func (ck *checker) inode(ino sealfs.Ino) *seen {
+	s := ck.inodes[ino]
+	if s == nil {
+		s = &seen{}
+		ck.inodes[ino] = s
+	}
+	return s
+}
+
+// record takes note of one record. Keys come in order: an inode's record is
+// before its entries, extents and attributes.
+func (ck *checker) record(k *Key, v *record) {
+	if uint32(k.Shard) >= ck.c.Shards {
+		ck.problem("record of kind %#x in shard %d, but there are %d", k.Kind, k.Shard, ck.c.Shards)
+		return
+	}
+	if k.Ino != 0 && k.Ino.Home(ck.c.Shards) != k.Shard {
+		ck.problem("record of kind %#x of inode %d in shard %d", k.Kind, k.Ino, k.Shard)
+		return
+	}
+	switch k.Kind {
+	case KindShard:
+		ck.counters[k.Shard] = v.shard.Counter
+	case KindUsage:
+		ck.usage[usageRow{k.Shard, k.Volume}] = v.usage
+	case KindInode:
+		ck.inodeRecord(k, &v.inode)
+	case KindEntry:
+		ck.entryRecord(k, &v.entry)
+	case KindExtent:
+		ck.extent(k.Ino, &v.extent)
+	case KindAttribute:
+		ck.attributeRecord(k, v)
+	case KindSymlink:
+		s := ck.inode(k.Ino)
+		if uint64(k.Part) != s.targetParts || s.mode&typeMask != typeLink {
+			ck.problem("part %d of a target of inode %d does not belong there", k.Part, k.Ino)
+		}
+		s.targetParts++
+		s.targetBytes += uint64(len(v.part))
+	case KindOrphan:
+		s := ck.inode(k.Ino)
+		s.rowNameless, s.rowTail = v.nameless, v.tail
+	case KindLock:
+		if !ck.inode(k.Ino).exists {
+			ck.problem("lock on inode %d, which does not exist", k.Ino)
+		}
+	case KindSession:
+		ck.sessionRecord(k, v)
+	}
+}
+
+func (ck *checker) inodeRecord(k *Key, in *Inode) {
+	s := ck.inode(k.Ino)
+	s.exists, s.mode, s.nlink, s.flags = true, in.Mode, in.Nlink, uint32(in.Flags)
+	s.size, s.bytes, s.names = in.Size, in.Bytes, uint64(in.Names)
+	s.volume, s.parent = in.Volume, in.Parent
+	if in.First.Len != 0 {
+		ck.extent(k.Ino, &in.First)
+	}
+	s.targetBytes = uint64(len(in.Target))
+	row := usageRow{k.Shard, in.Volume}
+	u := ck.usage[row]
+	u.Inodes--
+	u.Bytes -= int64(in.Bytes)
+	ck.usage[row] = u
+	if counter := uint64(k.Ino) / uint64(ck.c.Shards); counter >= ck.counters[k.Shard] {
+		ck.problem("inode %d is beyond its shard's counter %d", k.Ino, ck.counters[k.Shard])
+	}
+	if in.isDir() && in.Parent != in.Ino && in.Nlink != 0 {
+		ck.inode(in.Parent).subdirs++
+	}
+}
+
+func (ck *checker) entryRecord(k *Key, e *Entry) {
+	d := ck.inode(k.Ino)
+	d.entries++
+	if !d.exists || d.mode&typeMask != typeDir {
+		ck.problem("entry %q stands in inode %d, which is no directory", e.Name, k.Ino)
+	} else if first := ck.c.firstCookie(&Inode{Ino: k.Ino, Volume: d.volume}, string(e.Name)); first != k.Pos&^(ordinals-1) {
+		ck.problem("entry %q of directory %d has the cookie %d of another name", e.Name, k.Ino, k.Pos)
+	}
+	s := ck.inode(e.Ino)
+	s.links++
+	if e.Type == typeDir>>12 {
+		s.entryParent = k.Ino
+	}
+	if s.entryType != 0 && s.entryType != e.Type {
+		ck.problem("entry %q of directory %d has type %o, another one of inode %d has type %o", e.Name, k.Ino, e.Type, e.Ino, s.entryType)
+	}
+	s.entryType = e.Type
+}
+
+// extent checks e, the next one of ino. The extent in the inode comes first.
+func (ck *checker) extent(ino sealfs.Ino, e *Extent) {
+	s := ck.inode(ino)
+	if !s.exists || s.mode&typeMask != typeFile {
+		ck.problem("extent at %d of inode %d, which is no regular file", e.Off, ino)
+	}
+	if e.Off/block < s.lastBlock {
+		ck.problem("extent at %d of inode %d overlaps the one before", e.Off, ino)
+	}
+	s.lastBlock = e.lastBlock() + 1
+	s.stored += uint64(e.Stored())
+	if e.Off+uint64(e.Len) > s.size && (s.flags&flagTail == 0 || e.Off < s.size) {
+		ck.problem("extent at %d of inode %d goes beyond the size %d", e.Off, ino, s.size)
+	}
+}
+
+func (ck *checker) attributeRecord(k *Key, v *record) {
+	s := ck.inode(k.Ino)
+	if k.Part == 0 {
+		if s.attrLeft != 0 {
+			ck.problem("an attribute of inode %d lacks its last %d bytes", k.Ino, s.attrLeft)
+		}
+		s.named += uint64(len(v.attribute.Name) + 1)
+		s.attrLeft, s.attrPart = v.attribute.Total-len(v.attribute.Value), 0
+		return
+	}
+	s.attrPart++
+	if k.Part != s.attrPart || s.attrLeft == 0 || len(v.part) != min(s.attrLeft, attrPart) {
+		ck.problem("part %d of attribute %x of inode %d does not belong there", k.Part, k.Hash, k.Ino)
+	}
+	s.attrLeft -= min(s.attrLeft, len(v.part))
+}
+
+func (ck *checker) sessionRecord(k *Key, v *record) {
+	row := sessionRow{k.Shard, k.Session}
+	if k.Pos == 0 {
+		ck.sessions[row] = v.session.Rows
+		return
+	}
+	if ck.sessions[row] == 0 {
+		ck.problem("session %d has more result rows in shard %d than it counts", k.Session, k.Shard)
+		return
+	}
+	ck.sessions[row]--
+}
+
+// finish checks what only the whole can tell, in a stable order.
+func (ck *checker) finish() {
+	for _, ino := range slices.Sorted(maps.Keys(ck.inodes)) {
+		s := ck.inodes[ino]
+		if !s.exists {
+			ck.problem("inode %d does not exist but has %d entries, %d bytes of extents, %d subdirectories", ino, s.links, s.stored, s.subdirs)
+			continue
+		}
+		ck.counts(ino, s)
+		if s.mode&typeMask == typeDir {
+			ck.directory(ino, s)
+		} else if s.links != s.nlink {
+			ck.problem("inode %d has %d links and %d entries", ino, s.nlink, s.links)
+		}
+	}
+	for row, u := range ck.usage {
+		if u != (Usage{}) {
+			ck.problem("usage of volume %d in shard %d is wrong by %d bytes, %d inodes", row.volume, row.shard, u.Bytes, u.Inodes)
+		}
+	}
+	for row, n := range ck.sessions {
+		if n != 0 {
+			ck.problem("session %d counts %d result rows in shard %d that are not there", row.session, n, row.shard)
+		}
+	}
+}
+
+func (ck *checker) counts(ino sealfs.Ino, s *seen) {
+	if s.links != 0 && uint32(s.entryType) != s.mode>>12 {
+		ck.problem("inode %d has mode %o, its entries have type %o", ino, s.mode, s.entryType)
+	}
+	if s.stored != s.bytes {
+		ck.problem("inode %d counts %d bytes and has %d", ino, s.bytes, s.stored)
+	}
+	dying := s.flags&flagDying != 0 // what is left of its attributes and target says nothing
+	if !dying && (s.named != s.names || s.attrLeft != 0) {
+		ck.problem("inode %d counts %d bytes of attribute names and has %d", ino, s.names, s.named)
+	}
+	if s.mode&typeMask == typeLink && s.targetBytes != s.size && !dying {
+		ck.problem("symlink %d has the size %d and %d bytes", ino, s.size, s.targetBytes)
+	}
+	if (s.nlink == 0) != s.rowNameless {
+		ck.problem("inode %d has %d links, its row in the orphan table says nameless: %v", ino, s.nlink, s.rowNameless)
+	}
+	if (s.flags&flagTail != 0) != s.rowTail {
+		ck.problem("inode %d has flags %#x, its row in the orphan table says tail: %v", ino, s.flags, s.rowTail)
+	}
+	if s.flags&flagLinkable != 0 && s.nlink != 0 {
+		ck.problem("inode %d has %d links but never got a name", ino, s.nlink)
+	}
+}
+
+func (ck *checker) directory(ino sealfs.Ino, s *seen) {
+	if s.entries != s.size {
+		ck.problem("directory %d counts %d entries and has %d", ino, s.size, s.entries)
+	}
+	if s.nlink != 0 && s.nlink != 2+s.subdirs {
+		ck.problem("directory %d has %d links and %d subdirectories", ino, s.nlink, s.subdirs)
+	}
+	root := s.parent == ino
+	switch {
+	case s.nlink == 0 && s.links == 0, root && s.links == 0:
+	case root || s.links != 1:
+		ck.problem("directory %d has %d entries that refer to it", ino, s.links)
+	case s.entryParent != s.parent:
+		ck.problem("directory %d stands in %d but has the parent %d", ino, s.entryParent, s.parent)
+	}
+}

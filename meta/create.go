@@ -1,0 +1,256 @@
+package meta
+
+import (
+	"bytes"
+
+	"sealfs"
+	"sealfs/op"
+)
+
+// newInode fills in with a new inode of shard s and counts it. The record is not written yet.
+func (ch *change) newInode(in *Inode, s sealfs.Shard, volume sealfs.Volume, mode uint32) error {
+	ino, err := ch.allocate(s)
+	if err != nil {
+		return err
+	}
+	now := ch.req.Time
+	*in = Inode{
+		Ino: ino, Mode: mode, Nlink: 1, UID: ch.req.UID, GID: ch.req.GID,
+		Atime: now, Mtime: now, Ctime: now, Btime: now, Version: 1, Volume: volume,
+	}
+	return ch.charge(in, 0, 1)
+}
+
+// newChild is newInode for a child of dir in shard s: a directory with the setgid
+// bit hands down its group, and to directories the bit.
+func (ch *change) newChild(in, dir *Inode, s sealfs.Shard, mode uint32) error {
+	if err := ch.newInode(in, s, dir.Volume, mode); err != nil {
+		return err
+	}
+	if dir.Mode&setgid != 0 {
+		in.GID = dir.GID
+		if in.isDir() {
+			in.Mode |= setgid
+		}
+	}
+	return nil
+}
+
+// makeRoot makes the root directory of req.Volume, its own parent.
+func (ch *change) makeRoot() error {
+	var in Inode
+	if err := ch.newInode(&in, ch.req.Shard, ch.req.Volume, typeDir|ch.req.Mode&permMask); err != nil {
+		return err
+	}
+	in.Nlink = 2
+	in.Parent = in.Ino
+	in.Attr(&ch.rep.Attr)
+	return ch.put(&in)
+}
+
+// open loads the directory of the request and looks for its name.
+func (ch *change) open(dir *Inode, e *Entry) (found bool, err error) {
+	if err := ch.loadDir(ch.req.Dir, dir); err != nil {
+		return false, err
+	}
+	return findEntry(ch.tx, ch.c, dir, ch.req.Name, e)
+}
+
+// create makes a regular file. Without Excl it finds one that is there already,
+// and then changes nothing.
+func (ch *change) create() error {
+	var dir, in Inode
+	var e Entry
+	found, err := ch.open(&dir, &e)
+	if err != nil {
+		return err
+	}
+	if !found {
+		return ch.makeFile(&dir, &e, typeFile|ch.req.Mode&permMask, 0)
+	}
+	if ch.req.Flags&op.Excl != 0 {
+		return refusal(sealfs.ErrExist)
+	}
+	switch e.Type {
+	case typeFile >> 12:
+	case typeDir >> 12:
+		return refusal(sealfs.ErrIsDir)
+	default:
+		return refusal(sealfs.ErrExist)
+	}
+	if err := ch.loadEntry(&e, &in); err != nil {
+		return err
+	}
+	in.Attr(&ch.rep.Attr)
+	ch.quiet = true
+	return nil
+}
+
+// mknod makes what is neither directory nor symlink.
+func (ch *change) mknod() error {
+	var dir Inode
+	var e Entry
+	found, err := ch.open(&dir, &e)
+	if err != nil {
+		return err
+	}
+	mode, rdev := ch.req.Mode&(typeMask|permMask), uint32(0)
+	switch mode & typeMask {
+	case 0:
+		mode |= typeFile
+	case typeChar, typeBlock:
+		rdev = ch.req.Rdev
+	case typeFile, typeFifo, typeSocket:
+	default:
+		return refusal(sealfs.ErrInvalid)
+	}
+	if found {
+		return refusal(sealfs.ErrExist)
+	}
+	return ch.makeFile(&dir, &e, mode, rdev)
+}
+
+// makeFile makes an inode in the directory's shard, and its entry.
+func (ch *change) makeFile(dir *Inode, e *Entry, mode, rdev uint32) error {
+	var in Inode
+	if err := ch.newChild(&in, dir, dir.Ino.Home(ch.c.Shards), mode); err != nil {
+		return err
+	}
+	in.Rdev = rdev
+	return ch.enter(dir, e, &in)
+}
+
+// enter writes the new inode in and its entry in dir, and answers in.
+func (ch *change) enter(dir *Inode, e *Entry, in *Inode) error {
+	if err := ch.addEntry(dir, e.Cookie, ch.req.Name, in); err != nil {
+		return err
+	}
+	dir.touch(ch.req.Time)
+	if err := ch.put(dir); err != nil {
+		return err
+	}
+	in.Attr(&ch.rep.Attr)
+	return ch.put(in)
+}
+
+// mkdir makes a directory, its inode in shard req.Shard2.
+func (ch *change) mkdir() error {
+	var dir, in Inode
+	var e Entry
+	if uint32(ch.req.Shard2) >= ch.c.Shards {
+		return refusal(sealfs.ErrInvalid)
+	}
+	found, err := ch.open(&dir, &e)
+	if err != nil {
+		return err
+	}
+	if found {
+		return refusal(sealfs.ErrExist)
+	}
+	if dir.Nlink >= sealfs.LinkMax {
+		return refusal(sealfs.ErrTooManyLinks)
+	}
+	if err := ch.newChild(&in, &dir, ch.req.Shard2, typeDir|ch.req.Mode&permMask); err != nil {
+		return err
+	}
+	in.Nlink = 2
+	in.Parent = dir.Ino
+	dir.Nlink++
+	return ch.enter(&dir, &e, &in)
+}
+
+// symlinkPart is how much of a long target one row holds, in bytes.
+const symlinkPart = 900
+
+// symlink makes a symbolic link to req.Data.
+func (ch *change) symlink() error {
+	target := ch.req.Data
+	switch {
+	case len(target) > sealfs.SymlinkMax:
+		return refusal(sealfs.ErrNameTooLong)
+	case len(target) == 0 || bytes.IndexByte(target, 0) >= 0:
+		return refusal(sealfs.ErrInvalid)
+	}
+	var dir, in Inode
+	var e Entry
+	found, err := ch.open(&dir, &e)
+	if err != nil {
+		return err
+	}
+	if found {
+		return refusal(sealfs.ErrExist)
+	}
+	if err := ch.newChild(&in, &dir, dir.Ino.Home(ch.c.Shards), typeLink|0o777); err != nil {
+		return err
+	}
+	in.Size = uint64(len(target))
+	if len(target) <= inlineTarget {
+		in.Target = target
+		return ch.enter(&dir, &e, &in)
+	}
+	for part := 0; len(target) > 0; part++ {
+		n := min(len(target), symlinkPart)
+		k := SymlinkKey(ch.c.Shards, in.Ino, uint8(part))
+		if err := ch.tx.Set(k[:], target[:n]); err != nil {
+			return err
+		}
+		target = target[n:]
+	}
+	return ch.enter(&dir, &e, &in)
+}
+
+// tmpfile makes a regular file without a name, in the orphan table from the
+// start: only whoever holds it open keeps it. With Excl it can never get a name.
+func (ch *change) tmpfile() error {
+	var dir, in Inode
+	if err := ch.loadDir(ch.req.Dir, &dir); err != nil {
+		return err
+	}
+	if err := ch.newChild(&in, &dir, dir.Ino.Home(ch.c.Shards), typeFile|ch.req.Mode&permMask); err != nil {
+		return err
+	}
+	in.Nlink = 0
+	if ch.req.Flags&op.Excl == 0 {
+		in.Flags |= flagLinkable
+	}
+	if err := ch.setOrphan(in.Ino, orphanNameless); err != nil {
+		return err
+	}
+	in.Attr(&ch.rep.Attr)
+	ch.rep.Held = in.Ino
+	return ch.put(&in)
+}
+
+// link gives req.Ino another name, or a Tmpfile its first.
+func (ch *change) link() error {
+	var dir, in Inode
+	var e Entry
+	found, err := ch.open(&dir, &e)
+	if err != nil {
+		return err
+	}
+	if err := ch.load(ch.req.Ino, &in); err != nil {
+		return err
+	}
+	switch {
+	case in.isDir():
+		return refusal(sealfs.ErrPerm)
+	case in.Nlink == 0 && in.Flags&flagLinkable == 0: // a dying inode never is linkable
+		return refusal(sealfs.ErrNotExist)
+	case in.Volume != dir.Volume:
+		return refusal(sealfs.ErrCrossDevice)
+	case found:
+		return refusal(sealfs.ErrExist)
+	case in.Nlink >= sealfs.LinkMax:
+		return refusal(sealfs.ErrTooManyLinks)
+	}
+	if in.Nlink == 0 {
+		if err := ch.clearOrphan(in.Ino, orphanNameless); err != nil {
+			return err
+		}
+		in.Flags &^= flagLinkable
+	}
+	in.Nlink++
+	in.change(ch.req.Time)
+	return ch.enter(&dir, &e, &in)
+}

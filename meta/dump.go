@@ -1,0 +1,136 @@
+package meta
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+
+	"sealfs"
+	"sealfs/pmem"
+)
+
+// Dump writes a human view of the whole namespace, one line for each record in
+// the order of keys. Addresses, the only thing in which replicas differ, are
+// left out: equal histories give equal dumps.
+func Dump(r pmem.Reader, w io.Writer) error {
+	b := bufio.NewWriter(w)
+	err := walk(r, func(k *Key, v *record) error {
+		v.dump(b, k)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return b.Flush()
+}
+
+// record is a decoded record of any kind; the field of its key's kind is set.
+type record struct {
+	shard          ShardState
+	usage          Usage
+	inode          Inode
+	entry          Entry
+	extent         Extent
+	attribute      Attribute // with Part 0
+	part           []byte    // of an attribute (other parts) or a symlink
+	nameless, tail bool      // of an orphan
+	lock           LockRow
+	session        SessionState
+	result         ResultRow
+}
+
+// decode decodes the value b under the key k.
+func (v *record) decode(k *Key, b []byte) (err error) {
+	switch k.Kind {
+	case KindShard:
+		v.shard, err = DecodeShardState(b)
+	case KindUsage:
+		v.usage, err = DecodeUsage(b)
+	case KindInode:
+		err = DecodeInode(b, k.Ino, &v.inode)
+	case KindEntry:
+		err = DecodeEntry(b, k.Ino, k.Pos, &v.entry)
+	case KindExtent:
+		err = DecodeExtent(b, k.Pos, &v.extent)
+	case KindAttribute:
+		if v.part = b; k.Part == 0 {
+			err = DecodeAttribute(b, &v.attribute)
+		}
+	case KindSymlink:
+		v.part = b
+	case KindOrphan:
+		v.nameless, v.tail, err = DecodeOrphan(b)
+	case KindLock:
+		v.lock, err = DecodeLock(b, k)
+	case KindSession:
+		if k.Pos == 0 {
+			v.session, err = DecodeSession(b)
+		} else {
+			v.result, err = DecodeResult(b)
+		}
+	}
+	return err
+}
+
+// walk calls fn for all records in the order of keys.
+func walk(r pmem.Reader, fn func(*Key, *record) error) error {
+	var cur pmem.Cursor
+	var v record
+	for ok := cur.Seek(r, nil); ok; ok = cur.Next() {
+		k, err := DecodeKey(cur.Key())
+		if err == nil {
+			err = v.decode(&k, cur.Value())
+		}
+		if err == nil {
+			err = fn(&k, &v)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return cur.Err()
+}
+
+func (v *record) dump(w io.Writer, k *Key) {
+	switch k.Kind {
+	case KindShard:
+		fmt.Fprintf(w, "shard %d: epoch %d seq %d time %d counter %d\n", k.Shard, v.shard.Epoch, v.shard.Seq, v.shard.Time, v.shard.Counter)
+	case KindUsage:
+		fmt.Fprintf(w, "shard %d: volume %d uses %d bytes, %d inodes\n", k.Shard, k.Volume, v.usage.Bytes, v.usage.Inodes)
+	case KindInode:
+		in := &v.inode
+		fmt.Fprintf(w, "inode %d: mode %o nlink %d uid %d gid %d rdev %#x size %d bytes %d times %d %d %d %d version %d volume %d parent %d flags %#x names %d target %q\n",
+			in.Ino, in.Mode, in.Nlink, in.UID, in.GID, in.Rdev, in.Size, in.Bytes, in.Atime, in.Mtime, in.Ctime, in.Btime,
+			in.Version, in.Volume, in.Parent, in.Flags, in.Names, in.Target)
+		if in.First.Len != 0 {
+			in.First.dump(w, k.Ino)
+		}
+	case KindEntry:
+		fmt.Fprintf(w, "entry %d of %d: %q inode %d type %o\n", k.Pos, k.Ino, v.entry.Name, v.entry.Ino, v.entry.Type)
+	case KindExtent:
+		v.extent.dump(w, k.Ino)
+	case KindAttribute:
+		if k.Part == 0 {
+			fmt.Fprintf(w, "attribute %x.%d of %d: %q %d bytes %x\n", k.Hash, k.Ordinal, k.Ino, v.attribute.Name, v.attribute.Total, v.attribute.Value)
+		} else {
+			fmt.Fprintf(w, "attribute %x.%d of %d: part %d %x\n", k.Hash, k.Ordinal, k.Ino, k.Part, v.part)
+		}
+	case KindSymlink:
+		fmt.Fprintf(w, "target of %d: part %d %q\n", k.Ino, k.Part, v.part)
+	case KindOrphan:
+		fmt.Fprintf(w, "orphan %d: nameless %v tail %v\n", k.Ino, v.nameless, v.tail)
+	case KindLock:
+		l := &v.lock
+		fmt.Fprintf(w, "lock on %d: class %d type %d bytes %d-%d session %d owner %d process %d\n", k.Ino, l.Class, l.Type, l.Start, l.End, l.Session, l.Owner, l.PID)
+	case KindSession:
+		if k.Pos == 0 {
+			fmt.Fprintf(w, "session %d in shard %d: low %d, %d rows\n", k.Session, k.Shard, v.session.Low, v.session.Rows)
+		} else {
+			fmt.Fprintf(w, "session %d in shard %d: result of %d: inode %d off %d held %d eof %v\n", k.Session, k.Shard, k.Pos, v.result.Ino, v.result.Off, v.result.Held, v.result.Eof)
+		}
+	}
+}
+
+func (e *Extent) dump(w io.Writer, ino sealfs.Ino) {
+	fmt.Fprintf(w, "extent of %d at %d: %d bytes cover %d stamp %d sums %x\n", ino, e.Off, e.Len, e.Cover, e.Stamp, e.Sums)
+}

@@ -1,0 +1,238 @@
+package meta
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"sealfs"
+)
+
+// Kind is the third byte of every key: what its record is. Values stand in
+// regions: append only.
+type Kind uint8
+
+// The kinds. All keys begin with the shard (two bytes) and the kind; the rest
+// is listed here. Numbers are big-endian, so that memcmp orders them.
+const (
+	KindShard     Kind = 0x01 // ShardState
+	KindUsage     Kind = 0x02 // volume(4): Usage
+	KindInode     Kind = 0x10 // ino(8): Inode
+	KindEntry     Kind = 0x20 // directory(8) cookie(8): Entry
+	KindExtent    Kind = 0x30 // ino(8) last block(8): Extent
+	KindAttribute Kind = 0x40 // ino(8) hash(4) ordinal(1) part(2): name and value
+	KindSymlink   Kind = 0x48 // ino(8) part(1): target
+	KindOrphan    Kind = 0x50 // ino(8): why it is there
+	KindLock      Kind = 0x60 // ino(8) class(1) start(8) session(8) owner(8): LockRow
+	KindSession   Kind = 0x70 // session(8) sequence(8): SessionState under sequence 0, result rows above
+)
+
+// Classes of locks, in keys of KindLock.
+const (
+	classPOSIX = 0
+	classFlock = 1
+)
+
+func putHead(b []byte, s sealfs.Shard, k Kind) {
+	binary.BigEndian.PutUint16(b, uint16(s))
+	b[2] = byte(k)
+}
+
+func putIno(b []byte, shards uint32, k Kind, ino sealfs.Ino) {
+	putHead(b, ino.Home(shards), k)
+	binary.BigEndian.PutUint64(b[3:], uint64(ino))
+}
+
+// ShardKey returns the key of a shard's state.
+func ShardKey(s sealfs.Shard) (b [3]byte) {
+	putHead(b[:], s, KindShard)
+	return b
+}
+
+// UsageKey returns the key of what a volume uses in a shard.
+func UsageKey(s sealfs.Shard, v sealfs.Volume) (b [7]byte) {
+	putHead(b[:], s, KindUsage)
+	binary.BigEndian.PutUint32(b[3:], uint32(v))
+	return b
+}
+
+// InodeKey returns the key of an inode, in a cluster of shards shards like all below.
+func InodeKey(shards uint32, ino sealfs.Ino) (b [11]byte) {
+	putIno(b[:], shards, KindInode, ino)
+	return b
+}
+
+// EntryKey returns the key of the entry of directory dir at cookie.
+func EntryKey(shards uint32, dir sealfs.Ino, cookie uint64) (b [19]byte) {
+	putIno(b[:], shards, KindEntry, dir)
+	binary.BigEndian.PutUint64(b[11:], cookie)
+	return b
+}
+
+// ExtentKey returns the key of the extent whose last block is last. Extents
+// stand under their last block, not their first, so that one seek to a block
+// finds the extent that holds it or else the next one.
+func ExtentKey(shards uint32, ino sealfs.Ino, last uint64) (b [19]byte) {
+	putIno(b[:], shards, KindExtent, ino)
+	binary.BigEndian.PutUint64(b[11:], last)
+	return b
+}
+
+// AttributeKey returns the key of a part of an extended attribute.
+func AttributeKey(shards uint32, ino sealfs.Ino, hash uint32, ordinal uint8, part uint16) (b [18]byte) {
+	putIno(b[:], shards, KindAttribute, ino)
+	binary.BigEndian.PutUint32(b[11:], hash)
+	b[15] = ordinal
+	binary.BigEndian.PutUint16(b[16:], part)
+	return b
+}
+
+// SymlinkKey returns the key of a part of a long symlink target.
+func SymlinkKey(shards uint32, ino sealfs.Ino, part uint8) (b [12]byte) {
+	putIno(b[:], shards, KindSymlink, ino)
+	b[11] = part
+	return b
+}
+
+// OrphanKey returns the key of an inode's row in the orphan table.
+func OrphanKey(shards uint32, ino sealfs.Ino) (b [11]byte) {
+	putIno(b[:], shards, KindOrphan, ino)
+	return b
+}
+
+// LockKey returns the key of a lock of the given class (0 POSIX, 1 flock).
+func LockKey(shards uint32, ino sealfs.Ino, class uint8, start uint64, session sealfs.Session, owner uint64) (b [36]byte) {
+	putIno(b[:], shards, KindLock, ino)
+	b[11] = class
+	binary.BigEndian.PutUint64(b[12:], start)
+	binary.BigEndian.PutUint64(b[20:], uint64(session))
+	binary.BigEndian.PutUint64(b[28:], owner)
+	return b
+}
+
+// SessionKey returns the key of the result row of a session's change seq, or
+// with seq 0 of the session's state in the shard.
+func SessionKey(s sealfs.Shard, session sealfs.Session, seq uint64) (b [19]byte) {
+	putHead(b[:], s, KindSession)
+	binary.BigEndian.PutUint64(b[3:], uint64(session))
+	binary.BigEndian.PutUint64(b[11:], seq)
+	return b
+}
+
+// Key is a decoded key of any kind. Only the fields of its kind are set.
+type Key struct {
+	Shard   sealfs.Shard
+	Kind    Kind
+	Volume  sealfs.Volume
+	Ino     sealfs.Ino     // for an entry, the directory
+	Pos     uint64         // cookie, last block, start of a lock, or sequence of a result row
+	Session sealfs.Session // of a lock, row or state
+	Owner   uint64         // of a lock
+	Hash    uint32         // of an attribute's name
+	Part    uint16         // of an attribute or a symlink
+	Ordinal uint8          // of an attribute
+	Class   uint8          // of a lock
+}
+
+// keyLen returns the length of keys of kind k, 0 if there is no such kind.
+func keyLen(k Kind) int {
+	switch k {
+	case KindShard:
+		return 3
+	case KindUsage:
+		return 7
+	case KindInode, KindOrphan:
+		return 11
+	case KindSymlink:
+		return 12
+	case KindAttribute:
+		return 18
+	case KindEntry, KindExtent, KindSession:
+		return 19
+	case KindLock:
+		return 36
+	}
+	return 0
+}
+
+// DecodeKey reads a key that one of the functions above made, or returns a
+// *sealfs.Corruption.
+func DecodeKey(b []byte) (Key, error) {
+	if len(b) < 3 || keyLen(Kind(b[2])) != len(b) {
+		return Key{}, damaged("key %x", b)
+	}
+	k := Key{Shard: sealfs.Shard(binary.BigEndian.Uint16(b)), Kind: Kind(b[2])}
+	switch k.Kind {
+	case KindShard:
+		return k, nil
+	case KindUsage:
+		k.Volume = sealfs.Volume(binary.BigEndian.Uint32(b[3:]))
+		return k, nil
+	case KindSession:
+		k.Session = sealfs.Session(binary.BigEndian.Uint64(b[3:]))
+		k.Pos = binary.BigEndian.Uint64(b[11:])
+		return k, nil
+	}
+	k.Ino = sealfs.Ino(binary.BigEndian.Uint64(b[3:]))
+	ok := k.Ino > 0 && k.Ino <= sealfs.InoMax
+	switch k.Kind {
+	case KindEntry:
+		k.Pos = binary.BigEndian.Uint64(b[11:])
+		ok = ok && k.Pos >= cookieMin && k.Pos < 1<<63
+	case KindExtent:
+		k.Pos = binary.BigEndian.Uint64(b[11:])
+		ok = ok && k.Pos <= sealfs.FileSizeMax/sealfs.BlockSize
+	case KindAttribute:
+		k.Hash = binary.BigEndian.Uint32(b[11:])
+		k.Ordinal = b[15]
+		k.Part = binary.BigEndian.Uint16(b[16:])
+	case KindSymlink:
+		k.Part = uint16(b[11])
+	case KindLock:
+		k.Class = b[11]
+		k.Pos = binary.BigEndian.Uint64(b[12:])
+		k.Session = sealfs.Session(binary.BigEndian.Uint64(b[20:]))
+		k.Owner = binary.BigEndian.Uint64(b[28:])
+		ok = ok && k.Class <= classFlock && k.Pos <= lockEnd
+	}
+	if !ok {
+		return Key{}, damaged("key %x", b)
+	}
+	return k, nil
+}
+
+// Append appends the encoding of k to b.
+func (k *Key) Append(b []byte) []byte {
+	b = binary.BigEndian.AppendUint16(b, uint16(k.Shard))
+	b = append(b, byte(k.Kind))
+	switch k.Kind {
+	case KindShard:
+		return b
+	case KindUsage:
+		return binary.BigEndian.AppendUint32(b, uint32(k.Volume))
+	case KindSession:
+		b = binary.BigEndian.AppendUint64(b, uint64(k.Session))
+		return binary.BigEndian.AppendUint64(b, k.Pos)
+	}
+	b = binary.BigEndian.AppendUint64(b, uint64(k.Ino))
+	switch k.Kind {
+	case KindEntry, KindExtent:
+		b = binary.BigEndian.AppendUint64(b, k.Pos)
+	case KindAttribute:
+		b = binary.BigEndian.AppendUint32(b, k.Hash)
+		b = append(b, k.Ordinal)
+		b = binary.BigEndian.AppendUint16(b, k.Part)
+	case KindSymlink:
+		b = append(b, byte(k.Part))
+	case KindLock:
+		b = append(b, k.Class)
+		b = binary.BigEndian.AppendUint64(b, k.Pos)
+		b = binary.BigEndian.AppendUint64(b, uint64(k.Session))
+		b = binary.BigEndian.AppendUint64(b, k.Owner)
+	}
+	return b
+}
+
+// damaged reports a record that no code of ours can have written.
+func damaged(format string, args ...any) error {
+	return &sealfs.Corruption{Where: "region", Off: -1, What: fmt.Sprintf(format, args...)}
+}

@@ -1,0 +1,354 @@
+package meta
+
+import (
+	"encoding/binary"
+
+	"sealfs"
+	"sealfs/op"
+	"sealfs/pmem"
+)
+
+// Why an inode stands in the orphan table: the only byte of its row.
+const (
+	orphanNameless = 1 << iota // it has no name
+	orphanTail                 // extents beyond its size wait to be freed (flagTail)
+	orphanAll      = 1<<iota - 1
+)
+
+// DecodeOrphan reads a row of the orphan table, or returns a *sealfs.Corruption.
+func DecodeOrphan(b []byte) (nameless, tail bool, err error) {
+	if len(b) != 1 || b[0] == 0 || b[0] > orphanAll {
+		return false, false, damaged("orphan row %x", b)
+	}
+	return b[0]&orphanNameless != 0, b[0]&orphanTail != 0, nil
+}
+
+// orphan returns the flags under which ino stands in the orphan table, 0 if it does not.
+func (ch *change) orphan(ino sealfs.Ino) (byte, error) {
+	k := OrphanKey(ch.c.Shards, ino)
+	b, err := pmem.Get(ch.tx, k[:])
+	if err == sealfs.ErrNotExist {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	if _, _, err := DecodeOrphan(b); err != nil {
+		return 0, err
+	}
+	return b[0], nil
+}
+
+// setOrphan adds a reason for ino to stand in the orphan table.
+func (ch *change) setOrphan(ino sealfs.Ino, why byte) error {
+	old, err := ch.orphan(ino)
+	if err != nil || old|why == old {
+		return err
+	}
+	k := OrphanKey(ch.c.Shards, ino)
+	b := [1]byte{old | why}
+	return ch.tx.Set(k[:], b[:])
+}
+
+// clearOrphan takes a reason away, and with the last one the row.
+func (ch *change) clearOrphan(ino sealfs.Ino, why byte) error {
+	old, err := ch.orphan(ino)
+	if err != nil || old&why == 0 {
+		return err
+	}
+	k := OrphanKey(ch.c.Shards, ino)
+	if b := [1]byte{old &^ why}; b[0] != 0 {
+		return ch.tx.Set(k[:], b[:])
+	}
+	return ch.tx.Delete(k[:])
+}
+
+// Orphans calls fn for every inode in the orphan table of any shard until fn
+// returns false. The caller who knows that nobody holds an inode has it
+// freed by Reclaim.
+func Orphans(r pmem.Reader, fn func(sealfs.Ino) bool) error {
+	var cur pmem.Cursor
+	// Jump from shard to shard over everything but their orphan rows.
+	for s := 0; s < sealfs.ShardsMax; s++ {
+		var k [3]byte
+		putHead(k[:], sealfs.Shard(s), KindOrphan)
+		ok := cur.Seek(r, k[:])
+		for ; ok && inRange(&cur, k[:]); ok = cur.Next() {
+			key, err := DecodeKey(cur.Key())
+			if err != nil {
+				return err
+			}
+			if !fn(key.Ino) {
+				return nil
+			}
+		}
+		if !ok {
+			return cur.Err()
+		}
+		// The next shard that has anything at all.
+		if next := cur.Key(); len(next) >= 2 {
+			s = max(s, int(binary.BigEndian.Uint16(next))-1)
+		}
+	}
+	return nil
+}
+
+// unlink removes a name that is not a directory's.
+func (ch *change) unlink() error {
+	var dir, in Inode
+	var e Entry
+	found, err := ch.open(&dir, &e)
+	if err != nil {
+		return err
+	}
+	if !found {
+		return refusal(sealfs.ErrNotExist)
+	}
+	if e.Type == typeDir>>12 {
+		return refusal(sealfs.ErrIsDir)
+	}
+	return ch.detach(&dir, &e, &in)
+}
+
+// rmdir removes an empty directory.
+func (ch *change) rmdir() error {
+	var dir, in Inode
+	var e Entry
+	found, err := ch.open(&dir, &e)
+	if err != nil {
+		return err
+	}
+	if !found {
+		return refusal(sealfs.ErrNotExist)
+	}
+	if e.Type != typeDir>>12 {
+		return refusal(sealfs.ErrNotDir)
+	}
+	return ch.detach(&dir, &e, &in)
+}
+
+// detach removes the entry e from dir and a link from its inode.
+func (ch *change) detach(dir *Inode, e *Entry, in *Inode) error {
+	if err := ch.loadEntry(e, in); err != nil {
+		return err
+	}
+	if in.isDir() {
+		if in.Size != 0 {
+			return refusal(sealfs.ErrNotEmpty)
+		}
+		if err := dir.loseSubdir(); err != nil {
+			return err
+		}
+	}
+	if err := ch.dropEntry(dir, e.Cookie); err != nil {
+		return err
+	}
+	dir.touch(ch.req.Time)
+	if err := ch.put(dir); err != nil {
+		return err
+	}
+	return ch.dropLink(in)
+}
+
+// loseSubdir takes from the directory in the link that a subdirectory's ".." was.
+func (in *Inode) loseSubdir() error {
+	if in.Nlink <= 2 {
+		return damaged("directory %d has %d links but a subdirectory", in.Ino, in.Nlink)
+	}
+	in.Nlink--
+	return nil
+}
+
+// dropLink takes a name from in, a directory its only one, and writes in or
+// frees it. It answers in's attributes.
+func (ch *change) dropLink(in *Inode) error {
+	if in.Nlink == 0 {
+		return damaged("inode %d has an entry but no links", in.Ino)
+	}
+	in.change(ch.req.Time)
+	if in.Nlink--; in.isDir() {
+		in.Nlink = 0
+	}
+	in.Attr(&ch.rep.Attr)
+	if in.Nlink > 0 {
+		return ch.put(in)
+	}
+	ch.rep.Held = in.Ino
+	if ch.req.Flags&op.Held == 0 {
+		done, err := ch.free(in)
+		if err != nil || done {
+			ch.rep.Eof = done
+			return err
+		}
+	}
+	if err := ch.setOrphan(in.Ino, orphanNameless); err != nil {
+		return err
+	}
+	return ch.put(in)
+}
+
+// free frees what belongs to in, and in itself once nothing is left. When the
+// budget ends before, it reports false, and in must be written.
+func (ch *change) free(in *Inode) (done bool, err error) {
+	in.Flags = in.Flags&^flagLinkable | flagDying
+	if done, err = ch.clear(in, 0, noBlock); !done || err != nil {
+		return false, err
+	}
+	var prefix [11]byte
+	for _, kind := range [...]Kind{KindAttribute, KindSymlink, KindLock, KindEntry} {
+		switch {
+		case kind == KindAttribute && in.Names == 0,
+			kind == KindSymlink && (!in.isLink() || in.Size <= inlineTarget),
+			kind == KindEntry && in.Size == 0:
+			continue
+		}
+		putIno(prefix[:], ch.c.Shards, kind, in.Ino)
+		n, err := ch.deleteRange(prefix[:])
+		if err != nil {
+			return false, err
+		}
+		if kind == KindEntry {
+			if uint64(n) > in.Size {
+				return false, damaged("directory %d counts %d entries and has more", in.Ino, in.Size)
+			}
+			in.Size -= uint64(n)
+		}
+		if ch.budget == 0 {
+			return false, nil
+		}
+	}
+	if err := ch.charge(in, 0, -1); err != nil {
+		return false, err
+	}
+	if err := ch.clearOrphan(in.Ino, orphanAll); err != nil {
+		return false, err
+	}
+	k := InodeKey(ch.c.Shards, in.Ino)
+	if err := ch.tx.Delete(k[:]); err != nil && err != sealfs.ErrNotExist {
+		return false, err
+	}
+	return true, nil
+}
+
+// deleteRange deletes rows whose keys begin with prefix, within the budget, and
+// returns how many.
+func (ch *change) deleteRange(prefix []byte) (n int, err error) {
+	var cur pmem.Cursor
+	for ch.budget > 0 {
+		// A cursor does not outlive a change, so keys are collected first.
+		var keys [16][40]byte
+		var lens [len(keys)]int
+		got := 0
+		for ok := cur.Seek(ch.tx, prefix); ok && got < min(len(keys), ch.budget) && inRange(&cur, prefix); ok = cur.Next() {
+			key := cur.Key()
+			if len(key) > len(keys[got]) {
+				return n, damaged("key %x", key)
+			}
+			lens[got] = copy(keys[got][:], key)
+			got++
+		}
+		if err := cur.Err(); err != nil {
+			return n, err
+		}
+		for i := range got {
+			if err := ch.tx.Delete(keys[i][:lens[i]]); err != nil {
+				return n, err
+			}
+		}
+		n += got
+		ch.budget -= got
+		if got == 0 {
+			break
+		}
+	}
+	return n, nil
+}
+
+// reclaim does one bounded step of freeing what nobody can reach of req.Ino: an
+// inode without a name, or with the flag Held only the truncated tail of it. The
+// reply names the inode in Held, and its Eof says that nothing is left.
+func (ch *change) reclaim() error {
+	var in Inode
+	if err := ch.load(ch.req.Ino, &in); err != nil {
+		return err
+	}
+	ch.rep.Held = in.Ino
+	switch {
+	case in.Nlink == 0 && ch.req.Flags&op.Held == 0:
+		done, err := ch.free(&in)
+		if err != nil || done {
+			ch.rep.Eof = done
+			return err
+		}
+	case in.Flags&flagTail != 0:
+		done, err := ch.clear(&in, blocksOf(in.Size), noBlock)
+		if err != nil {
+			return err
+		}
+		if ch.rep.Eof = done; done {
+			in.Flags &^= flagTail
+			if err := ch.clearOrphan(in.Ino, orphanTail); err != nil {
+				return err
+			}
+		}
+	default:
+		ch.rep.Eof = true
+		ch.quiet = true
+		return nil
+	}
+	return ch.put(&in)
+}
+
+// dropVolume does one bounded step of freeing the inodes of req.Volume in
+// req.Shard, with their entries, without regard to names and holders: it looks at FreeMax inodes
+// at most, from req.Ino on. The reply says in Off where to go on, and in Eof
+// that the end was reached.
+func (ch *change) dropVolume() error {
+	uk := UsageKey(ch.req.Shard, ch.req.Volume)
+	u, err := getUsage(ch.tx, uk[:])
+	if err != nil {
+		return err
+	}
+	if u.Inodes == 0 {
+		ch.rep.Eof, ch.quiet = true, true
+		return nil
+	}
+	// Inode numbers of a shard only grow, so ino is a cursor that survives changes.
+	ino := ch.req.Ino
+	var k [11]byte
+	putHead(k[:], ch.req.Shard, KindInode)
+	for range FreeMax {
+		binary.BigEndian.PutUint64(k[3:], uint64(ino))
+		var cur pmem.Cursor
+		if !cur.Seek(ch.tx, k[:]) || !inRange(&cur, k[:3]) {
+			ch.rep.Eof = true
+			return cur.Err()
+		}
+		key, err := DecodeKey(cur.Key())
+		if err != nil {
+			return err
+		}
+		if key.Ino.Home(ch.c.Shards) != ch.req.Shard {
+			return damaged("inode %d stands in shard %d", key.Ino, ch.req.Shard)
+		}
+		var in Inode
+		if err := DecodeInode(cur.Value(), key.Ino, &in); err != nil {
+			return err
+		}
+		ino = key.Ino
+		if in.Volume == ch.req.Volume {
+			in.own()
+			done, err := ch.free(&in)
+			if err != nil {
+				return err
+			}
+			if !done {
+				ch.rep.Off = uint64(ino)
+				return ch.put(&in)
+			}
+		}
+		ino++
+	}
+	ch.rep.Off = uint64(ino)
+	return nil
+}

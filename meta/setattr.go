@@ -1,0 +1,163 @@
+package meta
+
+import (
+	"sealfs"
+	"sealfs/op"
+	"sealfs/pmem"
+)
+
+// setattr changes the attributes that req.Valid names.
+func (ch *change) setattr() error {
+	req := ch.req
+	var in Inode
+	if err := ch.load(req.Ino, &in); err != nil {
+		return err
+	}
+	before := in.Mode
+	if req.Flags&op.KillPriv != 0 {
+		in.killPriv()
+	}
+	if req.Valid == 0 && in.Mode == before {
+		in.Attr(&ch.rep.Attr)
+		ch.quiet = true
+		return nil
+	}
+	if req.Valid&op.SetSize != 0 {
+		if err := ch.resize(&in, req.Size); err != nil {
+			return err
+		}
+		in.Mtime = req.Time
+	}
+	if req.Valid&op.SetMode != 0 {
+		in.Mode = in.Mode&typeMask | req.Mode&permMask
+	}
+	if req.Valid&op.SetUID != 0 {
+		in.UID = req.UID
+	}
+	if req.Valid&op.SetGID != 0 {
+		in.GID = req.GID
+	}
+	if req.Valid&op.SetAtime != 0 {
+		in.Atime = req.Atime
+	}
+	if req.Valid&op.SetAtimeNow != 0 {
+		in.Atime = req.Time
+	}
+	if req.Valid&op.SetMtime != 0 {
+		in.Mtime = req.Mtime
+	}
+	if req.Valid&op.SetMtimeNow != 0 {
+		in.Mtime = req.Time
+	}
+	in.change(req.Time)
+	if req.Valid&op.SetCtime != 0 {
+		in.Ctime = req.Ctime
+	}
+	in.Attr(&ch.rep.Attr)
+	return ch.put(&in)
+}
+
+// killPriv clears the bits that let a program run as somebody else: a write or a
+// change of owner by another must not keep them. Setgid without group
+// execution is no such bit (it once meant mandatory locking).
+func (in *Inode) killPriv() {
+	if in.isDir() {
+		return
+	}
+	in.Mode &^= setuid
+	if in.Mode&groupExec != 0 {
+		in.Mode &^= setgid
+	}
+}
+
+// refuseNoFile refuses what only regular files allow.
+func (in *Inode) refuseNoFile() error {
+	switch {
+	case in.isFile():
+		return nil
+	case in.isDir():
+		return refusal(sealfs.ErrIsDir)
+	}
+	return refusal(sealfs.ErrInvalid)
+}
+
+// grow makes in at least size bytes long. It must not uncover a tail that is
+// not freed yet: then the caller has to Reclaim first.
+func (in *Inode) grow(size uint64) error {
+	if size <= in.Size {
+		return nil
+	}
+	if size > sealfs.FileSizeMax {
+		return refusal(sealfs.ErrTooBig)
+	}
+	if in.Flags&flagTail != 0 {
+		return refusal(sealfs.ErrAgain)
+	}
+	in.Size = size
+	return nil
+}
+
+// resize changes the size of a regular file. The reply's Held names the inode
+// when a tail is left for Reclaim.
+func (ch *change) resize(in *Inode, size uint64) error {
+	if err := in.refuseNoFile(); err != nil {
+		return err
+	}
+	if size >= in.Size {
+		return in.grow(size)
+	}
+	in.Size = size
+	done, err := ch.clear(in, blocksOf(size), noBlock)
+	if err != nil {
+		return err
+	}
+	if !done {
+		in.Flags |= flagTail
+		ch.rep.Held = in.Ino
+		if err := ch.setOrphan(in.Ino, orphanTail); err != nil {
+			return err
+		}
+	} else if in.Flags&flagTail != 0 {
+		in.Flags &^= flagTail
+		if err := ch.clearOrphan(in.Ino, orphanTail); err != nil {
+			return err
+		}
+	}
+	return ch.trimAt(in, size)
+}
+
+// trimAt cuts the extent that holds the block in which size lies to end there.
+// Extents beyond that block have been cleared or wait as a tail.
+func (ch *change) trimAt(in *Inode, size uint64) error {
+	if size%block == 0 {
+		return nil
+	}
+	last := size / block
+	if e := in.first(); e.Len != 0 && e.lastBlock() >= last {
+		if e.lastBlock() == last && uint64(e.Len) > size {
+			e.trim(uint32(size))
+			in.setFirst(&e)
+		}
+		return nil
+	}
+	if !in.hasRows() {
+		return nil
+	}
+	k := ExtentKey(ch.c.Shards, in.Ino, last)
+	b, err := pmem.Get(ch.tx, k[:])
+	if err == sealfs.ErrNotExist {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var e Extent
+	if err := DecodeExtent(b, last, &e); err != nil {
+		return err
+	}
+	if e.Off+uint64(e.Len) <= size {
+		return nil
+	}
+	e.trim(uint32(size - e.Off))
+	return ch.putExtent(in, &e)
+}
