@@ -1,0 +1,145 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"testing"
+
+	"sealfs"
+	"sealfs/op"
+)
+
+// fileServer is a server on real files.
+func fileServer(b testing.TB, size int64) (*Server, sealfs.Ino) {
+	b.Helper()
+	dir := b.TempDir()
+	o := StoreOptions{Device: filepath.Join(dir, "device.img"), Region: filepath.Join(dir, "region"), Staging: filepath.Join(dir, "ring")}
+	if _, err := Format(FormatOptions{Device: o.Device, Region: o.Region, Size: size}); err != nil {
+		b.Fatal(err)
+	}
+	s, err := Open(context.Background(), Options{Shards: 4096, Stores: []StoreOptions{o}, Logger: testLog(b)})
+	if err != nil {
+		b.Fatal(err)
+	}
+	root, err := s.MakeRoot(context.Background(), 1, 0o755, 0, 0)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			b.Error(err)
+		}
+	})
+	return s, root
+}
+
+// BenchmarkCreate: a small file made and written, as a mount does it.
+func BenchmarkCreate(b *testing.B) {
+	for _, size := range []int{0, 4096} {
+		b.Run(fmt.Sprintf("size=%d", size), func(b *testing.B) {
+			s, root := fileServer(b, 16<<30)
+			ctx := context.Background()
+			data := make([]byte, size)
+			var rep op.Reply
+			b.ReportAllocs()
+			n := 0
+			for b.Loop() {
+				n++
+				req := op.Request{Type: op.Create, Volume: 1, Dir: root, Shard: root.Home(4096), Name: fmt.Sprintf("file.%08d", n), Mode: 0o644}
+				rep.Reset()
+				if err := s.Do(ctx, &req, &rep); err != nil || rep.Code != 0 {
+					b.Fatal(err, rep.Code)
+				}
+				if size == 0 {
+					continue
+				}
+				req = op.Request{Type: op.Write, Volume: 1, Ino: rep.Attr.Ino, Shard: root.Home(4096), Data: data}
+				rep.Reset()
+				if err := s.Do(ctx, &req, &rep); err != nil || rep.Code != 0 {
+					b.Fatal(err, rep.Code)
+				}
+			}
+			st := s.Status().Stores[0]
+			b.ReportMetric(float64(st.Stats.RedoBytes)/float64(n), "redo-B/op")
+			b.ReportMetric(float64(st.Stats.LogBytes)/float64(n), "log-B/op")
+			b.ReportMetric(st.BytesPerFile, "region-B/file")
+		})
+	}
+}
+
+// BenchmarkRestart: how long a killed server takes until it answers, by the
+// number of files it holds.
+func BenchmarkRestart(b *testing.B) {
+	for _, files := range []int{100_000, 1_000_000} {
+		b.Run(fmt.Sprintf("files=%d", files), func(b *testing.B) {
+			dir := b.TempDir()
+			o := StoreOptions{Device: filepath.Join(dir, "device.img"), Region: filepath.Join(dir, "region"), Staging: filepath.Join(dir, "ring")}
+			if _, err := Format(FormatOptions{Device: o.Device, Region: o.Region, Size: 16 << 30}); err != nil {
+				b.Fatal(err)
+			}
+			ctx := context.Background()
+			open := func() *Server {
+				s, err := Open(ctx, Options{Shards: 4096, Stores: []StoreOptions{o}, Logger: testLog(b)})
+				if err != nil {
+					b.Fatal(err)
+				}
+				return s
+			}
+			s := open()
+			root, err := s.MakeRoot(ctx, 1, 0o755, 0, 0)
+			if err != nil {
+				b.Fatal(err)
+			}
+			fill(b, s, root, files)
+			for b.Loop() {
+				st := s.stores[0]
+				st.reclaim.stop()
+				if _, err := st.Abandon(); err != nil {
+					b.Fatal(err)
+				}
+				s = open()
+				req := op.Request{Type: op.Lookup, Volume: 1, Dir: root, Shard: root.Home(4096), Name: "d0"}
+				var rep op.Reply
+				if err := s.Do(ctx, &req, &rep); err != nil || rep.Code != 0 {
+					b.Fatal(err, rep.Code)
+				}
+				b.StopTimer()
+				fill(b, s, rep.Attr.Ino, 50_000) // something to replay
+				b.StartTimer()
+			}
+			b.ReportMetric(s.Status().Stores[0].BytesPerFile, "region-B/file")
+			if err := s.Close(); err != nil {
+				b.Fatal(err)
+			}
+		})
+	}
+}
+
+// fill makes small files, a thousand to a directory.
+func fill(b *testing.B, s *Server, root sealfs.Ino, files int) {
+	b.Helper()
+	ctx := context.Background()
+	data := make([]byte, 100)
+	var rep op.Reply
+	do := func(req op.Request) {
+		req.Volume = 1
+		rep.Reset()
+		if err := s.Do(ctx, &req, &rep); err != nil || rep.Code != 0 && rep.Code != sealfs.ErrExist {
+			b.Fatal(err, rep.Code)
+		}
+	}
+	var dir sealfs.Ino
+	for i := range files {
+		if i%1000 == 0 {
+			do(op.Request{Type: op.Mkdir, Dir: root, Shard: root.Home(4096), Shard2: sealfs.Shard(i * 7919 % 4096), Name: fmt.Sprintf("d%d", i/1000), Mode: 0o755})
+			if rep.Code != 0 {
+				do(op.Request{Type: op.Lookup, Dir: root, Shard: root.Home(4096), Name: fmt.Sprintf("d%d", i/1000)})
+			}
+			dir = rep.Attr.Ino
+		}
+		do(op.Request{Type: op.Create, Dir: dir, Shard: dir.Home(4096), Name: fmt.Sprintf("file.%016d", i), Mode: 0o644})
+		ino := rep.Attr.Ino
+		do(op.Request{Type: op.Write, Ino: ino, Shard: ino.Home(4096), Data: data})
+	}
+}

@@ -1,0 +1,164 @@
+package server
+
+import (
+	"errors"
+	"sync"
+	"time"
+
+	"sealfs"
+	"sealfs/internal/enc"
+	"sealfs/lsfs"
+	"sealfs/meta"
+	"sealfs/op"
+)
+
+// change is one request on its way through the store. It is the lsfs.Change
+// that executes it and the meta.Space that keeps account of it.
+type change struct {
+	*lsfs.Tx // while Apply runs
+	st       *store
+	req      *op.Request
+	rep      *op.Reply
+	in       lsfs.Intent
+	buf      []byte // the encoded operation
+	charges  []charge
+	paid     bool       // the charges are booked
+	held     sealfs.Ino // registered as held by this change
+}
+
+// errRefused carries a refusal through the store, errHeld the news that what
+// loses its last name is held open.
+var (
+	errRefused = errors.New("refused")
+	errHeld    = errors.New("held open")
+)
+
+var changes = sync.Pool{New: func() any { return new(change) }}
+
+// change executes a request that changes the namespace. payload is what a Write
+// logs.
+func (st *store) change(req *op.Request, rep *op.Reply, payload []byte) error {
+	c := changes.Get().(*change)
+	c.st, c.req, c.rep = st, req, rep
+	defer c.free()
+	req.Time = st.now()
+	req.Flags &^= op.Held
+	c.in = lsfs.Intent{Class: class(req.Type), Payload: payload, Ino: req.Ino, Offset: req.Off}
+	if payload != nil {
+		c.in.PayloadCRC = enc.CRC(0, payload)
+	}
+	for {
+		c.buf = req.AppendTo(c.buf[:0])
+		c.in.Op = c.buf
+		end, err := st.Update(&c.in, c)
+		switch {
+		case err == errHeld:
+			req.Flags |= op.Held
+			continue
+		case err != nil:
+			c.undo()
+			if err == errRefused {
+				return nil
+			}
+			return err
+		}
+		st.after(req, rep)
+		if st.srv.o.Durable {
+			return st.SyncTo(end)
+		}
+		return nil
+	}
+}
+
+// class says which requests may use the reserve of a full store.
+func class(t op.Type) lsfs.Class {
+	switch t {
+	case op.Unlink, op.Rmdir, op.Reclaim, op.Removexattr, op.DropOwner, op.DropSession, op.DropVolume, op.Setattr, op.SetLock:
+		return lsfs.Freeing
+	}
+	return lsfs.Normal
+}
+
+// now returns the time of a change: the clock, or just after the last change
+// if the clock stands still or goes back.
+func (st *store) now() int64 {
+	for {
+		last := st.last.Load()
+		t := max(time.Now().UnixNano(), last+1)
+		if st.last.CompareAndSwap(last, t) {
+			return t
+		}
+	}
+}
+
+// Apply executes the request under the store's lock.
+func (c *change) Apply(tx *lsfs.Tx) error {
+	c.undo()
+	c.Tx = tx
+	c.rep.Reset()
+	if err := meta.Apply(tx.Tx, c, c.st.srv.cfg, c.req, c.rep); err != nil {
+		return err
+	}
+	if c.rep.Code != 0 {
+		return errRefused
+	}
+	if c.rep.Held != 0 && c.req.Flags&op.Held == 0 && c.st.holds.any(c.rep.Held) {
+		return errHeld
+	}
+	if c.paid = c.st.pay(c.charges); !c.paid {
+		c.rep.Reset()
+		c.rep.Code = sealfs.ErrNoSpace
+		return errRefused
+	}
+	if c.req.Flags&op.OpenIt != 0 && c.rep.Attr.Ino != 0 {
+		c.held = c.rep.Attr.Ino
+		c.st.holds.add(c.req.Session, c.held)
+	}
+	return nil
+}
+
+// undo takes back what an execution did outside the region: the store may
+// execute a change again.
+func (c *change) undo() {
+	if c.paid {
+		c.st.refund(c.charges)
+	}
+	c.charges, c.paid = c.charges[:0], false
+	if c.held != 0 {
+		c.st.holds.drop(c.req.Session, c.held, 1)
+		c.held = 0
+	}
+}
+
+// Charge keeps account for the volume (meta.Space).
+func (c *change) Charge(v sealfs.Volume, bytes, inodes int64) {
+	for i := range c.charges {
+		if c.charges[i].volume == v {
+			c.charges[i].bytes += bytes
+			c.charges[i].inodes += inodes
+			return
+		}
+	}
+	c.charges = append(c.charges, charge{v, bytes, inodes})
+}
+
+func (c *change) free() {
+	*c = change{buf: c.buf[:0], charges: c.charges[:0]}
+	changes.Put(c)
+}
+
+// after does what a change that happened entails.
+func (st *store) after(req *op.Request, rep *op.Reply) {
+	switch req.Type {
+	case op.SetLock, op.DropOwner:
+		st.locks.wake(req.Ino)
+	case op.DropSession:
+		st.locks.wakeAll()
+	}
+	if rep.Held != 0 && !rep.Eof && req.Type != op.Reclaim {
+		st.reclaim.add(rep.Held)
+	}
+	if req.Type != op.Reclaim && req.Type != op.DropVolume {
+		rep.Held, rep.Eof = 0, false // the server's own business
+	}
+}

@@ -1,0 +1,90 @@
+package server
+
+import (
+	"sync"
+
+	"sealfs"
+	"sealfs/meta"
+	"sealfs/op"
+)
+
+// holds counts who holds which file open. It is memory only: a session that
+// outlives the server says Open again.
+type holds struct {
+	mu    sync.Mutex
+	files map[sealfs.Ino]map[sealfs.Session]uint64
+}
+
+func (h *holds) add(sess sealfs.Session, ino sealfs.Ino) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.files == nil {
+		h.files = map[sealfs.Ino]map[sealfs.Session]uint64{}
+	}
+	m := h.files[ino]
+	if m == nil {
+		m = make(map[sealfs.Session]uint64, 1)
+		h.files[ino] = m
+	}
+	m[sess]++
+}
+
+// drop reports whether nobody holds the file any more.
+func (h *holds) drop(sess sealfs.Session, ino sealfs.Ino, n uint64) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	m := h.files[ino]
+	if m[sess] > n {
+		m[sess] -= n
+		return false
+	}
+	delete(m, sess)
+	if len(m) > 0 {
+		return false
+	}
+	delete(h.files, ino)
+	return true
+}
+
+func (h *holds) any(ino sealfs.Ino) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.files[ino]) > 0
+}
+
+// end drops everything that a session holds and returns what nobody holds any more.
+func (h *holds) end(sess sealfs.Session) []sealfs.Ino {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var free []sealfs.Ino
+	for ino, m := range h.files {
+		if _, ok := m[sess]; !ok {
+			continue
+		}
+		if delete(m, sess); len(m) == 0 {
+			delete(h.files, ino)
+			free = append(free, ino)
+		}
+	}
+	return free
+}
+
+// hold answers Open. The inode is looked up under the same lock under which
+// changes decide whether a file is held, so it cannot vanish in between.
+func (st *store) hold(req *op.Request, rep *op.Reply) error {
+	r := st.BeginRead()
+	defer st.EndRead()
+	q := op.Request{Type: op.Getattr, Ino: req.Ino, Shard: req.Shard, Volume: req.Volume}
+	if err := meta.Query(r, st.srv.cfg, &q, rep); err != nil || rep.Code != 0 {
+		return err
+	}
+	st.holds.add(req.Session, req.Ino)
+	return nil
+}
+
+// release answers Release: the last one frees a file without a name.
+func (st *store) release(sess sealfs.Session, ino sealfs.Ino, n uint64) {
+	if st.holds.drop(sess, ino, n) && st.reclaim.nameless(ino) {
+		st.reclaim.add(ino)
+	}
+}

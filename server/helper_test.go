@@ -1,0 +1,100 @@
+package server
+
+import (
+	"context"
+	"testing"
+
+	"sealfs"
+	"sealfs/disk"
+	"sealfs/lsfs"
+	"sealfs/meta"
+	"sealfs/op"
+	"sealfs/pmem"
+)
+
+const testShards = 8
+
+// simServer is a server with one store on simulated devices.
+type simServer struct {
+	*Server
+	dev, region *disk.Sim
+	root        sealfs.Ino
+}
+
+func newSim(t testing.TB, deviceBytes, segment int64) *simServer {
+	t.Helper()
+	s := &simServer{dev: disk.NewSim("device", deviceBytes), region: disk.NewSim("region", 32<<20)}
+	if _, err := lsfs.Format(s.dev, pmem.NewMemory(s.region), lsfs.Geometry{SegmentBytes: uint32(segment)}); err != nil {
+		t.Fatal(err)
+	}
+	s.start(t, nil)
+	var err error
+	if s.root, err = s.MakeRoot(context.Background(), 1, 0o755, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		s.check(t)
+		if err := s.Close(); err != nil && s.stores[0].Failure() == nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+func (s *simServer) start(t testing.TB, kept *pmem.Staging) {
+	t.Helper()
+	s.Server = &Server{o: Options{Shards: testShards}, cfg: meta.Config{Shards: testShards}, log: testLog(t)}
+	st, err := s.attach(s.dev, pmem.NewMemory(s.region), kept, StoreOptions{Device: "device", Region: "region", Log: lsfs.Options{StagingBytes: 4 << 20}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.stores = []*store{st}
+}
+
+// check verifies the namespace and the tree under it.
+func (s *simServer) check(t testing.TB) {
+	t.Helper()
+	if s.stores[0].Failure() != nil {
+		return
+	}
+	r := s.stores[0].BeginRead()
+	defer s.stores[0].EndRead()
+	if err := meta.Check(r, s.cfg, func(p string) { t.Error(p) }); err != nil {
+		t.Error(err)
+	}
+	if err := r.(*pmem.Region).Check(func(p string) { t.Error(p) }); err != nil {
+		t.Error(err)
+	}
+}
+
+// must executes a request that has to succeed.
+func (s *simServer) must(t testing.TB, req op.Request) *op.Reply {
+	t.Helper()
+	rep := s.try(t, req)
+	if rep.Code != 0 {
+		t.Fatalf("%v: %v", req.Type, rep.Code)
+	}
+	return rep
+}
+
+func (s *simServer) try(t testing.TB, req op.Request) *op.Reply {
+	t.Helper()
+	address(&req)
+	rep := &op.Reply{}
+	if err := s.Do(context.Background(), &req, rep); err != nil {
+		t.Fatalf("%v: %v", req.Type, err)
+	}
+	return rep
+}
+
+// address fills in the home shard as a client does.
+func address(req *op.Request) {
+	at := req.Dir
+	if at == 0 {
+		at = req.Ino
+	}
+	if at != 0 {
+		req.Shard = at.Home(testShards)
+	}
+	req.Volume = 1
+}

@@ -1,0 +1,149 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"sealfs"
+	"sealfs/meta"
+	"sealfs/op"
+)
+
+// waiters are requests that wait for a lock. The locks themselves stand in the
+// region; here is only who wants to be told when one goes.
+type waiters struct {
+	mu     sync.Mutex
+	of     map[sealfs.Ino]map[chan struct{}]struct{}
+	closed bool
+}
+
+func (w *waiters) enter(ino sealfs.Ino) chan struct{} {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed {
+		return nil
+	}
+	ch := make(chan struct{}, 1)
+	if w.of == nil {
+		w.of = map[sealfs.Ino]map[chan struct{}]struct{}{}
+	}
+	if w.of[ino] == nil {
+		w.of[ino] = map[chan struct{}]struct{}{}
+	}
+	w.of[ino][ch] = struct{}{}
+	return ch
+}
+
+func (w *waiters) leave(ino sealfs.Ino, ch chan struct{}) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if delete(w.of[ino], ch); len(w.of[ino]) == 0 {
+		delete(w.of, ino)
+	}
+}
+
+func (w *waiters) wake(ino sealfs.Ino) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for ch := range w.of[ino] {
+		poke(ch)
+	}
+}
+
+func (w *waiters) wakeAll() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, m := range w.of {
+		for ch := range m {
+			poke(ch)
+		}
+	}
+}
+
+func poke(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}
+
+// close lets nobody wait any more.
+func (w *waiters) close() {
+	w.mu.Lock()
+	w.closed = true
+	w.mu.Unlock()
+	w.wakeAll()
+}
+
+// waitLock answers WaitLock: SetLock as soon as nobody is in the way.
+func (st *store) waitLock(ctx context.Context, req *op.Request, rep *op.Reply) error {
+	ch := st.locks.enter(req.Ino)
+	if ch == nil {
+		return fmt.Errorf("server: %w", sealfs.ErrClosed)
+	}
+	defer st.locks.leave(req.Ino, ch)
+	for {
+		set := *req
+		set.Type = op.SetLock
+		rep.Reset()
+		if err := st.change(&set, rep, nil); err != nil || rep.Code != sealfs.ErrAgain {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for a lock on inode %d: %w: %w", req.Ino, context.Cause(ctx), sealfs.ErrInterrupted)
+		case <-ch:
+		}
+		if st.srv.closed.Load() {
+			return fmt.Errorf("server: %w", sealfs.ErrClosed)
+		}
+	}
+}
+
+// EndSession drops what a client held: its open files and its locks.
+func (s *Server) EndSession(sess sealfs.Session) error {
+	for _, st := range s.stores {
+		for _, ino := range st.holds.end(sess) {
+			if st.reclaim.nameless(ino) {
+				st.reclaim.add(ino)
+			}
+		}
+		shards, err := st.lockedShards(sess)
+		if err != nil {
+			return err
+		}
+		for _, shard := range shards {
+			for more := true; more; {
+				req := op.Request{Type: op.DropSession, Shard: shard, Lock: op.Lock{Owner: uint64(sess)}, Epoch: s.epoch(shard)}
+				var rep op.Reply
+				if err := st.change(&req, &rep, nil); err != nil {
+					return err
+				}
+				more = rep.Code == 0 && !rep.Eof
+			}
+		}
+	}
+	return nil
+}
+
+// lockedShards returns the shards in which a session has locks or result rows.
+func (st *store) lockedShards(sess sealfs.Session) ([]sealfs.Shard, error) {
+	const batch = 256 // looked at under one hold of the store's lock
+	var out []sealfs.Shard
+	for from := uint32(0); from < st.srv.cfg.Shards; from += batch {
+		r := st.BeginRead()
+		var err error
+		for s := from; s < min(from+batch, st.srv.cfg.Shards) && err == nil; s++ {
+			var has bool
+			if has, err = meta.HasSession(r, sealfs.Shard(s), sess); has {
+				out = append(out, sealfs.Shard(s))
+			}
+		}
+		st.EndRead()
+		if err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}

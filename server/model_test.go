@@ -1,0 +1,245 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"reflect"
+	"testing"
+
+	"sealfs"
+	"sealfs/internal/oracle"
+	"sealfs/op"
+)
+
+type testWriter struct{ t testing.TB }
+
+func (w testWriter) Write(p []byte) (int, error) {
+	w.t.Log(string(bytes.TrimSpace(p)))
+	return len(p), nil
+}
+
+func testLog(t testing.TB) *slog.Logger {
+	return slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn}))
+}
+
+// twin sends every request to the server and to the oracle and compares.
+type twin struct {
+	t     *testing.T
+	s     *simServer
+	o     *oracle.FS
+	rng   *rand.Rand
+	inos  []sealfs.Ino // of files and directories that were seen
+	dirs  []sealfs.Ino
+	names []string
+	n     int
+}
+
+func newTwin(t *testing.T, seed uint64, deviceBytes, segment int64) *twin {
+	w := &twin{t: t, s: newSim(t, deviceBytes, segment), o: oracle.New(testShards), rng: rand.New(rand.NewPCG(seed, 1))}
+	req := op.Request{Type: op.MakeRoot, Volume: 1, Shard: w.s.root.Home(testShards), Mode: 0o755, Time: 1}
+	var rep op.Reply
+	if err := w.o.Do(context.Background(), &req, &rep); err != nil || rep.Attr.Ino != w.s.root {
+		t.Fatalf("oracle's root is %d (%v), the server's %d", rep.Attr.Ino, err, w.s.root)
+	}
+	w.dirs = []sealfs.Ino{w.s.root}
+	w.inos = []sealfs.Ino{w.s.root}
+	w.do(op.Request{Type: op.Setattr, Ino: w.s.root, Valid: op.SetAtime | op.SetMtime, Atime: 5, Mtime: 6})
+	for i := range 12 {
+		w.names = append(w.names, fmt.Sprintf("name%d", i))
+	}
+	return w
+}
+
+func (w *twin) do(req op.Request) *op.Reply {
+	w.t.Helper()
+	w.n++
+	address(&req)
+	mine := req
+	a, b := &op.Reply{}, &op.Reply{}
+	if err := w.s.Do(context.Background(), &mine, a); err != nil {
+		w.t.Fatalf("step %d: %v: %v", w.n, req.Type, err)
+	}
+	req.Time = mine.Time
+	if err := w.o.Do(context.Background(), &req, b); err != nil {
+		w.t.Fatal(err)
+	}
+	if d := differ(&req, a, b); d != "" {
+		req.Data = req.Data[:min(len(req.Data), 16)]
+		w.t.Fatalf("step %d: %+v\n%s", w.n, req, d)
+	}
+	return a
+}
+
+// differ compares two replies in what both must agree on.
+func differ(req *op.Request, got, want *op.Reply) string {
+	if got.Code != want.Code {
+		return fmt.Sprintf("code %v, want %v", got.Code, want.Code)
+	}
+	if got.Code != 0 {
+		return ""
+	}
+	ga, wa := got.Attr, want.Attr
+	ga.Version, wa.Version, ga.Blocks, wa.Blocks, ga.Btime, wa.Btime = 0, 0, 0, 0, 0, 0
+	if ga.Ino != 0 && wa.Ino != 0 {
+		if ga.Mode&0o170000 == 0o040000 {
+			ga.Size, wa.Size = 0, 0
+		}
+		if ga != wa {
+			return fmt.Sprintf("attributes\n %+v, want\n %+v", ga, wa)
+		}
+	}
+	if !bytes.Equal(got.Data, want.Data) && req.Type != op.Listxattr {
+		return fmt.Sprintf("data of %d bytes, want %d; first difference at %d", len(got.Data), len(want.Data), firstDifference(got.Data, want.Data))
+	}
+	if len(got.Data) != len(want.Data) {
+		return fmt.Sprintf("%d bytes of names, want %d", len(got.Data), len(want.Data))
+	}
+	if req.Type == op.Readdir {
+		names := func(r *op.Reply) map[string]sealfs.Ino {
+			m := map[string]sealfs.Ino{}
+			for _, e := range r.Entries {
+				m[e.Name] = e.Ino
+			}
+			return m
+		}
+		if g, w := names(got), names(want); !reflect.DeepEqual(g, w) {
+			return fmt.Sprintf("entries %v, want %v", g, w)
+		}
+	}
+	if req.Type == op.Seek && got.Off != want.Off {
+		return fmt.Sprintf("offset %d, want %d", got.Off, want.Off)
+	}
+	if req.Type == op.TestLock && got.Lock.Type != want.Lock.Type {
+		return fmt.Sprintf("lock %+v, want %+v", got.Lock, want.Lock)
+	}
+	return ""
+}
+
+func firstDifference(a, b []byte) int {
+	for i := range min(len(a), len(b)) {
+		if a[i] != b[i] {
+			return i
+		}
+	}
+	return min(len(a), len(b))
+}
+
+func pick[T any](w *twin, s []T) T { return s[w.rng.IntN(len(s))] }
+
+// step does one random operation.
+func (w *twin) step() {
+	dir, dir2 := pick(w, w.dirs), pick(w, w.dirs)
+	name, name2 := pick(w, w.names), pick(w, w.names)
+	ino := pick(w, w.inos)
+	uid := uint32(w.rng.IntN(3))
+	learn := func(r *op.Reply, isDir bool) {
+		if r.Code != 0 {
+			return
+		}
+		w.inos = append(w.inos, r.Attr.Ino)
+		if isDir {
+			w.dirs = append(w.dirs, r.Attr.Ino)
+		}
+		if len(w.inos) > 60 {
+			w.inos = w.inos[len(w.inos)-40:]
+		}
+		if len(w.dirs) > 12 {
+			w.dirs = append([]sealfs.Ino{w.s.root}, w.dirs[len(w.dirs)-8:]...)
+		}
+	}
+	switch w.rng.IntN(30) {
+	case 0, 1, 2:
+		f := op.Flags(0)
+		if w.rng.IntN(2) == 0 {
+			f = op.Excl
+		}
+		learn(w.do(op.Request{Type: op.Create, Dir: dir, Name: name, Mode: 0o644, UID: uid, GID: uid, Flags: f}), false)
+	case 3:
+		learn(w.do(op.Request{Type: op.Mkdir, Dir: dir, Name: name, Mode: 0o2755, UID: uid, GID: uid, Shard2: sealfs.Shard(w.rng.IntN(testShards))}), true)
+	case 4:
+		learn(w.do(op.Request{Type: op.Symlink, Dir: dir, Name: name, UID: uid, Data: bytes.Repeat([]byte("x/"), 1+w.rng.IntN(1000))}), false)
+	case 5:
+		learn(w.do(op.Request{Type: op.Mknod, Dir: dir, Name: name, Mode: 0o010644, UID: uid}), false)
+	case 6:
+		w.do(op.Request{Type: op.Link, Dir: dir, Name: name, Ino: ino})
+	case 7, 8:
+		w.do(op.Request{Type: op.Unlink, Dir: dir, Name: name})
+	case 9:
+		w.do(op.Request{Type: op.Rmdir, Dir: dir, Name: name})
+	case 10, 11:
+		f := []op.Flags{0, 0, op.NoReplace, op.Exchange}[w.rng.IntN(4)]
+		w.do(op.Request{Type: op.Rename, Dir: dir, Name: name, Dir2: dir2, Name2: name2, Flags: f})
+	case 12:
+		w.do(op.Request{Type: op.Setattr, Ino: ino, Valid: op.SetSize, Size: w.offset()})
+	case 13:
+		w.do(op.Request{Type: op.Setattr, Ino: ino, Valid: op.SetMode | op.SetUID | op.SetMtime, Mode: uint32(w.rng.IntN(0o10000)), UID: uid, Mtime: int64(w.rng.IntN(1e9)) - 1e6})
+	case 14, 15, 16, 17:
+		f := []op.Flags{0, 0, op.Append, op.KillPriv}[w.rng.IntN(4)]
+		data := make([]byte, 1+w.rng.IntN([]int{100, 5000, 300000}[w.rng.IntN(3)]))
+		for i := range data {
+			data[i] = byte(w.rng.Uint32())
+		}
+		w.do(op.Request{Type: op.Write, Ino: ino, Off: w.offset(), Data: data, Flags: f})
+	case 18:
+		mode := []uint32{0, 1, 3, 0x10, 0x11, 0x20}[w.rng.IntN(6)]
+		w.do(op.Request{Type: op.Fallocate, Ino: ino, Off: w.offset(), Len: 1 + w.offset(), Mode: mode})
+	case 19:
+		f := []op.Flags{0, op.XCreate, op.XReplace}[w.rng.IntN(3)]
+		w.do(op.Request{Type: op.Setxattr, Ino: ino, Name: "user." + name, Data: bytes.Repeat([]byte{byte(w.n)}, 1+w.rng.IntN(3000)), Flags: f})
+	case 20:
+		w.do(op.Request{Type: op.Removexattr, Ino: ino, Name: "user." + name})
+	case 21:
+		w.do(op.Request{Type: op.Lookup, Dir: dir, Name: name})
+	case 22:
+		w.do(op.Request{Type: op.Getattr, Ino: ino})
+	case 23:
+		w.do(op.Request{Type: op.Readlink, Ino: ino})
+	case 24, 25:
+		w.do(op.Request{Type: op.Read, Ino: ino, Off: w.offset(), Len: uint64(1 + w.rng.IntN(400000))})
+	case 26:
+		w.do(op.Request{Type: op.Readdir, Dir: dir, Len: 1 << 20})
+	case 27:
+		w.do(op.Request{Type: op.Getxattr, Ino: ino, Name: "user." + name, Len: 65536})
+	case 28:
+		w.do(op.Request{Type: op.Seek, Ino: ino, Off: w.offset(), Mode: uint32(3 + w.rng.IntN(2))})
+	case 29:
+		lk := op.Lock{Type: op.LockType(w.rng.IntN(3)), Start: uint64(w.rng.IntN(50)), Owner: uint64(w.rng.IntN(3)), PID: 1}
+		lk.End = lk.Start + uint64(w.rng.IntN(50))
+		t := op.SetLock
+		if lk.Type != op.Unlock && w.rng.IntN(3) == 0 {
+			t = op.TestLock
+		}
+		w.do(op.Request{Type: t, Ino: ino, Lock: lk})
+	}
+}
+
+func (w *twin) offset() uint64 {
+	switch w.rng.IntN(4) {
+	case 0:
+		return 0
+	case 1:
+		return uint64(w.rng.IntN(20)) * 4096
+	case 2:
+		return uint64(w.rng.IntN(10000))
+	}
+	return uint64(w.rng.IntN(600000))
+}
+
+// TestModelOracle: random operations through the server and its store give what
+// the oracle gives, across restarts.
+func TestModelOracle(t *testing.T) {
+	steps := 100000
+	if testing.Short() {
+		steps = 4000
+	}
+	w := newTwin(t, 1, 512<<20, 1<<20)
+	for w.n < steps {
+		w.step()
+		if w.n%5000 == 0 {
+			w.s.check(t)
+		}
+	}
+}

@@ -1,0 +1,212 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+
+	"sealfs"
+	"sealfs/lsfs"
+	"sealfs/meta"
+	"sealfs/op"
+)
+
+// aroundMax is the length of an extent up to which its neighbours in the log
+// are read along: small files that were written together are read together.
+const aroundMax = 32 << 10
+
+// The type bits of a mode that matter here.
+const (
+	modeType      = 0o170000
+	modeDirectory = 0o040000
+	modeRegular   = 0o100000
+)
+
+// piece is the part of one extent that a read needs, in whole blocks of the extent.
+type piece struct {
+	fetch   lsfs.Fetch // Dst holds the blocks
+	block   uint64     // number in the file of the first
+	stamp   uint32
+	sums    []uint32
+	stored  int  // bytes of the blocks, as the sums cover them
+	scratch bool // the blocks are not just what is wanted, so they get room of their own
+	// Bytes [from, from+n) of the blocks belong at byte at of the result.
+	from, n, at int
+}
+
+// reading is one read on its way; pooled.
+type reading struct {
+	pieces  []piece
+	sums    []uint32
+	scratch []byte
+}
+
+var readings = sync.Pool{New: func() any { return new(reading) }}
+
+// read answers Read: rep.Data gets up to req.Len bytes, fewer only at the end
+// of the file.
+func (st *store) read(req *op.Request, rep *op.Reply) error {
+	n := int(min(req.Len, sealfs.IOMax))
+	have := len(rep.Data)
+	if cap(rep.Data)-have < n {
+		rep.Data = append(make([]byte, 0, have+n), rep.Data...)
+	}
+	got, size, err := st.readAt(req.Ino, req.Off, rep.Data[have:have+n])
+	if err != nil {
+		return err
+	}
+	rep.Data = rep.Data[:have+got]
+	rep.Eof = req.Off+uint64(got) >= size
+	return nil
+}
+
+// readAt fills dst with the file's bytes from off on, verified, and returns how
+// many there are and the file's size.
+func (st *store) readAt(ino sealfs.Ino, off uint64, dst []byte) (int, uint64, error) {
+	rd := readings.Get().(*reading)
+	defer rd.free()
+	r := st.BeginRead()
+	attr, err := meta.Extents(r, st.srv.cfg, ino, off, uint64(len(dst)), func(e *meta.Extent) bool {
+		rd.add(e, off, dst)
+		return true
+	})
+	if err == nil && attr.Mode&modeType != modeRegular {
+		err = sealfs.ErrInvalid
+		if attr.Mode&modeType == modeDirectory {
+			err = sealfs.ErrIsDir
+		}
+	}
+	if err == nil && attr.Size <= off {
+		st.EndRead()
+		return 0, attr.Size, nil
+	}
+	dst = dst[:min(uint64(len(dst)), attr.Size-min(off, attr.Size))]
+	loaded := 0
+	if err == nil {
+		rd.place(dst)
+		for loaded < len(rd.pieces) && err == nil {
+			err = st.Load(&rd.pieces[loaded].fetch)
+			loaded++
+		}
+	}
+	st.EndRead()
+	// Every piece that was loaded must be finished, also after an error.
+	for i := range rd.pieces[:loaded] {
+		err = errors.Join(err, st.Finish(&rd.pieces[i].fetch))
+	}
+	if err != nil {
+		return 0, 0, err
+	}
+	done := 0
+	for i := range rd.pieces {
+		p := &rd.pieces[i]
+		if err := st.verify(ino, p); err != nil {
+			return 0, 0, err
+		}
+		clear(dst[done:p.at])
+		if p.scratch {
+			copy(dst[p.at:], p.fetch.Dst[p.from:p.from+p.n])
+		}
+		done = p.at + p.n
+	}
+	clear(dst[done:])
+	return len(dst), attr.Size, nil
+}
+
+// add notes what is needed of extent e for the bytes dst at off of the file.
+func (rd *reading) add(e *meta.Extent, off uint64, dst []byte) {
+	begin := max(off, e.Off)
+	end := min(off+uint64(len(dst)), e.Off+uint64(e.Len))
+	if begin >= end {
+		return
+	}
+	first := int((begin - e.Off) / sealfs.BlockSize)
+	last := int((end - 1 - e.Off) / sealfs.BlockSize)
+	p := piece{
+		block: e.Off/sealfs.BlockSize + uint64(first), stamp: e.Stamp,
+		stored: (last-first)*sealfs.BlockSize + int(e.Covered(last)),
+		at:     int(begin - off), n: int(end - begin), from: int(begin-e.Off) - first*sealfs.BlockSize,
+	}
+	p.fetch.At = e.Addr + sealfs.LSN(first*sealfs.BlockSize)
+	p.fetch.Around = e.Len <= aroundMax
+	p.scratch = p.from != 0 || p.n != p.stored
+	at := len(rd.sums)
+	for i := first; i <= last; i++ {
+		rd.sums = append(rd.sums, e.Sum(i))
+	}
+	p.sums = rd.sums[at:]
+	rd.pieces = append(rd.pieces, p)
+}
+
+// place gives every piece its room: in dst where its blocks are just what is
+// wanted there, else in scratch memory.
+func (rd *reading) place(dst []byte) {
+	need := 0
+	for i := range rd.pieces {
+		if p := &rd.pieces[i]; p.scratch {
+			need += p.stored
+		}
+	}
+	if cap(rd.scratch) < need {
+		rd.scratch = make([]byte, need)
+	}
+	room := rd.scratch[:need]
+	for i := range rd.pieces {
+		p := &rd.pieces[i]
+		if p.scratch {
+			p.fetch.Dst, room = room[:p.stored], room[p.stored:]
+		} else {
+			p.fetch.Dst = dst[p.at:][:p.stored]
+		}
+	}
+}
+
+func (rd *reading) free() {
+	if cap(rd.scratch) > 4*sealfs.BlockSize {
+		rd.scratch = nil
+	}
+	rd.pieces, rd.sums = rd.pieces[:0], rd.sums[:0]
+	readings.Put(rd)
+}
+
+// verify compares every block with its sum. A block that does not match is
+// read once more past the cache, in case memory was to blame.
+func (st *store) verify(ino sealfs.Ino, p *piece) error {
+	if bad := p.mismatch(ino); bad >= 0 {
+		st.Forget(&p.fetch)
+		if err := st.again(p); err != nil {
+			return err
+		}
+		if bad := p.mismatch(ino); bad >= 0 {
+			return &sealfs.Corruption{
+				Where: st.opts.Device, Off: -1,
+				What: fmt.Sprintf("block %d of inode %d at %v does not match its sum", p.block+uint64(bad), ino, p.fetch.At+sealfs.LSN(bad*sealfs.BlockSize)),
+			}
+		}
+	}
+	return nil
+}
+
+// again reads a piece a second time. The file may have changed meanwhile, so
+// the segment may be gone: then the first verdict stands.
+func (st *store) again(p *piece) error {
+	st.BeginRead()
+	err := st.Load(&p.fetch)
+	st.EndRead()
+	if err != nil {
+		return err
+	}
+	return st.Finish(&p.fetch)
+}
+
+// mismatch returns the index of the first block whose sum is wrong, -1 if none is.
+func (p *piece) mismatch(ino sealfs.Ino) int {
+	for i, sum := range p.sums {
+		b := p.fetch.Dst[i*sealfs.BlockSize:]
+		b = b[:min(len(b), sealfs.BlockSize)]
+		if meta.BlockSum(ino, p.block+uint64(i), p.stamp, b) != sum {
+			return i
+		}
+	}
+	return -1
+}

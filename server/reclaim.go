@@ -1,0 +1,156 @@
+package server
+
+import (
+	"sync"
+
+	"sealfs"
+	"sealfs/meta"
+	"sealfs/op"
+)
+
+// reclaimer frees in bounded steps what nobody can reach: files that lost their
+// last name, tails of truncated ones. The orphan table in the region is the
+// truth; the queue is its shadow in memory, filled again at every start.
+type reclaimer struct {
+	st   *store
+	mu   sync.Mutex
+	cond sync.Cond
+	todo map[sealfs.Ino]struct{}
+	kept map[sealfs.Ino]struct{} // nameless, but held open
+	busy bool
+	quit bool
+	done sync.WaitGroup
+}
+
+func (q *reclaimer) add(ino sealfs.Ino) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.todo == nil {
+		q.todo = map[sealfs.Ino]struct{}{}
+		q.kept = map[sealfs.Ino]struct{}{}
+	}
+	q.todo[ino] = struct{}{}
+	if q.st != nil {
+		q.cond.Broadcast()
+	}
+}
+
+// nameless reports whether ino waits for its last release.
+func (q *reclaimer) nameless(ino sealfs.Ino) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	_, ok := q.kept[ino]
+	return ok
+}
+
+func (q *reclaimer) start(st *store) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.st = st
+	q.cond.L = &q.mu
+	if q.todo == nil {
+		q.todo = map[sealfs.Ino]struct{}{}
+		q.kept = map[sealfs.Ino]struct{}{}
+	}
+	q.done.Add(1)
+	go q.run()
+}
+
+func (q *reclaimer) stop() {
+	q.mu.Lock()
+	if q.st == nil {
+		q.mu.Unlock()
+		return
+	}
+	q.quit = true
+	q.cond.Broadcast()
+	q.mu.Unlock()
+	q.done.Wait()
+}
+
+// settle waits until the queue is empty: for tests and for DropVolume.
+func (q *reclaimer) settle() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for (len(q.todo) > 0 || q.busy) && !q.quit {
+		q.cond.Wait()
+	}
+}
+
+func (q *reclaimer) run() {
+	defer q.done.Done()
+	for {
+		q.mu.Lock()
+		for len(q.todo) == 0 && !q.quit {
+			q.cond.Wait()
+		}
+		if q.quit {
+			q.mu.Unlock()
+			return
+		}
+		var ino sealfs.Ino
+		for ino = range q.todo {
+			break
+		}
+		delete(q.todo, ino)
+		q.busy = true
+		q.mu.Unlock()
+
+		keep := q.free(ino)
+
+		q.mu.Lock()
+		q.busy = false
+		if keep {
+			q.kept[ino] = struct{}{}
+			// It may have been released before it stood here.
+			if !q.st.holds.any(ino) {
+				q.todo[ino] = struct{}{}
+			}
+		} else {
+			delete(q.kept, ino)
+		}
+		q.cond.Broadcast()
+		q.mu.Unlock()
+	}
+}
+
+// free frees one inode's leftovers, step by step. It reports whether the inode
+// must be kept because somebody holds it open without a name.
+func (q *reclaimer) free(ino sealfs.Ino) (keep bool) {
+	st := q.st
+	for {
+		q.mu.Lock()
+		quit := q.quit
+		q.mu.Unlock()
+		if quit {
+			return false
+		}
+		if st.holds.any(ino) && st.lostName(ino) {
+			return true
+		}
+		done, err := st.reclaimStep(ino)
+		if err != nil {
+			st.srv.log.Error("reclaim", "ino", uint64(ino), "err", err)
+		}
+		if done || err != nil {
+			return false
+		}
+	}
+}
+
+func (st *store) lostName(ino sealfs.Ino) bool {
+	r := st.BeginRead()
+	defer st.EndRead()
+	var in meta.Inode
+	return meta.GetInode(r, st.srv.cfg, ino, &in) == nil && in.Nlink == 0
+}
+
+// reclaimStep executes one Reclaim and reports whether nothing is left.
+func (st *store) reclaimStep(ino sealfs.Ino) (done bool, err error) {
+	req := op.Request{Type: op.Reclaim, Ino: ino, Shard: ino.Home(st.srv.cfg.Shards)}
+	var rep op.Reply
+	if err := st.change(&req, &rep, nil); err != nil {
+		return false, err
+	}
+	return rep.Code != 0 || rep.Held == 0 || rep.Eof, nil
+}

@@ -1,0 +1,257 @@
+package server
+
+import (
+	"sync"
+
+	"sealfs"
+	"sealfs/meta"
+	"sealfs/op"
+)
+
+// writing is the room for one merged payload; pooled.
+type writing struct {
+	req  op.Request
+	buf  []byte
+	sums []uint32
+}
+
+var writings = sync.Pool{New: func() any { return new(writing) }}
+
+func (st *store) stripe(ino sealfs.Ino) *sync.Mutex {
+	return &st.stripes[uint64(ino)*0x9e3779b97f4a7c15>>56]
+}
+
+// write answers Write. Data is cut into payloads that a record can hold; each
+// is merged with what the file has in the blocks at its ends. The inode's
+// stripe is held over the merge, so that nobody changes those blocks meanwhile.
+// rep.Off says where the data went.
+func (st *store) write(req *op.Request, rep *op.Reply) error {
+	mu := st.stripe(req.Ino)
+	mu.Lock()
+	defer mu.Unlock()
+	off, data := req.Off, req.Data
+	var size uint64
+	if len(data) == 0 || len(data) > sealfs.IOMax {
+		rep.Code = sealfs.ErrInvalid
+		return nil
+	}
+	size, err := st.size(req.Ino)
+	if err != nil {
+		return err
+	}
+	if req.Flags&op.Append != 0 {
+		off = size
+	}
+	if off > sealfs.FileSizeMax || uint64(len(data)) > sealfs.FileSizeMax-off {
+		rep.Code = sealfs.ErrTooBig
+		return nil
+	}
+	w := writings.Get().(*writing)
+	defer w.free()
+	for at, rest := off, data; len(rest) > 0; {
+		n := int(min(uint64(len(rest)), at&^(sealfs.BlockSize-1)+uint64(st.PayloadMax())-at))
+		last := n == len(rest)
+		if err := st.writePiece(w, req, rep, at, rest[:n], size, last); err != nil || rep.Code != 0 {
+			return err
+		}
+		at += uint64(n)
+		rest = rest[n:]
+		size = max(size, at)
+	}
+	rep.Off = off
+	return nil
+}
+
+func (w *writing) free() {
+	w.req = op.Request{}
+	writings.Put(w)
+}
+
+// size returns the size of a file.
+func (st *store) size(ino sealfs.Ino) (uint64, error) {
+	r := st.BeginRead()
+	defer st.EndRead()
+	var in meta.Inode
+	if err := meta.GetInode(r, st.srv.cfg, ino, &in); err != nil {
+		return 0, err
+	}
+	return in.Size, nil
+}
+
+// writePiece writes what fits one record. Only the last piece of a request
+// leaves a result row: a retry writes the same bytes again.
+func (st *store) writePiece(w *writing, req *op.Request, rep *op.Reply, off uint64, data []byte, size uint64, last bool) error {
+	w.req = *req
+	r := &w.req
+	r.Flags &^= op.Append
+	r.Data, r.Off, r.Size = data, off, off+uint64(len(data))
+	if !last {
+		r.Session, r.Seq, r.Low = 0, 0, 0
+	}
+	if err := st.merge(w, size); err != nil {
+		return err
+	}
+	r.Stamp = st.mark.Add(1)
+	if r.Stamp == 0 {
+		r.Stamp = st.mark.Add(1)
+	}
+	w.sums = w.sums[:0]
+	for i := 0; i < len(r.Data); i += sealfs.BlockSize {
+		b := r.Data[i:min(i+sealfs.BlockSize, len(r.Data))]
+		w.sums = append(w.sums, meta.BlockSum(r.Ino, (r.Off+uint64(i))/sealfs.BlockSize, r.Stamp, b))
+	}
+	r.Sums = w.sums
+	for {
+		rep.Reset()
+		if err := st.change(r, rep, r.Data); err != nil || rep.Code != sealfs.ErrAgain {
+			req.Time = r.Time
+			return err
+		}
+		// The tail of an earlier truncation is still to be freed.
+		if _, err := st.reclaimStep(r.Ino); err != nil {
+			return err
+		}
+	}
+}
+
+// merge widens w.req to whole blocks with what the file holds there: the block
+// before its first byte, and the one behind its last unless the file ends there.
+// Nothing is copied when there is nothing to merge.
+func (st *store) merge(w *writing, size uint64) error {
+	r := &w.req
+	from, to := r.Off&^(sealfs.BlockSize-1), r.Size
+	if to%sealfs.BlockSize != 0 && to < size {
+		to = min(size, (to|(sealfs.BlockSize-1))+1)
+	}
+	if from == r.Off && to == r.Size {
+		return nil
+	}
+	n := int(to - from)
+	if cap(w.buf) < n {
+		w.buf = make([]byte, st.PayloadMax())
+	}
+	b := w.buf[:n]
+	head, tail := int(r.Off-from), int(r.Size-from)
+	if head > 0 {
+		if err := st.fill(r.Ino, from, b[:head]); err != nil {
+			return err
+		}
+	}
+	if tail < n {
+		if err := st.fill(r.Ino, r.Size, b[tail:]); err != nil {
+			return err
+		}
+	}
+	copy(b[head:tail], r.Data)
+	r.Data, r.Off = b, from
+	return nil
+}
+
+// fill reads b from the file; what lies beyond its end is zeros.
+func (st *store) fill(ino sealfs.Ino, off uint64, b []byte) error {
+	n, _, err := st.readAt(ino, off, b)
+	clear(b[n:])
+	return err
+}
+
+// setattr answers Setattr; changes of the size are changes of the data.
+func (st *store) setattr(req *op.Request, rep *op.Reply) error {
+	if req.Valid&op.SetSize == 0 {
+		return st.change(req, rep, nil)
+	}
+	mu := st.stripe(req.Ino)
+	mu.Lock()
+	defer mu.Unlock()
+	return st.grow(req, rep)
+}
+
+// grow executes a change that may lengthen a file. A file is not lengthened
+// over a tail that an earlier truncation left to be freed: that comes first.
+func (st *store) grow(req *op.Request, rep *op.Reply) error {
+	for {
+		rep.Reset()
+		if err := st.change(req, rep, nil); err != nil || rep.Code != sealfs.ErrAgain {
+			return err
+		}
+		if _, err := st.reclaimStep(req.Ino); err != nil {
+			return err
+		}
+	}
+}
+
+// Bits of fallocate(2)'s mode.
+const (
+	keepSize  = 0x01
+	punchHole = 0x02
+	zeroRange = 0x10
+)
+
+// fallocate answers Fallocate. The namespace makes holes of whole blocks; the
+// parts of blocks at the ends of the range are overwritten with zeros first.
+func (st *store) fallocate(req *op.Request, rep *op.Reply) error {
+	mu := st.stripe(req.Ino)
+	mu.Lock()
+	defer mu.Unlock()
+	size, err := st.size(req.Ino)
+	if err != nil {
+		return err
+	}
+	if req.Mode&(punchHole|zeroRange) != 0 && req.Len > 0 && req.Off < size && req.Len <= sealfs.FileSizeMax-min(req.Off, sealfs.FileSizeMax) {
+		if err := st.zeroEdges(req, rep, size); err != nil || rep.Code != 0 {
+			return err
+		}
+	}
+	// The range may be done in several steps; the reply says how far it got.
+	for step := *req; ; {
+		err := st.grow(&step, rep)
+		req.Time = step.Time
+		if err != nil || rep.Code != 0 || rep.Off >= req.Off+req.Len {
+			return err
+		}
+		step.Len -= rep.Off - step.Off
+		step.Off = rep.Off
+	}
+}
+
+// zeroEdges writes zeros over the parts of blocks at the ends of the range, as
+// far as the file has bytes there.
+func (st *store) zeroEdges(req *op.Request, rep *op.Reply, size uint64) error {
+	const mask = sealfs.BlockSize - 1
+	end := min(req.Off+req.Len, size)
+	headEnd := min((req.Off+mask)&^mask, end)
+	tail := max(end&^mask, headEnd)
+	if end == size && size <= req.Off+req.Len {
+		tail = end // the file's last block counts as whole
+	}
+	w := writings.Get().(*writing)
+	defer w.free()
+	var zeros [sealfs.BlockSize]byte
+	for _, p := range [][2]uint64{{req.Off, headEnd}, {tail, end}} {
+		if p[0] >= p[1] {
+			continue
+		}
+		if data, err := st.hasData(req.Ino, p[0]&^mask); err != nil || !data {
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		z := *req
+		z.Type, z.Mode, z.Len, z.Flags = op.Write, 0, 0, req.Flags&op.KillPriv
+		if err := st.writePiece(w, &z, rep, p[0], zeros[:p[1]-p[0]], size, false); err != nil || rep.Code != 0 {
+			return err
+		}
+	}
+	return nil
+}
+
+// hasData reports whether the block at off is no hole.
+func (st *store) hasData(ino sealfs.Ino, off uint64) (data bool, err error) {
+	r := st.BeginRead()
+	defer st.EndRead()
+	_, err = meta.Extents(r, st.srv.cfg, ino, off, sealfs.BlockSize, func(*meta.Extent) bool {
+		data = true
+		return false
+	})
+	return data, err
+}
