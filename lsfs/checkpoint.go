@@ -55,9 +55,24 @@ func (s *Store) checkpoint() error {
 	}
 	s.stats.checkpoints.Add(1)
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.giveBack(dead)
-	return s.region.Trim()
+	s.mu.Unlock()
+	return s.trim()
+}
+
+// trim drops clean private pages of the region, a bounded number at a time,
+// until they keep to the budget or no more can be dropped.
+func (s *Store) trim() error {
+	for {
+		s.mu.Lock()
+		before := s.region.Usage().Private
+		err := s.region.Trim()
+		after := s.region.Usage().Private
+		s.mu.Unlock()
+		if err != nil || after >= before {
+			return err
+		}
+	}
 }
 
 // header returns what recovery must know to start at the tail. Needs mu.

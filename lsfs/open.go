@@ -41,6 +41,7 @@ func Open(dev disk.Device, region pmem.Backing, kept *pmem.Staging, owner Owner,
 	s.gc.wake = make(chan struct{}, 1)
 	s.gc.spoiled = map[uint32]struct{}{}
 	s.bg.init()
+	s.bg.off.Store(o.manual)
 
 	reg, h, err := pmem.Open(region, pmem.Options{BudgetBytes: o.BudgetBytes, MaxBytes: o.RegionMaxBytes})
 	if err != nil {
@@ -102,9 +103,14 @@ func (s *Store) Abandon() (*pmem.Staging, error) {
 }
 
 func (s *Store) stopBackground() {
-	if !s.o.manual {
+	if !s.bg.off.Swap(true) {
 		close(s.bg.stop)
 		s.bg.done.Wait()
+		// Nobody ends rounds any more: let those go who wait for one.
+		w := &s.gc.wait
+		w.Lock()
+		w.round += 1 << 32
+		w.cond.Broadcast()
+		w.Unlock()
 	}
-	s.o.manual = true
 }

@@ -45,7 +45,7 @@ func (s *Store) waitSpace(c Class) error {
 	if c == cleaning {
 		return fmt.Errorf("store on %s has no segment left: %w", s.dev.Name(), sealfs.ErrNoSpace)
 	}
-	if s.o.manual {
+	if s.bg.off.Load() {
 		before := s.freeSegments()
 		if err := s.collect(true); err != nil {
 			return err
@@ -88,11 +88,34 @@ func (s *Store) pokeCollector() {
 // collectEvery is how much log passes between two looks at the collector's needs.
 const collectEvery = 1 << 20
 
-// needsCollection reports whether a checkpoint or cleaning is due. Needs mu.
+// needsCollection reports whether a checkpoint or cleaning is due, and notes
+// whether the region takes more memory than it may. Needs mu.
 func (s *Store) needsCollection() bool {
-	u := s.region.Usage()
-	return s.logged >= s.o.CheckpointBytes || len(s.free) < s.o.CleanLow ||
-		int64(u.Dirty)*pmem.PageSize > s.o.BudgetBytes/2 || s.region.NeedsGrowth()
+	s.crowded.Store(s.region.Usage().PrivateBytes() > s.o.BudgetBytes)
+	return len(s.free) < s.o.CleanLow || s.checkpointDue() || s.region.NeedsGrowth()
+}
+
+// checkpointDue reports whether log or changed pages ask for a checkpoint: a
+// quarter of the budget, so that pages are clean, and can be dropped, before
+// the budget is used up. Needs mu, shared.
+func (s *Store) checkpointDue() bool {
+	return s.logged >= s.o.CheckpointBytes || int64(s.region.Usage().Dirty)*pmem.PageSize > s.o.BudgetBytes/4
+}
+
+// waitMemory waits for the collector to bring the region back to its budget,
+// two rounds at most: then the change goes on all the same.
+func (s *Store) waitMemory() {
+	if s.bg.off.Load() {
+		return
+	}
+	s.stats.memoryWaits.Add(1)
+	w := &s.gc.wait
+	w.Lock()
+	defer w.Unlock()
+	for until := w.round + 2; w.round < until && s.crowded.Load() && s.Failure() == nil; {
+		s.pokeCollector()
+		w.cond.Wait()
+	}
 }
 
 // runCollector runs until the store is closed.
@@ -109,6 +132,9 @@ func (s *Store) runCollector() {
 		if err != nil && !errors.Is(err, sealfs.ErrNoSpace) {
 			s.log.Error("collector", "dev", s.dev.Name(), "err", err)
 		}
+		s.mu.RLock()
+		s.crowded.Store(s.region.Usage().PrivateBytes() > s.o.BudgetBytes)
+		s.mu.RUnlock()
 		w := &s.gc.wait
 		w.Lock()
 		w.round++
@@ -132,7 +158,7 @@ func (s *Store) collect(force bool) error {
 	}
 	s.mu.RLock()
 	short := len(s.free) < s.o.CleanLow
-	due := force || short || s.logged >= s.o.CheckpointBytes || int64(s.region.Usage().Dirty)*pmem.PageSize > s.o.BudgetBytes/2
+	due := force || short || s.crowded.Load() || s.checkpointDue()
 	s.mu.RUnlock()
 	if !due {
 		return nil

@@ -52,6 +52,7 @@ type Store struct {
 	incarnation uint32
 	seed        uint32 // of the chain's checksums under this incarnation
 	failed      atomic.Pointer[failure]
+	crowded     atomic.Bool // the region takes more memory than its budget
 
 	mu        sync.RWMutex // guards everything to the next blank line; see doc.go
 	staging   *pmem.Staging

@@ -145,6 +145,7 @@ type background struct {
 	stop   chan struct{}
 	done   sync.WaitGroup
 	kicked atomic.Bool
+	off    atomic.Bool // nothing runs in the background
 }
 
 // kick tells the drainer that there is something in the ring, or much. It never blocks.

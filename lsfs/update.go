@@ -73,6 +73,9 @@ func (s *Store) Update(in *Intent, ch Change) (sealfs.LSN, error) {
 	if in.kind == 0 {
 		in.kind = layout.KindOp
 	}
+	if in.Class == Normal && s.crowded.Load() {
+		s.waitMemory()
+	}
 	for {
 		s.mu.Lock()
 		end, err := s.append(in, ch)

@@ -3,7 +3,11 @@ package server
 import (
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
 	"testing"
 
 	"sealfs"
@@ -116,8 +120,10 @@ func BenchmarkRestart(b *testing.B) {
 	}
 }
 
-// fill makes small files, a thousand to a directory.
-func fill(b *testing.B, s *Server, root sealfs.Ino, files int) {
+func fill(b *testing.B, s *Server, root sealfs.Ino, files int) { fillFrom(b, s, root, 0, files) }
+
+// fillFrom makes small files, a thousand to a directory.
+func fillFrom(b *testing.B, s *Server, root sealfs.Ino, from, files int) {
 	b.Helper()
 	ctx := context.Background()
 	data := make([]byte, 100)
@@ -130,7 +136,7 @@ func fill(b *testing.B, s *Server, root sealfs.Ino, files int) {
 		}
 	}
 	var dir sealfs.Ino
-	for i := range files {
+	for i := from; i < from+files; i++ {
 		if i%1000 == 0 {
 			do(op.Request{Type: op.Mkdir, Dir: root, Shard: root.Home(4096), Shard2: sealfs.Shard(i * 7919 % 4096), Name: fmt.Sprintf("d%d", i/1000), Mode: 0o755})
 			if rep.Code != 0 {
@@ -142,4 +148,76 @@ func fill(b *testing.B, s *Server, root sealfs.Ino, files int) {
 		ino := rep.Attr.Ino
 		do(op.Request{Type: op.Write, Ino: ino, Shard: ino.Home(4096), Data: data})
 	}
+}
+
+// BenchmarkBudget fills a store with files and then works on all of them at
+// random, and reports the most anonymous and shared memory that the process
+// had. SEALFS_BENCH_FILES is their number (default a million).
+func BenchmarkBudget(b *testing.B) {
+	files := 1_000_000
+	if v, err := strconv.Atoi(os.Getenv("SEALFS_BENCH_FILES")); err == nil {
+		files = v
+	}
+	s, root := fileServer(b, 64<<30)
+	peak := int64(0)
+	look := func() { peak = max(peak, memory(b)) }
+	step := 100_000
+	for done := 0; done < files; done += step {
+		fillFrom(b, s, root, done, step)
+		look()
+	}
+	ctx := context.Background()
+	var rep op.Reply
+	n := 0
+	for b.Loop() {
+		i := n * 7919 % files
+		n++
+		rep.Reset()
+		req := op.Request{Type: op.Lookup, Volume: 1, Dir: root, Shard: root.Home(4096), Name: fmt.Sprintf("d%d", i/1000)}
+		if err := s.Do(ctx, &req, &rep); err != nil || rep.Code != 0 {
+			b.Fatal(err, rep.Code)
+		}
+		dir := rep.Attr.Ino
+		for _, t := range []op.Type{op.Lookup, op.Unlink, op.Create} {
+			rep.Reset()
+			req := op.Request{Type: t, Volume: 1, Dir: dir, Shard: dir.Home(4096), Name: fmt.Sprintf("file.%016d", i), Mode: 0o644}
+			if err := s.Do(ctx, &req, &rep); err != nil || rep.Code != 0 {
+				b.Fatal(err, rep.Code)
+			}
+		}
+		if n%10_000 == 0 {
+			look()
+		}
+	}
+	look()
+	st := s.Status().Stores[0]
+	b.ReportMetric(float64(peak)/(1<<20), "peak-MiB")
+	b.ReportMetric(float64(st.Files), "files")
+	b.ReportMetric(float64(st.Stats.MemoryWaits), "memory-waits")
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	b.ReportMetric(float64(m.Sys)/(1<<20), "go-MiB")
+	b.ReportMetric(float64(st.Stats.Region.PrivateBytes())/(1<<20), "private-MiB")
+	b.ReportMetric(st.BytesPerFile, "region-B/file")
+	b.ReportMetric(float64(st.Stats.Region.Used)*4096/(1<<20), "region-MiB")
+}
+
+// memory returns the anonymous and shared memory of the process, in bytes.
+func memory(b *testing.B) int64 {
+	b.Helper()
+	text, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		b.Fatal(err)
+	}
+	var sum int64
+	for _, line := range strings.Split(string(text), "\n") {
+		if strings.HasPrefix(line, "RssAnon:") || strings.HasPrefix(line, "RssShmem:") {
+			kb, err := strconv.ParseInt(strings.Fields(line)[1], 10, 64)
+			if err != nil {
+				b.Fatal(err)
+			}
+			sum += kb << 10
+		}
+	}
+	return sum
 }
