@@ -1,0 +1,6 @@
+//go:build !race
+
+package wire
+
+// raceEnabled is false: see the other file.
+const raceEnabled = false
