@@ -23,8 +23,13 @@ type simServer struct {
 
 func newSim(t testing.TB, deviceBytes, segment int64) *simServer {
 	t.Helper()
-	s := &simServer{dev: disk.NewSim("device", deviceBytes), region: disk.NewSim("region", 32<<20)}
-	if _, err := lsfs.Format(s.dev, pmem.NewMemory(s.region), lsfs.Geometry{SegmentBytes: uint32(segment)}); err != nil {
+	return newSimOn(t, disk.NewSim("device", deviceBytes), disk.NewSim("region", 32<<20), uint32(segment))
+}
+
+func newSimOn(t testing.TB, dev, region *disk.Sim, segment uint32) *simServer {
+	t.Helper()
+	s := &simServer{dev: dev, region: region}
+	if _, err := lsfs.Format(s.dev, pmem.NewMemory(s.region), lsfs.Geometry{SegmentBytes: segment}); err != nil {
 		t.Fatal(err)
 	}
 	s.start(t, nil)

@@ -38,19 +38,19 @@ type twin struct {
 }
 
 func newTwin(t *testing.T, seed uint64, deviceBytes, segment int64) *twin {
-	w := &twin{t: t, s: newSim(t, deviceBytes, segment), o: oracle.New(testShards), rng: rand.New(rand.NewPCG(seed, 1))}
+	return newTwinFor(t, seed, newSim(t, deviceBytes, segment))
+}
+
+// begin gives both the same root.
+func (w *twin) begin() {
 	req := op.Request{Type: op.MakeRoot, Volume: 1, Shard: w.s.root.Home(testShards), Mode: 0o755, Time: 1}
 	var rep op.Reply
 	if err := w.o.Do(context.Background(), &req, &rep); err != nil || rep.Attr.Ino != w.s.root {
-		t.Fatalf("oracle's root is %d (%v), the server's %d", rep.Attr.Ino, err, w.s.root)
+		w.t.Fatalf("oracle's root is %d (%v), the server's %d", rep.Attr.Ino, err, w.s.root)
 	}
 	w.dirs = []sealfs.Ino{w.s.root}
 	w.inos = []sealfs.Ino{w.s.root}
 	w.do(op.Request{Type: op.Setattr, Ino: w.s.root, Valid: op.SetAtime | op.SetMtime, Atime: 5, Mtime: 6})
-	for i := range 12 {
-		w.names = append(w.names, fmt.Sprintf("name%d", i))
-	}
-	return w
 }
 
 func (w *twin) do(req op.Request) *op.Reply {
