@@ -1,0 +1,389 @@
+package client
+
+import (
+	"context"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"sealfs"
+	"sealfs/op"
+)
+
+// filesystem answers the kernel. A node id is an inode number, but for the root,
+// which is node 1; so forgetting needs nothing. There are no file handles either:
+// what a handle would remember, the kernel says with each request, and what
+// belongs to a file stands in its node.
+//
+// The cancel channels are ignored but where somebody waits for another: most
+// interrupts are the Go runtime's own signals in the calling program, and a short operation is over
+// sooner than an interrupt is handled.
+type filesystem struct {
+	fuse.RawFileSystem
+	c *Client
+	o MountOptions
+
+	entryTTL, attrTTL, negativeTTL ttl
+	seen                           seenVersions
+}
+
+// ttl is a duration in the form in which the kernel takes it.
+type ttl struct {
+	sec  uint64
+	nsec uint32
+}
+
+func makeTTL(d time.Duration) ttl {
+	return ttl{uint64(d / time.Second), uint32(d % time.Second)}
+}
+
+func newFilesystem(c *Client, o MountOptions) *filesystem {
+	return &filesystem{
+		RawFileSystem: fuse.NewDefaultRawFileSystem(),
+		c:             c,
+		o:             o,
+		entryTTL:      makeTTL(o.EntryTimeout),
+		attrTTL:       makeTTL(o.AttrTimeout),
+		negativeTTL:   makeTTL(o.NegativeTimeout),
+	}
+}
+
+func (f *filesystem) String() string { return "sealfs" }
+
+// ino returns the inode that a node id stands for.
+func (f *filesystem) ino(node uint64) sealfs.Ino {
+	if node == fuse.FUSE_ROOT_ID {
+		return f.c.o.Root
+	}
+	return sealfs.Ino(node)
+}
+
+// node is the way back.
+func (f *filesystem) node(ino sealfs.Ino) uint64 {
+	if ino == f.c.o.Root {
+		return fuse.FUSE_ROOT_ID
+	}
+	return uint64(ino)
+}
+
+func cred(h *fuse.InHeader) Cred { return Cred{h.Uid, h.Gid} }
+
+// bg is the context of operations that wait for nobody else.
+var bg = context.Background()
+
+// status translates an error. ENOSYS would make the kernel never ask again, so it is not said
+// here; methods that mean it say it themselves.
+func status(err error) fuse.Status {
+	errno := Errno(err)
+	if errno == syscall.ENOSYS {
+		errno = syscall.EOPNOTSUPP
+	}
+	return fuse.Status(errno)
+}
+
+// blockSize is what programs shall read and write at once. It stays below the size
+// from which the C library would map memory for every buffer.
+const blockSize = 64 << 10
+
+func fillAttr(out *fuse.Attr, a *op.Attr) {
+	out.Ino = uint64(a.Ino)
+	out.Size = a.Size
+	out.Blocks = a.Blocks
+	out.Atime, out.Atimensec = splitTime(a.Atime)
+	out.Mtime, out.Mtimensec = splitTime(a.Mtime)
+	out.Ctime, out.Ctimensec = splitTime(a.Ctime)
+	out.Mode = a.Mode
+	out.Nlink = a.Nlink
+	out.Uid = a.UID
+	out.Gid = a.GID
+	out.Rdev = a.Rdev
+	out.Blksize = blockSize
+}
+
+// splitTime splits nanoseconds since 1970, also before it.
+func splitTime(ns int64) (sec uint64, nsec uint32) {
+	s, n := ns/1e9, ns%1e9
+	if n < 0 {
+		s, n = s-1, n+1e9
+	}
+	return uint64(s), uint32(n)
+}
+
+// joinTime is the way back; what int64 nanoseconds cannot hold becomes the nearest that they can.
+func joinTime(sec uint64, nsec uint32) int64 {
+	const most = int64(1<<63 - 1)
+	s := int64(sec)
+	switch {
+	case s >= most/1e9:
+		return most
+	case s <= -most/1e9:
+		return -most
+	}
+	return s*1e9 + int64(nsec)
+}
+
+func (f *filesystem) fillAttrOut(out *fuse.AttrOut, a *op.Attr) {
+	out.AttrValid, out.AttrValidNsec = f.attrTTL.sec, f.attrTTL.nsec
+	fillAttr(&out.Attr, a)
+}
+
+func (f *filesystem) fillEntry(out *fuse.EntryOut, a *op.Attr) {
+	out.NodeId = f.node(a.Ino)
+	out.EntryValid, out.EntryValidNsec = f.entryTTL.sec, f.entryTTL.nsec
+	out.AttrValid, out.AttrValidNsec = f.attrTTL.sec, f.attrTTL.nsec
+	fillAttr(&out.Attr, a)
+}
+
+// entry answers an operation that made or found a name.
+func (f *filesystem) entry(out *fuse.EntryOut, a *op.Attr, err error) fuse.Status {
+	if err != nil {
+		return status(err)
+	}
+	f.fillEntry(out, a)
+	return fuse.OK
+}
+
+func (f *filesystem) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	a, err := f.c.Lookup(bg, f.ino(h.NodeId), name)
+	if err == sealfs.ErrNotExist && f.negativeTTL != (ttl{}) {
+		// Node 0 lets the kernel remember that there is no such name.
+		out.EntryValid, out.EntryValidNsec = f.negativeTTL.sec, f.negativeTTL.nsec
+		return fuse.OK
+	}
+	return f.entry(out, &a, err)
+}
+
+func (f *filesystem) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
+	a, err := f.c.Getattr(bg, f.ino(in.NodeId))
+	if err != nil {
+		return status(err)
+	}
+	f.fillAttrOut(out, &a)
+	return fuse.OK
+}
+
+// Statx serves who asks for the birth time; others are answered by GetAttr.
+func (f *filesystem) Statx(cancel <-chan struct{}, in *fuse.StatxIn, out *fuse.StatxOut) fuse.Status {
+	a, err := f.c.Getattr(bg, f.ino(in.NodeId))
+	if err != nil {
+		return status(err)
+	}
+	out.AttrValid, out.AttrValidNsec = f.attrTTL.sec, f.attrTTL.nsec
+	const basicAndBirth = 0xfff // STATX_BASIC_STATS | STATX_BTIME
+	var b fuse.Attr
+	fillAttr(&b, &a)
+	s := &out.Statx
+	s.Mask, s.Blksize, s.Nlink, s.Uid, s.Gid = basicAndBirth, b.Blksize, b.Nlink, b.Uid, b.Gid
+	s.Mode, s.Ino, s.Size, s.Blocks = uint16(b.Mode), b.Ino, b.Size, b.Blocks
+	s.Atime = fuse.SxTime{Sec: b.Atime, Nsec: b.Atimensec}
+	s.Mtime = fuse.SxTime{Sec: b.Mtime, Nsec: b.Mtimensec}
+	s.Ctime = fuse.SxTime{Sec: b.Ctime, Nsec: b.Ctimensec}
+	s.Btime.Sec, s.Btime.Nsec = splitTime(a.Btime)
+	// The kernel's 32-bit form: 12 bits of major among 20 of minor.
+	s.RdevMajor, s.RdevMinor = b.Rdev>>8&0xfff, b.Rdev&0xff|b.Rdev>>12&^0xff
+	return fuse.OK
+}
+
+func (f *filesystem) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
+	s := SetAttr{Mode: in.Mode & modePerm, Cred: Cred{in.Owner.Uid, in.Owner.Gid}, Size: in.Size}
+	for _, b := range [...]struct{ kernel, ours uint32 }{
+		{fuse.FATTR_MODE, op.SetMode}, {fuse.FATTR_UID, op.SetUID}, {fuse.FATTR_GID, op.SetGID}, {fuse.FATTR_SIZE, op.SetSize},
+	} {
+		if in.Valid&b.kernel != 0 {
+			s.Valid |= b.ours
+		}
+	}
+	if in.Valid&fuse.FATTR_ATIME_NOW != 0 {
+		s.Valid |= op.SetAtimeNow
+	} else if in.Valid&fuse.FATTR_ATIME != 0 {
+		s.Valid |= op.SetAtime
+		s.Atime = joinTime(in.Atime, in.Atimensec)
+	}
+	if in.Valid&fuse.FATTR_MTIME_NOW != 0 {
+		s.Valid |= op.SetMtimeNow
+	} else if in.Valid&fuse.FATTR_MTIME != 0 {
+		s.Valid |= op.SetMtime
+		s.Mtime = joinTime(in.Mtime, in.Mtimensec)
+	}
+	if in.Valid&fuse.FATTR_CTIME != 0 {
+		s.Valid |= op.SetCtime
+		s.Ctime = joinTime(in.Ctime, in.Ctimensec)
+	}
+	// With HANDLE_KILLPRIV_V2 a change of owner is ours to see through, while a
+	// truncation says whether the caller may keep the bits.
+	s.KillPriv = in.Valid&(fuse.FATTR_UID|fuse.FATTR_GID|fuse.FATTR_KILL_SUIDGID) != 0
+	a, err := f.c.Setattr(bg, f.ino(in.NodeId), &s)
+	if err != nil {
+		return status(err)
+	}
+	f.fillAttrOut(out, &a)
+	return fuse.OK
+}
+
+func (f *filesystem) Readlink(cancel <-chan struct{}, h *fuse.InHeader) ([]byte, fuse.Status) {
+	b, err := f.c.Readlink(bg, f.ino(h.NodeId))
+	return b, status(err)
+}
+
+func (f *filesystem) Mknod(cancel <-chan struct{}, in *fuse.MknodIn, name string, out *fuse.EntryOut) fuse.Status {
+	a, err := f.c.Mknod(bg, f.ino(in.NodeId), name, in.Mode&^(in.Umask&0o777), in.Rdev, cred(&in.InHeader))
+	return f.entry(out, &a, err)
+}
+
+func (f *filesystem) Mkdir(cancel <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
+	a, err := f.c.Mkdir(bg, f.ino(in.NodeId), name, in.Mode&^(in.Umask&0o777), cred(&in.InHeader))
+	return f.entry(out, &a, err)
+}
+
+func (f *filesystem) Symlink(cancel <-chan struct{}, h *fuse.InHeader, target, name string, out *fuse.EntryOut) fuse.Status {
+	a, err := f.c.Symlink(bg, f.ino(h.NodeId), name, target, cred(h))
+	return f.entry(out, &a, err)
+}
+
+func (f *filesystem) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
+	a, err := f.c.Link(bg, f.ino(in.Oldnodeid), f.ino(in.NodeId), name)
+	return f.entry(out, &a, err)
+}
+
+func (f *filesystem) Unlink(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
+	return status(f.c.Unlink(bg, f.ino(h.NodeId), name))
+}
+
+func (f *filesystem) Rmdir(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
+	return status(f.c.Rmdir(bg, f.ino(h.NodeId), name))
+}
+
+// Flags of renameat2(2).
+const (
+	renameNoReplace = 1
+	renameExchange  = 2
+)
+
+func (f *filesystem) Rename(cancel <-chan struct{}, in *fuse.RenameIn, name, name2 string) fuse.Status {
+	var flags op.Flags
+	switch in.Flags {
+	case 0:
+	case renameNoReplace:
+		flags = op.NoReplace
+	case renameExchange:
+		flags = op.Exchange
+	default:
+		return fuse.EINVAL
+	}
+	return status(f.c.Rename(bg, f.ino(in.NodeId), name, f.ino(in.Newdir), name2, flags))
+}
+
+// Create makes and opens a file. The kernel has looked before, so a name that
+// exists came from elsewhere meanwhile: ESTALE lets it look again, and then
+// check permissions as for any open.
+func (f *filesystem) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
+	a, err := f.c.Create(bg, f.ino(in.NodeId), name, in.Mode&^(in.Umask&0o777), cred(&in.InHeader))
+	if (err == sealfs.ErrExist || err == sealfs.ErrIsDir) && in.Flags&syscall.O_EXCL == 0 {
+		return fuse.Status(syscall.ESTALE)
+	}
+	if err != nil {
+		return status(err)
+	}
+	f.fillEntry(&out.EntryOut, &a)
+	out.OpenFlags = newFileFlags(in.Flags)
+	return fuse.OK
+}
+
+func (f *filesystem) Tmpfile(cancel <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
+	a, err := f.c.Tmpfile(bg, f.ino(in.NodeId), in.Mode&^(in.Umask&0o777), cred(&in.InHeader))
+	if err != nil {
+		return status(err)
+	}
+	f.fillEntry(&out.EntryOut, &a)
+	out.OpenFlags = newFileFlags(in.Flags)
+	return fuse.OK
+}
+
+const directIO = fuse.FOPEN_DIRECT_IO | fuse.FOPEN_PARALLEL_DIRECT_WRITES
+
+// newFileFlags says how the kernel shall treat a new file. Opened for writing only, it
+// gains nothing from the page cache, and without that the kernel does
+// not ask for security.capability before the first write: a new file has none,
+// and who gives it one here is noticed (node.capability).
+func newFileFlags(flags uint32) uint32 {
+	if flags&syscall.O_DIRECT != 0 || flags&syscall.O_ACCMODE == syscall.O_WRONLY {
+		return directIO
+	}
+	return 0
+}
+
+func (f *filesystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	ino := f.ino(in.NodeId)
+	a, err := f.c.Open(bg, ino)
+	if err != nil {
+		return status(err)
+	}
+	if in.Flags&syscall.O_TRUNC != 0 {
+		s := SetAttr{Valid: op.SetSize, KillPriv: in.Mode&fuse.OPEN_KILL_SUIDGID != 0}
+		if a, err = f.c.Setattr(bg, ino, &s); err != nil {
+			f.c.Release(bg, ino)
+			return status(err)
+		}
+	}
+	if in.Flags&syscall.O_DIRECT != 0 {
+		// Past its cache the kernel takes capabilities from nobody: such a file
+		// is written the slower way.
+		if _, _, err := f.c.Getxattr(bg, ino, capability, 0, nil); err == sealfs.ErrNoData || in.Flags&syscall.O_ACCMODE == syscall.O_RDONLY {
+			out.OpenFlags = directIO
+		}
+		return fuse.OK
+	}
+	if f.seen.same(ino, a.Version) {
+		out.OpenFlags = fuse.FOPEN_KEEP_CACHE
+	}
+	return fuse.OK
+}
+
+func (f *filesystem) Release(cancel <-chan struct{}, in *fuse.ReleaseIn) {
+	ino := f.ino(in.NodeId)
+	const flockUnlock = 1 << 1
+	if in.ReleaseFlags&flockUnlock != 0 {
+		f.c.DropOwner(bg, ino, in.LockOwner, op.Flock)
+	}
+	if err := f.c.Release(bg, ino); err != nil {
+		// Nobody hears the answer to a release; flush told what could be told.
+		f.c.log.Error("release failed", "ino", uint64(ino), "err", err)
+	}
+}
+
+// seenVersions remembers the version that files had when they were opened here
+// last. A file that still has it is in the kernel's page cache as it is on
+// the server, whatever happened while it was closed.
+type seenVersions struct {
+	parts [16]struct {
+		mu sync.Mutex
+		m  map[sealfs.Ino]uint64
+	}
+}
+
+// seenMax bounds the files that one part remembers.
+const seenMax = 4096
+
+// same notes the version of ino and reports whether it was the same before.
+func (s *seenVersions) same(ino sealfs.Ino, version uint64) bool {
+	p := &s.parts[uint64(ino)*0x9e3779b97f4a7c15>>60]
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	old, ok := p.m[ino]
+	if ok && old == version {
+		return true
+	}
+	if p.m == nil {
+		p.m = map[sealfs.Ino]uint64{}
+	}
+	if !ok && len(p.m) >= seenMax {
+		for victim := range p.m { // any: it only costs a cache that could be kept
+			delete(p.m, victim)
+			break
+		}
+	}
+	p.m[ino] = version
+	return false
+}

@@ -1,0 +1,158 @@
+package client
+
+import (
+	"errors"
+	"strings"
+	"syscall"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"sealfs"
+	"sealfs/op"
+)
+
+// refuseAttr refuses namespaces of attributes that we do not have. The kernel checks
+// permissions for those that we have. POSIX ACLs would stand in "system.".
+func refuseAttr(name string) error {
+	for _, ns := range [...]string{"user.", "trusted.", "security."} {
+		if strings.HasPrefix(name, ns) {
+			if len(name) == len(ns) {
+				return sealfs.ErrInvalid
+			}
+			return nil
+		}
+	}
+	return sealfs.ErrNotSupported
+}
+
+func (f *filesystem) GetXAttr(cancel <-chan struct{}, h *fuse.InHeader, name string, dest []byte) (uint32, fuse.Status) {
+	if err := refuseAttr(name); err != nil {
+		return 0, status(err)
+	}
+	b, size, err := f.c.Getxattr(bg, f.ino(h.NodeId), name, len(dest), dest[:0])
+	if err != nil {
+		return 0, status(err)
+	}
+	if len(dest) > 0 {
+		size = copy(dest, b)
+	}
+	return uint32(size), fuse.OK
+}
+
+func (f *filesystem) ListXAttr(cancel <-chan struct{}, h *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
+	ino := f.ino(h.NodeId)
+	if h.Uid == 0 {
+		b, size, err := f.c.Listxattr(bg, ino, len(dest), dest[:0])
+		if err != nil {
+			return 0, status(err)
+		}
+		if len(dest) > 0 {
+			size = copy(dest, b)
+		}
+		return uint32(size), fuse.OK
+	}
+	// Only root may know of trusted attributes.
+	b, _, err := f.c.Listxattr(bg, ino, sealfs.XattrListMax, nil)
+	if err != nil {
+		return 0, status(err)
+	}
+	size := 0
+	var list []byte
+	for _, name := range xattrNames(b) {
+		if !strings.HasPrefix(name, "trusted.") {
+			list = append(append(list, name...), 0)
+		}
+	}
+	if size = len(list); len(dest) > 0 {
+		if size > len(dest) {
+			return 0, fuse.ERANGE
+		}
+		copy(dest, list)
+	}
+	return uint32(size), fuse.OK
+}
+
+// Flags of setxattr(2).
+const (
+	xattrCreate  = 1
+	xattrReplace = 2
+)
+
+func (f *filesystem) SetXAttr(cancel <-chan struct{}, in *fuse.SetXAttrIn, name string, value []byte) fuse.Status {
+	if err := refuseAttr(name); err != nil {
+		return status(err)
+	}
+	var flags op.Flags
+	if in.Flags&xattrCreate != 0 {
+		flags |= op.XCreate
+	}
+	if in.Flags&xattrReplace != 0 {
+		flags |= op.XReplace
+	}
+	return status(f.c.Setxattr(bg, f.ino(in.NodeId), name, value, flags))
+}
+
+func (f *filesystem) RemoveXAttr(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
+	if err := refuseAttr(name); err != nil {
+		return status(err)
+	}
+	return status(f.c.Removexattr(bg, f.ino(h.NodeId), name))
+}
+
+// lockOf translates the kernel's lock.
+func lockOf(in *fuse.LkIn) (l op.Lock, flags op.Flags, err error) {
+	l = op.Lock{Start: in.Lk.Start, End: in.Lk.End, Owner: in.Owner, PID: in.Lk.Pid}
+	switch in.Lk.Typ {
+	case syscall.F_RDLCK:
+		l.Type = op.ReadLock
+	case syscall.F_WRLCK:
+		l.Type = op.WriteLock
+	case syscall.F_UNLCK:
+		l.Type = op.Unlock
+	default:
+		err = sealfs.ErrInvalid
+	}
+	if in.LkFlags&fuse.LK_FLOCK != 0 {
+		flags = op.Flock
+	}
+	return l, flags, err
+}
+
+func (f *filesystem) GetLk(cancel <-chan struct{}, in *fuse.LkIn, out *fuse.LkOut) fuse.Status {
+	l, flags, err := lockOf(in)
+	if err == nil {
+		l, err = f.c.TestLock(bg, f.ino(in.NodeId), l, flags)
+	}
+	if err != nil {
+		return status(err)
+	}
+	out.Lk = fuse.FileLock{Start: l.Start, End: l.End, Typ: syscall.F_UNLCK, Pid: l.PID}
+	switch l.Type {
+	case op.ReadLock:
+		out.Lk.Typ = syscall.F_RDLCK
+	case op.WriteLock:
+		out.Lk.Typ = syscall.F_WRLCK
+	}
+	return fuse.OK
+}
+
+func (f *filesystem) SetLk(cancel <-chan struct{}, in *fuse.LkIn) fuse.Status {
+	l, flags, err := lockOf(in)
+	if err == nil {
+		err = f.c.SetLock(bg, f.ino(in.NodeId), l, flags)
+	}
+	return status(err)
+}
+
+// SetLkw waits for a lock until it is free or the caller gets a signal. It keeps its
+// goroutine meanwhile; go-fuse reads on with another one.
+func (f *filesystem) SetLkw(cancel <-chan struct{}, in *fuse.LkIn) fuse.Status {
+	l, flags, err := lockOf(in)
+	if err != nil {
+		return status(err)
+	}
+	if err = f.c.SetLock(bg, f.ino(in.NodeId), l, flags); errors.Is(err, sealfs.ErrAgain) {
+		err = f.c.WaitLock(&fuse.Context{Cancel: cancel}, f.ino(in.NodeId), l, flags)
+	}
+	return status(err)
+}

@@ -1,0 +1,392 @@
+package client
+
+import (
+	"bytes"
+	"context"
+
+	"sealfs"
+	"sealfs/op"
+)
+
+// attr sends k, ends it and returns the attributes of the reply.
+func (c *Client) attr(ctx context.Context, k *call) (op.Attr, error) {
+	err := c.do(ctx, k)
+	a := k.rep.Attr
+	k.end()
+	return a, err
+}
+
+// none sends k, ends it and returns the error.
+func (c *Client) none(ctx context.Context, k *call) error {
+	err := c.do(ctx, k)
+	k.end()
+	return err
+}
+
+// Lookup finds name in dir.
+func (c *Client) Lookup(ctx context.Context, dir sealfs.Ino, name string) (op.Attr, error) {
+	mark := c.sent.mark()
+	k := c.begin(op.Lookup, dir)
+	k.Dir, k.Name = dir, name
+	a, err := c.attr(ctx, k)
+	if err == nil && !c.current(mark, a.Ino) {
+		return c.Getattr(ctx, a.Ino)
+	}
+	return a, err
+}
+
+// Getattr returns the attributes of ino, delayed writes included.
+func (c *Client) Getattr(ctx context.Context, ino sealfs.Ino) (op.Attr, error) {
+	c.settle(ino)
+	k := c.begin(op.Getattr, ino)
+	k.Ino = ino
+	return c.attr(ctx, k)
+}
+
+// SetAttr says which attributes Setattr changes to what.
+type SetAttr struct {
+	Valid    uint32 // the op.Set bits of what is to be changed
+	Mode     uint32
+	Cred     // new owner, new group
+	Size     uint64
+	Atime    int64 // nanoseconds since 1970
+	Mtime    int64
+	Ctime    int64
+	KillPriv bool // clear the setuid and setgid bits, as a change by another than the owner does
+}
+
+// Setattr changes attributes and returns all.
+func (c *Client) Setattr(ctx context.Context, ino sealfs.Ino, s *SetAttr) (op.Attr, error) {
+	// A delayed write that came first must not undo a new size or time.
+	c.settle(ino)
+	k := c.begin(op.Setattr, ino)
+	k.Ino, k.Valid, k.Mode, k.UID, k.GID = ino, s.Valid, s.Mode, s.UID, s.GID
+	k.Size, k.Atime, k.Mtime, k.Ctime = s.Size, s.Atime, s.Mtime, s.Ctime
+	if s.KillPriv {
+		k.Flags = op.KillPriv
+	}
+	return c.attr(ctx, k)
+}
+
+// Create makes the regular file name in dir and holds it open until Release.
+// The name must be new.
+func (c *Client) Create(ctx context.Context, dir sealfs.Ino, name string, mode uint32, who Cred) (op.Attr, error) {
+	k := c.begin(op.Create, dir)
+	k.Dir, k.Name, k.Mode, k.UID, k.GID, k.Flags = dir, name, mode, who.UID, who.GID, op.Excl|op.OpenIt
+	a, err := c.attr(ctx, k)
+	if err == nil {
+		c.nodes.open(a.Ino)
+	}
+	return a, err
+}
+
+// Tmpfile makes a regular file without a name and holds it open until Release.
+// dir says where Link may put it.
+func (c *Client) Tmpfile(ctx context.Context, dir sealfs.Ino, mode uint32, who Cred) (op.Attr, error) {
+	k := c.begin(op.Tmpfile, dir)
+	k.Dir, k.Mode, k.UID, k.GID, k.Flags = dir, mode, who.UID, who.GID, op.OpenIt
+	a, err := c.attr(ctx, k)
+	if err == nil {
+		c.nodes.open(a.Ino)
+	}
+	return a, err
+}
+
+// Mknod makes a regular file, device, fifo or socket, as the type in mode says.
+func (c *Client) Mknod(ctx context.Context, dir sealfs.Ino, name string, mode, rdev uint32, who Cred) (op.Attr, error) {
+	k := c.begin(op.Mknod, dir)
+	k.Dir, k.Name, k.Mode, k.Rdev, k.UID, k.GID = dir, name, mode, rdev, who.UID, who.GID
+	return c.attr(ctx, k)
+}
+
+// Mkdir makes a directory.
+func (c *Client) Mkdir(ctx context.Context, dir sealfs.Ino, name string, mode uint32, who Cred) (op.Attr, error) {
+	k := c.begin(op.Mkdir, dir)
+	k.Dir, k.Name, k.Mode, k.UID, k.GID = dir, name, mode, who.UID, who.GID
+	k.Shard2 = c.spread(dir, name)
+	return c.attr(ctx, k)
+}
+
+// Symlink makes a symbolic link to target.
+func (c *Client) Symlink(ctx context.Context, dir sealfs.Ino, name, target string, who Cred) (op.Attr, error) {
+	k := c.begin(op.Symlink, dir)
+	k.Dir, k.Name, k.Data, k.UID, k.GID = dir, name, []byte(target), who.UID, who.GID
+	return c.attr(ctx, k)
+}
+
+// Link gives ino another name and returns its attributes.
+func (c *Client) Link(ctx context.Context, ino, dir sealfs.Ino, name string) (op.Attr, error) {
+	c.settle(ino)
+	k := c.begin(op.Link, dir)
+	k.Ino, k.Dir, k.Name = ino, dir, name
+	return c.attr(ctx, k)
+}
+
+// Unlink removes a name that is not a directory's.
+func (c *Client) Unlink(ctx context.Context, dir sealfs.Ino, name string) error {
+	k := c.begin(op.Unlink, dir)
+	k.Dir, k.Name = dir, name
+	return c.none(ctx, k)
+}
+
+// Rmdir removes an empty directory.
+func (c *Client) Rmdir(ctx context.Context, dir sealfs.Ino, name string) error {
+	k := c.begin(op.Rmdir, dir)
+	k.Dir, k.Name = dir, name
+	return c.none(ctx, k)
+}
+
+// Rename moves a name; flags are op.NoReplace or op.Exchange.
+func (c *Client) Rename(ctx context.Context, dir sealfs.Ino, name string, dir2 sealfs.Ino, name2 string, flags op.Flags) error {
+	k := c.begin(op.Rename, dir)
+	k.Dir, k.Name, k.Dir2, k.Name2, k.Flags = dir, name, dir2, name2, flags
+	return c.none(ctx, k)
+}
+
+// Readlink returns the target of a symbolic link.
+func (c *Client) Readlink(ctx context.Context, ino sealfs.Ino) ([]byte, error) {
+	k := c.begin(op.Readlink, ino)
+	k.Ino = ino
+	err := c.do(ctx, k)
+	b := k.rep.Data
+	k.end()
+	return b, err
+}
+
+// Open holds ino open until Release, so that it outlives its name, and returns
+// its attributes.
+func (c *Client) Open(ctx context.Context, ino sealfs.Ino) (op.Attr, error) {
+	c.settle(ino)
+	k := c.begin(op.Open, ino)
+	k.Ino = ino
+	a, err := c.attr(ctx, k)
+	if err == nil {
+		c.nodes.open(ino)
+	}
+	return a, err
+}
+
+// Release undoes one Open, Create or Tmpfile. It sends what is delayed, and
+// returns the error of that; the inode is let go in any case.
+func (c *Client) Release(ctx context.Context, ino sealfs.Ino) error {
+	n := c.nodes.get(ino)
+	if n == nil {
+		return sealfs.ErrClosed
+	}
+	n.mu.Lock()
+	err := c.sendAndTell(n)
+	held := c.nodes.release(n)
+	n.mu.Unlock()
+	if held == 0 {
+		return err
+	}
+	k := c.begin(op.Release, ino)
+	k.Ino, k.Len = ino, held
+	if rerr := c.none(ctx, k); err == nil {
+		err = rerr
+	}
+	return err
+}
+
+// Read returns the n bytes at off (at most sealfs.IOMax), fewer only at the end of
+// the file. It puts them into room if its capacity suffices; what room holds is lost.
+func (c *Client) Read(ctx context.Context, ino sealfs.Ino, off uint64, n int, room []byte) ([]byte, error) {
+	c.settle(ino)
+	k := c.begin(op.Read, ino)
+	k.Ino, k.Off, k.Len = ino, off, uint64(min(n, sealfs.IOMax))
+	k.rep.Data = room[:0]
+	err := c.do(ctx, k)
+	b := k.rep.Data
+	k.end()
+	return b, err
+}
+
+// Fsync returns when all writes to ino so far survive a power cut.
+func (c *Client) Fsync(ctx context.Context, ino sealfs.Ino) error {
+	if err := c.Flush(ino); err != nil {
+		return err
+	}
+	k := c.begin(op.Sync, ino)
+	k.Ino = ino
+	return c.none(ctx, k)
+}
+
+// Fallocate changes the space of [off, off+n) as fallocate(2) says; mode is its mode.
+func (c *Client) Fallocate(ctx context.Context, ino sealfs.Ino, off, n uint64, mode uint32) error {
+	c.settle(ino)
+	k := c.begin(op.Fallocate, ino)
+	k.Ino, k.Off, k.Len, k.Mode = ino, off, n, mode
+	return c.none(ctx, k)
+}
+
+// Whence values of Seek, those of lseek(2).
+const (
+	SeekData = 3
+	SeekHole = 4
+)
+
+// Seek returns the next data or hole at or after off, or sealfs.ErrNoDevice.
+func (c *Client) Seek(ctx context.Context, ino sealfs.Ino, off uint64, whence uint32) (uint64, error) {
+	c.settle(ino)
+	k := c.begin(op.Seek, ino)
+	k.Ino, k.Off, k.Mode = ino, off, whence
+	err := c.do(ctx, k)
+	at := k.rep.Off
+	k.end()
+	return at, err
+}
+
+// Readdir appends entries of dir after cookie (0: from the start) to list, for
+// about n bytes of names, with attributes if plus. eof says that no more follow.
+// "." and ".." are not among them.
+func (c *Client) Readdir(ctx context.Context, dir sealfs.Ino, cookie uint64, n int, plus bool, list []op.Dirent) (_ []op.Dirent, eof bool, err error) {
+	mark := c.sent.mark()
+	k := c.begin(op.Readdir, dir)
+	k.Dir, k.Off, k.Len = dir, cookie, uint64(n)
+	if plus {
+		k.Flags = op.Plus
+	}
+	if err = c.do(ctx, k); err == nil {
+		for i := range k.rep.Entries {
+			e := &k.rep.Entries[i]
+			if plus && e.Attr.Ino != 0 && !c.current(mark, e.Ino) {
+				// A delayed write is on its way: the caller has to ask for this one.
+				e.Attr = op.Attr{}
+			}
+		}
+		list = append(list, k.rep.Entries...)
+		eof = k.rep.Eof
+	}
+	k.end()
+	return list, eof, err
+}
+
+// Statfs returns the room in the volume.
+func (c *Client) Statfs(ctx context.Context) (op.Space, error) {
+	k := c.begin(op.Statfs, c.o.Root)
+	err := c.do(ctx, k)
+	s := k.rep.Space
+	k.end()
+	return s, err
+}
+
+// Getxattr appends the value of an attribute to dst, at most n bytes (0: none),
+// and returns its size.
+func (c *Client) Getxattr(ctx context.Context, ino sealfs.Ino, name string, n int, dst []byte) ([]byte, int, error) {
+	k := c.begin(op.Getxattr, ino)
+	k.Ino, k.Name, k.Len = ino, name, uint64(n)
+	err := c.do(ctx, k)
+	dst = append(dst, k.rep.Data...)
+	size := int(k.rep.Off)
+	k.end()
+	return dst, size, err
+}
+
+// Listxattr appends the names of all attributes, each ended by NUL, to dst, at
+// most n bytes (0: none), and returns their size.
+func (c *Client) Listxattr(ctx context.Context, ino sealfs.Ino, n int, dst []byte) ([]byte, int, error) {
+	k := c.begin(op.Listxattr, ino)
+	k.Ino, k.Len = ino, uint64(n)
+	err := c.do(ctx, k)
+	dst = append(dst, k.rep.Data...)
+	size := int(k.rep.Off)
+	k.end()
+	return dst, size, err
+}
+
+// capability is the attribute that gives a program privileges; a write to the file takes it away.
+const capability = "security.capability"
+
+// Setxattr sets an attribute; flags are op.XCreate or op.XReplace.
+func (c *Client) Setxattr(ctx context.Context, ino sealfs.Ino, name string, value []byte, flags op.Flags) error {
+	k := c.begin(op.Setxattr, ino)
+	k.Ino, k.Name, k.Data, k.Flags = ino, name, value, flags
+	err := c.none(ctx, k)
+	if err == nil && name == capability {
+		c.nodes.markCapability(ino)
+	}
+	return err
+}
+
+// Removexattr removes an attribute.
+func (c *Client) Removexattr(ctx context.Context, ino sealfs.Ino, name string) error {
+	k := c.begin(op.Removexattr, ino)
+	k.Ino, k.Name = ino, name
+	return c.none(ctx, k)
+}
+
+// TestLock returns a lock that is in the way of l, or one of type op.Unlock.
+// flags is op.Flock or 0.
+func (c *Client) TestLock(ctx context.Context, ino sealfs.Ino, l op.Lock, flags op.Flags) (op.Lock, error) {
+	k := c.begin(op.TestLock, ino)
+	k.Ino, k.Lock, k.Flags = ino, l, flags
+	err := c.do(ctx, k)
+	l = k.rep.Lock
+	k.end()
+	return l, err
+}
+
+// SetLock takes or releases a lock without waiting: sealfs.ErrAgain says that it
+// is taken. flags is op.Flock or 0.
+func (c *Client) SetLock(ctx context.Context, ino sealfs.Ino, l op.Lock, flags op.Flags) error {
+	return c.lock(ctx, op.SetLock, ino, l, flags)
+}
+
+// WaitLock is SetLock that waits until the lock is free or ctx ends.
+func (c *Client) WaitLock(ctx context.Context, ino sealfs.Ino, l op.Lock, flags op.Flags) error {
+	return c.lock(ctx, op.WaitLock, ino, l, flags)
+}
+
+func (c *Client) lock(ctx context.Context, t op.Type, ino sealfs.Ino, l op.Lock, flags op.Flags) error {
+	if l.Type == op.Unlock {
+		// The next owner, on whatever machine, must find what was written under the lock.
+		c.settle(ino)
+	} else if flags&op.Flock == 0 {
+		c.nodes.markLocked(ino)
+	}
+	k := c.begin(t, ino)
+	k.Ino, k.Lock, k.Flags = ino, l, flags
+	return c.none(ctx, k)
+}
+
+// DropOwner releases all POSIX locks of owner on ino, or with flags op.Flock its flock.
+func (c *Client) DropOwner(ctx context.Context, ino sealfs.Ino, owner uint64, flags op.Flags) error {
+	c.settle(ino)
+	k := c.begin(op.DropOwner, ino)
+	k.Ino, k.Lock.Owner, k.Flags = ino, owner, flags
+	return c.none(ctx, k)
+}
+
+// CopyRange copies up to n bytes from one file to another, or within one, and
+// returns how many; fewer come only at the end of the source. The ranges must not overlap.
+func (c *Client) CopyRange(ctx context.Context, from sealfs.Ino, off uint64, to sealfs.Ino, off2, n uint64, flags op.Flags) (uint64, error) {
+	buf := bigBuffers.Get().(*[bufferMax]byte)
+	defer bigBuffers.Put(buf)
+	var done uint64
+	for done < n {
+		part := int(min(n-done, uint64(len(buf))))
+		b, err := c.Read(ctx, from, off+done, part, buf[:0])
+		if err != nil || len(b) == 0 {
+			return done, err
+		}
+		if err := c.Write(ctx, to, off2+done, b, flags); err != nil {
+			return done, err
+		}
+		done += uint64(len(b))
+		if len(b) < part || ctx.Err() != nil {
+			break
+		}
+	}
+	return done, nil
+}
+
+// xattrNames splits a list of names ended by NUL.
+func xattrNames(list []byte) []string {
+	var names []string
+	for len(list) > 0 {
+		name, rest, _ := bytes.Cut(list, []byte{0})
+		names = append(names, string(name))
+		list = rest
+	}
+	return names
+}
