@@ -167,7 +167,7 @@ func (c *crashRun) run(changes int) {
 			}
 		case 3:
 			if c.rng.IntN(4) == 0 {
-				if err := s.collect(true); err != nil {
+				if _, err := s.collect(true); err != nil {
 					c.t.Fatal(err)
 				}
 			}

@@ -57,6 +57,9 @@ func Open(dev disk.Device, region pmem.Backing, kept *pmem.Staging, owner Owner,
 	if h.Start < sb.Tail {
 		return nil, &sealfs.Corruption{Where: region.Name(), Off: 0, What: fmt.Sprintf("the region is older than the log of %s (checkpoint %v, tail %v): it is a stale copy", dev.Name(), h.Start, sb.Tail)}
 	}
+	if h.Incarnation > sb.Incarnation {
+		return nil, &sealfs.Corruption{Where: dev.Name(), Off: -1, What: "the superblock is older than the region: its newer copy is damaged", Want: uint64(h.Incarnation), Got: uint64(sb.Incarnation)}
+	}
 	if reg.NeedsGrowth() {
 		if err := reg.Grow(); err != nil && !errors.Is(err, sealfs.ErrNoSpace) {
 			return nil, err

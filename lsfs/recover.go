@@ -36,7 +36,7 @@ func (s *Store) recover(h pmlayout.Header, kept *pmem.Staging) (*recovered, erro
 	if kept == nil {
 		kept = s.findStaging(&sb)
 	}
-	rp := &replay{s: s, kept: kept, next: layout.NoSlot, rec: recovered{end: h.Start, slot: h.StartSlot, chain: h.Chain}}
+	rp := &replay{s: s, kept: kept, next: layout.NoSlot, last: sb.FirstPrev, rec: recovered{end: h.Start, slot: h.StartSlot, chain: h.Chain}}
 	if err := rp.run(); err != nil {
 		return nil, err
 	}
@@ -88,7 +88,8 @@ type replay struct {
 	s    *Store
 	kept *pmem.Staging
 	rec  recovered
-	next uint32 // successor of the segment, as announced in it
+	next uint32     // successor of the segment, as announced in it
+	last sealfs.LSN // where the incarnation before the present one ended
 }
 
 // source is one copy of a segment: on the device or in staging.
@@ -235,6 +236,9 @@ func (rp *replay) segment(slot, seq, from uint32, announced bool) error {
 	}
 	for off := int(from); off+layout.RecordHeaderBytes <= int(s.seg); {
 		at := sealfs.MakeLSN(seq, uint32(off))
+		if at == rp.last {
+			break // an incarnation ended here: what follows is dead
+		}
 		rec, crc, op, redo, which, err := rp.record(sources, off, seed, at)
 		if err != nil {
 			return err
@@ -354,7 +358,8 @@ func (s *Store) settle(h pmlayout.Header, rec *recovered) error {
 				return err
 			}
 		}
-		if err := ck.Finish(pmlayout.Header{Store: s.store, Incarnation: s.incarnation, Start: rec.end, StartSlot: rec.slot, Chain: rec.chain}); err != nil {
+		// Under the old incarnation: the region's is never above the superblock's.
+		if err := ck.Finish(pmlayout.Header{Store: s.store, Incarnation: s.incarnation - 1, Start: rec.end, StartSlot: rec.slot, Chain: rec.chain}); err != nil {
 			return err
 		}
 	}
@@ -365,9 +370,17 @@ func (s *Store) settle(h pmlayout.Header, rec *recovered) error {
 	}
 	s.giveBack(dead)
 	s.nextSlot, _ = s.takeFree(0)
-	return s.writeSuper(func(sb *layout.Superblock) {
-		sb.Incarnation, sb.FirstSlot, sb.FirstPrev, sb.Tail = s.incarnation, s.nextSlot, rec.end, rec.end
-	})
+	// Both copies: without this link the incarnation's log would not be found,
+	// so the decay of one copy must not hide it.
+	for range 2 {
+		err := s.writeSuper(func(sb *layout.Superblock) {
+			sb.Incarnation, sb.FirstSlot, sb.FirstPrev, sb.Tail = s.incarnation, s.nextSlot, rec.end, rec.end
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // beginning is the first change of an incarnation: what was open is sealed, the

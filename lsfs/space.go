@@ -21,7 +21,7 @@ type collector struct {
 		sync.Mutex
 		cond  sync.Cond
 		round uint64 // rounds that ended
-		freed uint64 // of them, the last that made a segment available
+		stuck uint64 // of them, the last in which nothing more could be gained
 	}
 }
 
@@ -38,35 +38,45 @@ func (s *Store) full() error {
 	return fmt.Errorf("store on %s is full: %w", s.dev.Name(), sealfs.ErrNoSpace)
 }
 
-// waitSpace waits for the collector to free a segment. It returns ErrNoSpace
-// when a whole round since the call made none available.
+// waitRounds bounds how many rounds of the collector a change waits for. At 92 %
+// utilisation cleaning must move a dozen segments to gain one.
+const waitRounds = 64
+
+// waitSpace waits for the collector to free a segment that a request of class c
+// may use. It returns ErrNoSpace when a whole round since the call gained nothing.
 func (s *Store) waitSpace(c Class) error {
 	s.stats.spaceWaits.Add(1)
 	if c == cleaning {
 		return fmt.Errorf("store on %s has no segment left: %w", s.dev.Name(), sealfs.ErrNoSpace)
 	}
+	enough := func() bool { return s.freeSegments() > s.keepFor(c) }
 	if s.bg.off.Load() {
-		before := s.freeSegments()
-		if err := s.collect(true); err != nil {
-			return err
-		}
-		if s.freeSegments() > before {
-			return nil
+		for range waitRounds {
+			stuck, err := s.collect(true)
+			if err != nil || enough() {
+				return err
+			}
+			if stuck {
+				break
+			}
 		}
 		return s.full()
 	}
 	w := &s.gc.wait
 	w.Lock()
 	defer w.Unlock()
-	// A round under way may have begun before the need: wait for one more.
-	for from, until := w.round, w.round+2; w.round < until; {
+	// A round under way may have begun before the need: its verdict does not count.
+	for from := w.round; w.round < from+waitRounds; {
 		s.pokeCollector()
 		w.cond.Wait()
 		if err := s.Failure(); err != nil {
 			return err
 		}
-		if w.freed > from {
+		if enough() {
 			return nil
+		}
+		if w.stuck > from+1 {
+			break
 		}
 	}
 	return s.full()
@@ -127,8 +137,7 @@ func (s *Store) runCollector() {
 			return
 		case <-s.gc.wake:
 		}
-		before := s.freeSegments()
-		err := s.collect(false)
+		stuck, err := s.collect(false)
 		if err != nil && !errors.Is(err, sealfs.ErrNoSpace) {
 			s.log.Error("collector", "dev", s.dev.Name(), "err", err)
 		}
@@ -138,45 +147,52 @@ func (s *Store) runCollector() {
 		w := &s.gc.wait
 		w.Lock()
 		w.round++
-		if s.freeSegments() > before {
-			w.freed = w.round
+		if stuck || err != nil {
+			w.stuck = w.round
 		}
 		w.cond.Broadcast()
 		w.Unlock()
 	}
 }
 
+// cleanRounds bounds the cleaning of one collector round.
+const cleanRounds = 8
+
 // collect runs one round: growth of the region, a checkpoint if log, memory or
-// space ask for it, and cleaning while space is short.
-func (s *Store) collect(force bool) error {
+// space ask for it, and cleaning while space is short. It reports whether space
+// is short and no more can be gained.
+func (s *Store) collect(force bool) (stuck bool, err error) {
 	s.gc.mu.Lock()
 	defer s.gc.mu.Unlock()
 	if s.region.NeedsGrowth() {
 		if err := s.region.Grow(); err != nil && !errors.Is(err, sealfs.ErrNoSpace) {
-			return err
+			return false, err
 		}
 	}
 	s.mu.RLock()
-	short := len(s.free) < s.o.CleanLow
-	due := force || short || s.crowded.Load() || s.checkpointDue()
+	before := len(s.free)
+	due := force || before < s.o.CleanLow || s.crowded.Load() || s.checkpointDue()
 	s.mu.RUnlock()
 	if !due {
-		return nil
+		return false, nil
 	}
 	if err := s.checkpoint(); err != nil {
-		return err
+		return false, err
 	}
-	for range 8 {
+	for range cleanRounds {
 		if s.freeSegments() >= s.o.CleanLow {
-			return nil
+			return false, nil
 		}
 		gained, err := s.clean()
-		if err != nil || !gained {
-			return err
+		if err != nil {
+			return false, err
+		}
+		if !gained {
+			return s.freeSegments() <= before, nil
 		}
 		if err := s.checkpoint(); err != nil {
-			return err
+			return false, err
 		}
 	}
-	return nil
+	return false, nil
 }

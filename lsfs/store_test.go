@@ -7,6 +7,7 @@ import (
 
 	"sealfs"
 	"sealfs/disk"
+	"sealfs/pmem"
 )
 
 // run does n random operations and keeps the model in step.
@@ -185,5 +186,58 @@ func TestCountsSync(t *testing.T) {
 	after := dev.Stats()
 	if w, f := after.Writes-before.Writes, after.Flushes-before.Flushes; w != 1 || f != 1 {
 		t.Errorf("ten changes and three syncs cost %d writes and %d flushes, want 1 and 1", w, f)
+	}
+}
+
+// TestHeaderRot: a decayed copy of a superblock or region header never makes
+// the store forget what was synced: it is opened whole, or refused.
+func TestHeaderRot(t *testing.T) {
+	for _, kind := range []string{"device", "region"} {
+		for copyNo := range int64(2) {
+			for checkpoints := range 3 {
+				dev, region := testDevices(32)
+				format(t, dev, region)
+				m, rng := model{}, rand.New(rand.NewPCG(4, uint64(checkpoints)))
+				s := open(t, dev, region, nil, testOptions())
+				for range 3 {
+					run(t, s, m, rng, 40, 20, 2000)
+					for range checkpoints {
+						if err := s.Checkpoint(); err != nil {
+							t.Fatal(err)
+						}
+					}
+					if err := s.Sync(); err != nil {
+						t.Fatal(err)
+					}
+					if _, err := s.Abandon(); err != nil { // a power cut: the ring is lost
+						t.Fatal(err)
+					}
+					dev, region = dev.Reopen(), region.Reopen()
+					s = open(t, dev, region, nil, testOptions())
+				}
+				if _, err := s.Abandon(); err != nil {
+					t.Fatal(err)
+				}
+				dev, region = dev.Reopen(), region.Reopen()
+				if kind == "device" {
+					dev.FlipBit(copyNo*4096+80, 3)
+				} else {
+					region.FlipBit(copyNo*4096+40, 3)
+				}
+				s, err := Open(dev, pmem.NewMemory(region), nil, tinyFS{}, testOptions())
+				if err != nil {
+					if !errors.Is(err, sealfs.ErrCorrupt) {
+						t.Errorf("%s copy %d: %v", kind, copyNo, err)
+					}
+					if kind == "device" {
+						t.Errorf("a single decayed superblock keeps the store from opening: %v", err)
+					}
+					continue
+				}
+				if err := m.check(s); err != nil {
+					t.Errorf("%s copy %d, %d checkpoints: %v", kind, copyNo, checkpoints, err)
+				}
+			}
+		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 
 	"sealfs"
 	"sealfs/disk"
+	"sealfs/lsfs"
 	"sealfs/meta"
 	"sealfs/op"
 )
@@ -114,8 +115,25 @@ func (st *store) forgetAll(ino sealfs.Ino) {
 
 // TestFullDelete: on a full store files can be deleted, and then written again.
 func TestFullDelete(t *testing.T) {
-	s := newSim(t, 24<<20, 512<<10)
-	data := bytes.Repeat([]byte{7}, 100000)
+	for _, g := range []struct {
+		name           string
+		device, region int64
+		segment        uint32
+		size           int
+		log            lsfs.Options
+	}{
+		{"segments=512K", 24 << 20, 32 << 20, 512 << 10, 100000, lsfs.Options{}},
+		{"segments=32K", 1<<20 + 48*32<<10, 4 << 20, 32 << 10, 3000, lsfs.Options{StagingBytes: 64 << 10}},
+		{"always-cleaning", 1<<20 + 48*32<<10, 4 << 20, 32 << 10, 3000, lsfs.Options{StagingBytes: 64 << 10, CleanLow: 30}},
+	} {
+		t.Run(g.name, func(t *testing.T) {
+			s := newSimWith(t, disk.NewSim("device", g.device), disk.NewSim("region", g.region), g.segment, g.log)
+			fullDelete(t, s, bytes.Repeat([]byte{7}, g.size))
+		})
+	}
+}
+
+func fullDelete(t *testing.T, s *simServer, data []byte) {
 	for round := range 3 {
 		var names []string
 		for i := 0; ; i++ {

@@ -18,6 +18,7 @@ const testShards = 8
 type simServer struct {
 	*Server
 	dev, region *disk.Sim
+	logOptions  lsfs.Options
 	root        sealfs.Ino
 }
 
@@ -28,7 +29,12 @@ func newSim(t testing.TB, deviceBytes, segment int64) *simServer {
 
 func newSimOn(t testing.TB, dev, region *disk.Sim, segment uint32) *simServer {
 	t.Helper()
-	s := &simServer{dev: dev, region: region}
+	return newSimWith(t, dev, region, segment, lsfs.Options{StagingBytes: 4 << 20})
+}
+
+func newSimWith(t testing.TB, dev, region *disk.Sim, segment uint32, log lsfs.Options) *simServer {
+	t.Helper()
+	s := &simServer{dev: dev, region: region, logOptions: log}
 	if _, err := lsfs.Format(s.dev, pmem.NewMemory(s.region), lsfs.Geometry{SegmentBytes: segment}); err != nil {
 		t.Fatal(err)
 	}
@@ -49,7 +55,7 @@ func newSimOn(t testing.TB, dev, region *disk.Sim, segment uint32) *simServer {
 func (s *simServer) start(t testing.TB, kept *pmem.Staging) {
 	t.Helper()
 	s.Server = &Server{o: Options{Shards: testShards}, cfg: meta.Config{Shards: testShards}, log: testLog(t)}
-	st, err := s.attach(s.dev, pmem.NewMemory(s.region), kept, StoreOptions{Device: "device", Region: "region", Log: lsfs.Options{StagingBytes: 4 << 20}})
+	st, err := s.attach(s.dev, pmem.NewMemory(s.region), kept, StoreOptions{Device: "device", Region: "region", Log: s.logOptions})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -111,7 +111,7 @@ func TestCrashNamespace(t *testing.T) {
 // namespace is that after a whole operation.
 func judge(t *testing.T, w *twin, k cut, history map[uint64]int) (int, bool) {
 	t.Helper()
-	s := &simServer{Server: &Server{o: w.s.o, cfg: w.s.cfg, log: w.s.log}}
+	s := &simServer{Server: &Server{o: w.s.o, cfg: w.s.cfg, log: w.s.Server.log}}
 	ls, err := lsfs.Open(k.dev, pmem.NewMemory(k.region), nil, &owner{s.cfg}, lsfs.Options{StagingBytes: 1 << 20})
 	if err != nil {
 		t.Fatalf("after a power cut: %v", err)
