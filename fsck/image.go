@@ -1,0 +1,142 @@
+package fsck
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+
+	"sealfs"
+	"sealfs/pmem/layout"
+)
+
+const (
+	pageSize = layout.PageSize
+	// pagesMax bounds the region: redo beyond is damage, not growth (1 TiB).
+	pagesMax = 1 << 28
+	// cachePages is how many unchanged pages are kept, a power of two.
+	cachePages = 8192
+)
+
+// image is the region as the next recovery will find it: the medium's pages,
+// and over them, in memory, those that redo changes.
+type image struct {
+	m       Medium
+	pages   uint64 // of the region, with what redo adds
+	stored  uint64 // of them, on the medium
+	changed map[uint64]*[pageSize]byte
+	cache   []cached // by page number, direct-mapped
+}
+
+type cached struct {
+	no uint64
+	p  *[pageSize]byte
+}
+
+func newImage(m Medium) *image {
+	n := min(uint64(m.Size())/pageSize, pagesMax)
+	return &image{m: m, pages: n, stored: n, changed: map[uint64]*[pageSize]byte{}, cache: make([]cached, cachePages)}
+}
+
+// page returns a page, which the caller must not change. It stays valid.
+func (g *image) page(n uint64) (*[pageSize]byte, error) {
+	if p := g.changed[n]; p != nil {
+		return p, nil
+	}
+	if n >= g.pages {
+		return nil, &sealfs.Corruption{Where: g.m.Name(), Off: -1, What: fmt.Sprintf("page %d lies beyond the region's %d", n, g.pages)}
+	}
+	slot := &g.cache[n%cachePages]
+	if slot.p != nil && slot.no == n {
+		return slot.p, nil
+	}
+	p := new([pageSize]byte)
+	if n < g.stored {
+		if got, err := g.m.ReadAt(p[:], int64(n)*pageSize); err != nil && (err != io.EOF || got < pageSize) {
+			return nil, fmt.Errorf("read of page %d of %s: %w: %w", n, g.m.Name(), err, sealfs.ErrIO)
+		}
+	}
+	*slot = cached{n, p}
+	return p, nil
+}
+
+// redo applies the redo of one record. Redo that breaks a rule is a
+// *sealfs.Corruption; what stood before the fault has been applied then.
+//
+//	page    uvarint: page number less that of the page before (0 for the first)
+//	ranges  one or more, ascending, neither touching nor overlapping:
+//	        uvarint: (offset less the end of the range before) * 2, plus 1 if another follows
+//	        uvarint: length, at least 1
+//	        bytes
+func (g *image) redo(redo []byte) error {
+	bad := func(what string) error {
+		return &sealfs.Corruption{Where: g.m.Name(), Off: -1, What: what}
+	}
+	short := false
+	number := func() uint64 {
+		v, n := binary.Uvarint(redo)
+		if n <= 0 {
+			short = true
+			return 0
+		}
+		redo = redo[n:]
+		return v
+	}
+	page := uint64(0)
+	for len(redo) > 0 {
+		delta := number()
+		switch {
+		case short || delta == 0 || delta >= pagesMax || page+delta >= pagesMax:
+			return bad("redo page")
+		case page+delta < layout.RootPage:
+			return bad("redo of a header slot")
+		}
+		page += delta
+		p, err := g.change(page)
+		if err != nil {
+			return err
+		}
+		end := uint64(0)
+		for more := true; more; {
+			off, size := number(), number()
+			more = off&1 != 0
+			off >>= 1
+			if short || off > pageSize || size == 0 || size > pageSize || end+off+size > pageSize || end > 0 && off == 0 {
+				return bad("redo range")
+			}
+			if size > uint64(len(redo)) {
+				return bad("redo ends early")
+			}
+			copy(p[end+off:], redo[:size])
+			redo = redo[size:]
+			end += off + size
+		}
+	}
+	return nil
+}
+
+// change returns page n to be changed; the region grows to hold it.
+func (g *image) change(n uint64) (*[pageSize]byte, error) {
+	if p := g.changed[n]; p != nil {
+		return p, nil
+	}
+	p := new([pageSize]byte)
+	if n < g.pages {
+		old, err := g.page(n)
+		if err != nil {
+			return nil, err
+		}
+		*p = *old
+	}
+	g.pages = max(g.pages, n+1)
+	g.changed[n] = p
+	return p, nil
+}
+
+// state returns the 2 KiB of the root page that belong to the store.
+func (g *image) state() ([]byte, error) {
+	p, err := g.page(layout.RootPage)
+	if err != nil {
+		return nil, err
+	}
+	return p[layout.StateOff:], nil
+}

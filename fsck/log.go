@@ -1,0 +1,383 @@
+package fsck
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"sealfs"
+	"sealfs/disk"
+	"sealfs/lsfs/layout"
+	"sealfs/pmem"
+)
+
+// logEnd is a place in the log: behind a record.
+type logEnd struct {
+	lsn   sealfs.LSN
+	slot  uint32 // of the segment
+	chain uint32 // header checksum of the record before
+}
+
+// span is the part of a segment, in bytes, that the next recovery copies from
+// staging to the device.
+type span struct {
+	from, to int
+	ring     []byte // the whole segment
+}
+
+// log is pass 3: the log is followed from the checkpoint and replayed, on the
+// device and where that ends in staging; then the segment table is checked
+// against the segments.
+func (c *checker) log() error {
+	c.img = newImage(c.reg)
+	c.findRing()
+	f := &follower{c: c, next: layout.NoSlot}
+	f.end = logEnd{c.hdr.Start, c.hdr.StartSlot, c.hdr.Chain}
+	err := f.run()
+	c.end = f.end
+	c.rep.Records, c.rep.Staged, c.rep.LogEnd = f.records, f.staged, f.end.lsn
+	var damage *found
+	if errors.As(err, &damage) {
+		c.problem(damage.id, damage.where, "%s", damage.detail)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if f.records > 0 {
+		c.say("recovering %s in memory, %d of them from staging, to %v", count(f.records, "record"), f.staged, f.end.lsn)
+	} else if c.o.Verbose {
+		c.say("the log ends at %v, nothing to recover", f.end.lsn)
+	}
+	if prev := c.sb.FirstPrev; c.hdr.Start <= prev && f.end.lsn < prev {
+		c.problem(LogCut, c.device(f.end.slot, f.end.lsn.Off()), "it ends at %v; an earlier recovery found it to reach %v", f.end.lsn, prev)
+	}
+	f.lookBehind()
+	return c.table()
+}
+
+// found is a problem on its way up to where it is reported.
+type found struct {
+	id            ID
+	where, detail string
+}
+
+func (f *found) Error() string { return f.where + ": " + f.detail }
+
+func stop(id ID, where, format string, args ...any) error {
+	return &found{id, where, fmt.Sprintf(format, args...)}
+}
+
+// device names a place on the device.
+func (c *checker) device(slot, off uint32) string {
+	if slot >= c.sb.Segments {
+		return c.dev.Name()
+	}
+	return fmt.Sprintf("%s, byte %d", c.dev.Name(), c.sb.SlotOffset(slot)+int64(off))
+}
+
+// findRing opens the ring that the last process left, and forgets it again if it is not
+// of this store, its last incarnation and this boot.
+func (c *checker) findRing() {
+	sb := c.sb
+	path := c.o.Staging
+	if path == "" && c.o.Dev == nil {
+		path = StagingPath(sb.Store)
+		if _, err := os.Stat(filepath.Dir(path)); err != nil { // then it lies beside the device
+			path = filepath.Join(filepath.Dir(c.o.Device), filepath.Base(path))
+		}
+	}
+	if c.ring == nil && path != "" {
+		ring, err := pmem.OpenStaging(path)
+		if errors.Is(err, sealfs.ErrNotExist) {
+			return
+		}
+		if err != nil {
+			c.problem(StagingLost, path, "%v", err)
+			return
+		}
+		boot, err := pmem.BootID()
+		if h := ring.Header(); err != nil || h.BootID != boot {
+			// A power cut took what was in it; this is a file that somebody copied.
+			ring.Close(false)
+			return
+		}
+		c.ring = ring
+	}
+	if c.ring == nil {
+		return
+	}
+	if h := c.ring.Header(); h.Store != sb.Store || h.Incarnation != sb.Incarnation || h.SegmentBytes != sb.SegmentBytes {
+		if c.ring != c.o.Ring {
+			c.ring.Close(false)
+		}
+		c.ring = nil
+		return
+	}
+	c.rep.Staging = path
+	if path == "" {
+		c.rep.Staging = "memory"
+	}
+}
+
+// chunk returns the ring's copy of segment seq, nil if it has none.
+func (c *checker) chunk(seq uint32) []byte {
+	if c.ring == nil || seq == 0 {
+		return nil
+	}
+	for i := range int(c.ring.Header().Chunks) {
+		if c.ring.ChunkSeq(i) == seq {
+			return c.ring.Chunk(i)
+		}
+	}
+	return nil
+}
+
+// follower walks along the chain of the log.
+type follower struct {
+	c       *checker
+	end     logEnd
+	next    uint32 // slot of the successor, as announced in the segment
+	records int
+	staged  int    // of them, only in staging
+	buf     []byte // a segment of the device
+	known   int    // how much of buf has been read
+}
+
+// run follows the log to its end. Damage that makes the store useless comes
+// back as a *found.
+func (f *follower) run() error {
+	c := f.c
+	seg := int(c.sb.SegmentBytes)
+	f.buf = disk.AlignedBuffer(seg)
+	if f.end.lsn != 0 {
+		at := f.end
+		if at.slot >= c.sb.Segments || at.lsn.Off() < layout.BlockSize || int(at.lsn.Off()) > seg || at.lsn.Off()%layout.RecordAlign != 0 || at.lsn.Seq() == 0 {
+			return stop(LogStart, c.reg.Name(), "slot %d, %v", at.slot, at.lsn)
+		}
+		if err := f.segment(at.slot, at.lsn.Seq(), at.lsn.Off()); err != nil {
+			return err
+		}
+	}
+	for {
+		slot, h, err := f.successor()
+		if err != nil || h == nil {
+			return err
+		}
+		before, records := f.end, f.records
+		f.end.lsn, f.end.slot = sealfs.MakeLSN(h.Seq, layout.BlockSize), slot
+		if err := f.segment(slot, h.Seq, layout.BlockSize); err != nil {
+			return err
+		}
+		if f.records == records {
+			f.end = before // a header alone: the segment was never entered
+			delete(c.staged, slot)
+			return nil
+		}
+	}
+}
+
+// successor finds the segment that continues the log behind the end; nil if
+// there is none.
+func (f *follower) successor() (uint32, *layout.SegmentHeader, error) {
+	sb := f.c.sb
+	slot := f.next
+	if sb.FirstPrev == f.end.lsn {
+		slot = sb.FirstSlot // a recovery continued the log elsewhere
+	}
+	if slot >= sb.Segments {
+		return slot, nil, nil
+	}
+	if err := f.load(slot, layout.BlockSize); err != nil {
+		return slot, nil, err
+	}
+	fits := func(b []byte, where string) *layout.SegmentHeader {
+		h, err := layout.DecodeSegmentHeader(b, sb.Store, where, slot, sb.SlotOffset(slot))
+		if err != nil || h.Kind != layout.Hot || h.Prev != f.end.lsn || h.Chain != f.end.chain || h.Seq <= f.end.lsn.Seq() || h.Incarnation > sb.Incarnation {
+			return nil
+		}
+		return h
+	}
+	if h := fits(f.buf, f.c.dev.Name()); h != nil {
+		return slot, h, nil
+	}
+	if ring := f.c.ring; ring != nil {
+		for i := range int(ring.Header().Chunks) {
+			if h := fits(ring.Chunk(i), f.c.rep.Staging); h != nil && h.Seq == ring.ChunkSeq(i) {
+				return slot, h, nil
+			}
+		}
+	}
+	return slot, nil, nil
+}
+
+// load reads the front of the segment in slot, at least n bytes of it, to buf.
+// For another slot than before it must be called with BlockSize first.
+func (f *follower) load(slot uint32, n int) error {
+	if n == layout.BlockSize {
+		f.known = 0
+	}
+	for f.known < min(n, len(f.buf)) {
+		step := min(1<<20, len(f.buf)-f.known)
+		if n == layout.BlockSize {
+			step = n
+		}
+		off := f.c.sb.SlotOffset(slot) + int64(f.known)
+		if _, err := f.c.dev.ReadAt(f.buf[f.known:f.known+step], off); err != nil && err != io.EOF {
+			return stop(LogUnreadable, f.c.device(slot, uint32(f.known)), "%v", err)
+		}
+		f.known += step
+	}
+	return nil
+}
+
+// recordReach is how far a record can reach beyond its start: the most that must
+// be read to judge it.
+const recordReach = 2 << 20
+
+// segment replays the records of a segment from byte from on.
+func (f *follower) segment(slot, seq, from uint32) error {
+	c := f.c
+	if err := f.load(slot, layout.BlockSize); err != nil {
+		return err
+	}
+	f.next = layout.NoSlot
+	ring := c.chunk(seq)
+	h, seedErr := layout.DecodeSegmentHeader(f.buf, c.sb.Store, c.dev.Name(), slot, c.sb.SlotOffset(slot))
+	onDevice := seedErr == nil && h.Seq == seq
+	if !onDevice && ring != nil {
+		h, seedErr = layout.DecodeSegmentHeader(ring, c.sb.Store, c.rep.Staging, slot, 0)
+	}
+	if seedErr == nil && h.Seq != seq {
+		seedErr = fmt.Errorf("slot %d holds segment %d, not %d", slot, h.Seq, seq)
+	}
+	if seedErr != nil {
+		return stop(LogStartHeader, c.device(slot, 0), "%v", seedErr)
+	}
+	if h.Incarnation > c.sb.Incarnation {
+		return stop(DeviceStale, c.dev.Name(), "its incarnation is %d, that of the log %d", c.sb.Incarnation, h.Incarnation)
+	}
+	seed := layout.ChainSeed(c.sb.Store, h.Incarnation)
+	if from > layout.BlockSize {
+		if err := f.before(slot, h, seed, ring, from); err != nil {
+			return err
+		}
+	}
+	staged := -1 // first byte that only staging has
+	if !onDevice {
+		staged = 0
+	}
+	for off := int(from); off+layout.RecordHeaderBytes <= len(f.buf) && f.end.lsn != c.sb.FirstPrev; {
+		if f.records%1024 == 0 {
+			if err := c.tick(3, int64(f.records), 0); err != nil {
+				return err
+			}
+		}
+		if err := f.load(slot, off+recordReach); err != nil {
+			return err
+		}
+		at := sealfs.MakeLSN(seq, uint32(off))
+		rec, crc, op, redo, ok := f.record(f.buf[off:], seed, at)
+		if !ok && f.known < len(f.buf) { // it may be longer than usual
+			if err := f.load(slot, len(f.buf)); err != nil {
+				return err
+			}
+			rec, crc, op, redo, ok = f.record(f.buf[off:], seed, at)
+		}
+		if !ok {
+			if ring == nil {
+				break
+			}
+			if rec, crc, op, redo, ok = f.record(ring[off:], seed, at); !ok {
+				break
+			}
+			f.staged++
+			if staged < 0 {
+				staged = off
+			}
+		}
+		if err := c.img.redo(redo); err != nil {
+			return stop(LogRedo, c.device(slot, uint32(off)), "record at %v: %v", at, err)
+		}
+		f.announce(&rec, op)
+		off += int(rec.Bytes())
+		f.end = logEnd{sealfs.MakeLSN(seq, uint32(off)), slot, crc}
+		f.records++
+	}
+	if staged >= 0 && ring != nil {
+		c.staged[slot] = span{staged &^ (layout.BlockSize - 1), min(int(f.end.lsn.Off()+layout.BlockSize-1)&^(layout.BlockSize-1), len(ring)), ring}
+	}
+	return nil
+}
+
+// record decodes the record that continues the chain at the front of b.
+func (f *follower) record(b []byte, seed uint32, at sealfs.LSN) (rec layout.Record, crc uint32, op, redo []byte, ok bool) {
+	rec, crc, op, payload, redo, err := layout.DecodeRecord(b, seed, at, f.end.chain)
+	return rec, crc, op, redo, err == nil && rec.PayloadOK(payload)
+}
+
+func (f *follower) announce(rec *layout.Record, op []byte) {
+	if rec.Kind == layout.KindOpen || rec.Kind == layout.KindNext {
+		if next, ok := layout.ReadSlot(op); ok {
+			f.next = next
+		}
+	}
+}
+
+// before walks the records of the checkpoint's segment up to the checkpoint: one
+// of them may have announced the successor, and the chain must lead there.
+func (f *follower) before(slot uint32, h *layout.SegmentHeader, seed uint32, ring []byte, upto uint32) error {
+	chain := h.Chain
+	off := uint32(layout.BlockSize)
+	for off < upto {
+		if err := f.load(slot, int(off)+recordReach); err != nil {
+			return err
+		}
+		at := sealfs.MakeLSN(h.Seq, off)
+		rec, crc, op, _, _, err := layout.DecodeRecord(f.buf[off:], seed, at, chain)
+		if err != nil && ring != nil {
+			rec, crc, op, _, _, err = layout.DecodeRecord(ring[off:], seed, at, chain)
+		}
+		if err != nil {
+			f.c.problem(LogBefore, f.c.device(slot, off), "no sound record at %v, the checkpoint is at %v", at, f.end.lsn)
+			return nil
+		}
+		f.announce(&rec, op)
+		off += uint32(rec.Bytes())
+		chain = crc
+	}
+	if off != upto || chain != f.end.chain {
+		f.c.problem(LogBefore, f.c.device(slot, upto), "the records lead to %v and chain value %#x, the checkpoint is at %v with %#x",
+			sealfs.MakeLSN(h.Seq, off), chain, f.end.lsn, f.end.chain)
+	}
+	return nil
+}
+
+// lookBehind looks for sound records in the ring behind the end of the log. A
+// process that dies leaves none: it writes one record after the other.
+func (f *follower) lookBehind() {
+	c := f.c
+	if c.ring == nil {
+		return
+	}
+	seed := layout.ChainSeed(c.sb.Store, c.ring.Header().Incarnation)
+	for i := range int(c.ring.Header().Chunks) {
+		seq, chunk := c.ring.ChunkSeq(i), c.ring.Chunk(i)
+		off := layout.BlockSize
+		if seq == f.end.lsn.Seq() {
+			off = int(f.end.lsn.Off())
+		}
+		for ; seq >= f.end.lsn.Seq() && off+layout.RecordHeaderBytes <= len(chunk); off += layout.RecordAlign {
+			if string(chunk[off:off+4]) != layout.RecordMagic {
+				continue
+			}
+			at := sealfs.MakeLSN(seq, uint32(off))
+			if rec, _, _, payload, _, err := layout.DecodeRecordLoose(chunk[off:], seed, at); err == nil && rec.PayloadOK(payload) {
+				c.problem(LogStaging, c.rep.Staging, "the log ends at %v, and there is a record at %v", f.end.lsn, at)
+				return
+			}
+		}
+	}
+}

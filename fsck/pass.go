@@ -1,0 +1,55 @@
+package fsck
+
+import (
+	"fmt"
+)
+
+// pass is a step of the check. Passes run in the order of the table.
+type pass struct {
+	number int
+	name   string
+	after  []int // passes without a fatal problem, or this one is skipped
+	run    func(*checker) error
+}
+
+var passes = []pass{
+	{1, "superblocks", nil, (*checker).superblocks},
+	{2, "region header", []int{1}, (*checker).regionHeader},
+	{3, "log and segment table", []int{1, 2}, (*checker).log},
+	{4, "pages of the region", []int{2, 3}, (*checker).tree},
+	{5, "namespace", []int{4}, (*checker).namespace},
+	{6, "extents against segments", []int{3, 5}, (*checker).segments},
+	{7, "data", []int{6}, (*checker).data},
+}
+
+// run makes all passes whose ground is firm.
+func (c *checker) run() error {
+	failed := map[int]bool{}
+	for _, p := range passes {
+		if p.number == 7 && c.o.NoData {
+			continue
+		}
+		skip := 0
+		for _, n := range p.after {
+			if failed[n] {
+				skip = n
+			}
+		}
+		if skip != 0 {
+			failed[p.number] = true
+			c.rep.Skipped = append(c.rep.Skipped, p.name)
+			fmt.Fprintf(c.o.Out, "Pass %d: %s: skipped, since pass %d failed\n", p.number, p.name, skip)
+			continue
+		}
+		fmt.Fprintf(c.o.Out, "Pass %d: %s\n", p.number, p.name)
+		if err := c.tick(p.number, 0, 0); err != nil {
+			return err
+		}
+		before := c.fatal
+		if err := p.run(c); err != nil {
+			return err
+		}
+		failed[p.number] = c.fatal > before
+	}
+	return nil
+}

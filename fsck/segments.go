@@ -1,0 +1,211 @@
+package fsck
+
+import (
+	"fmt"
+	"io"
+	"slices"
+
+	"sealfs"
+	"sealfs/disk"
+	"sealfs/lsfs/layout"
+	"sealfs/meta"
+)
+
+// piece is a part of a segment that an extent refers to: 16 bytes.
+type piece struct {
+	off, n uint32
+	ref    ref // of the extent's record
+}
+
+// segments is pass 6: the parts of the log that extents refer to, against the
+// segment table and each other.
+func (c *checker) segments() error {
+	for slot := range c.segs {
+		if slot%256 == 0 {
+			if err := c.tick(6, int64(slot), int64(len(c.segs))); err != nil {
+				return err
+			}
+		}
+		g := &c.segs[slot]
+		list := c.extents[slot]
+		slices.SortFunc(list, func(a, b piece) int {
+			if a.off != b.off {
+				return int(min(max(int64(a.off)-int64(b.off), -1), 1))
+			}
+			return int(min(max(int64(a.n)-int64(b.n), -1), 1))
+		})
+		live, end := int64(0), uint64(0)
+		limit := uint64(c.limit(uint32(slot)))
+		bad := false
+		for _, p := range list {
+			live += int64(p.n)
+			if p.off < layout.BlockSize+layout.RecordHeaderBytes || uint64(p.off)+uint64(p.n) > limit {
+				c.problem(ExtentOutside, c.owner(p), "%d bytes at %v, the segment is used up to %#x", p.n, sealfs.MakeLSN(g.seq, p.off), limit)
+				bad = true
+				continue
+			}
+			if uint64(p.off) < end {
+				c.problem(ExtentShared, c.owner(p), "%d bytes at %v", p.n, sealfs.MakeLSN(g.seq, p.off))
+				bad = true
+			}
+			end = max(end, uint64(p.off)+uint64(p.n))
+		}
+		if live != int64(g.live) && !c.holes && !bad {
+			c.problem(LiveWrong, c.device(uint32(slot), 0), "segment %d: %d in the table, extents refer to %d", g.seq, g.live, live)
+		}
+	}
+	return nil
+}
+
+// owner names the file and the place in it of an extent.
+func (c *checker) owner(p piece) string {
+	ino, e, err := c.extentAt(p.ref)
+	if err != nil {
+		return "an extent"
+	}
+	return fmt.Sprintf("%s, byte %d", name(ino), e.Off)
+}
+
+// extentAt decodes the extent whose record stands at a place of the tree.
+func (c *checker) extentAt(at ref) (sealfs.Ino, meta.Extent, error) {
+	var e meta.Extent
+	p, err := c.img.page(c.leaves[at.leaf].page)
+	if err != nil {
+		return 0, e, err
+	}
+	key, val := cell(p, int(at.cell))
+	k, err := meta.DecodeKey(key)
+	if err != nil {
+		return 0, e, err
+	}
+	if k.Kind == meta.KindExtent {
+		return k.Ino, e, meta.DecodeExtent(val, k.Pos, &e)
+	}
+	var in meta.Inode
+	err = meta.DecodeInode(val, k.Ino, &in)
+	return k.Ino, in.First, err
+}
+
+// data is pass 7: every segment in which something lives is read as the next
+// recovery leaves it; its records must follow each other, and every block that
+// an extent refers to must have its checksum.
+func (c *checker) data() error {
+	var done, total int64
+	for slot := range c.segs {
+		total += int64(c.segs[slot].live)
+	}
+	buf := disk.AlignedBuffer(int(c.sb.SegmentBytes))
+	for slot := range c.segs {
+		if len(c.extents[slot]) == 0 {
+			continue
+		}
+		if err := c.tick(7, done, total); err != nil {
+			return err
+		}
+		b, err := c.load(uint32(slot), buf)
+		if err != nil {
+			c.problem(SegmentRead, c.device(uint32(slot), 0), "%v", err)
+		}
+		if err := c.verify(uint32(slot), b); err != nil {
+			return err
+		}
+		done += int64(c.segs[slot].live)
+	}
+	return c.tick(7, total, total)
+}
+
+// load reads the used part of a segment. What cannot be read is zeros, and
+// the error is that of the first such piece.
+func (c *checker) load(slot uint32, buf []byte) ([]byte, error) {
+	const step = 1 << 20
+	n := (int(c.limit(slot)) + layout.BlockSize - 1) &^ (layout.BlockSize - 1)
+	b := buf[:min(n, len(buf))]
+	read := func(p []byte, off int) error {
+		got, err := c.dev.ReadAt(p, c.sb.SlotOffset(slot)+int64(off))
+		if err == nil || err == io.EOF && got == len(p) {
+			return nil
+		}
+		return err
+	}
+	var first error
+	for off := 0; off < len(b); off += step {
+		part := b[off:min(off+step, len(b))]
+		if read(part, off) == nil {
+			continue
+		}
+		for i := 0; i < len(part); i += layout.BlockSize { // find the bad blocks
+			one := part[i : i+layout.BlockSize]
+			if err := read(one, off+i); err != nil {
+				clear(one)
+				if first == nil {
+					first = fmt.Errorf("byte %d: %w", off+i, err)
+				}
+			}
+		}
+	}
+	if sp, ok := c.staged[slot]; ok && sp.from < len(b) {
+		copy(b[sp.from:], sp.ring[sp.from:max(sp.to, sp.from)])
+	}
+	return b, first
+}
+
+// verify checks the records of a segment, and the extents in it.
+func (c *checker) verify(slot uint32, b []byte) error {
+	g := &c.segs[slot]
+	list := c.extents[slot]
+	next := 0 // first extent that is not verified yet
+	h, err := layout.DecodeSegmentHeader(b, c.sb.Store, c.dev.Name(), slot, c.sb.SlotOffset(slot))
+	sound := err == nil && h.Seq == g.seq // pass 3 has reported it otherwise
+	if sound {
+		seed, chain := layout.ChainSeed(c.sb.Store, h.Incarnation), h.Chain
+		end := int(c.limit(slot))
+		for off := layout.BlockSize; off < end; {
+			at := sealfs.MakeLSN(g.seq, uint32(off))
+			rec, crc, _, _, _, err := layout.DecodeRecord(b[off:], seed, at, chain)
+			if err != nil {
+				// A cold segment ends where its records do, and so does one whose end is unknown.
+				endless := g.kind == layout.Cold || g.state == slotOpen && slot != c.end.slot
+				if !endless || next < len(list) {
+					c.problem(SegmentRecord, c.device(slot, uint32(off)), "no sound record at %v, %d bytes are used", at, end)
+				}
+				sound = false
+				break
+			}
+			from := uint32(rec.PayloadLSN().Off())
+			for ; next < len(list) && list[next].off < from+rec.PayloadLen; next++ {
+				c.block(slot, list[next], b, &rec, from)
+			}
+			off += int(rec.Bytes())
+			chain = crc
+		}
+	}
+	for ; next < len(list); next++ {
+		if sound {
+			c.problem(ExtentOrphan, c.owner(list[next]), "behind the last record of segment %d", g.seq)
+		}
+		c.block(slot, list[next], b, nil, 0)
+	}
+	return nil
+}
+
+// block verifies the blocks of one extent. rec is the record in whose payload,
+// which begins at from, it should lie, nil if that is not known.
+func (c *checker) block(slot uint32, p piece, b []byte, rec *layout.Record, from uint32) {
+	ino, e, err := c.extentAt(p.ref)
+	if err != nil || uint64(p.off)+uint64(p.n) > uint64(len(b)) {
+		return // reported before
+	}
+	where := fmt.Sprintf("%s, byte %d", name(ino), e.Off)
+	if rec != nil && (p.off < from || p.off+p.n > from+rec.PayloadLen || rec.Ino != ino || rec.Offset+uint64(p.off-from) != e.Off) {
+		c.problem(ExtentOrphan, where, "at %v; the record at %v holds %d bytes of inode %d at %d", e.Addr, rec.LSN, rec.PayloadLen, rec.Ino, rec.Offset)
+	}
+	for i := range e.Blocks() {
+		data := b[p.off+uint32(i)*block:][:e.Covered(i)]
+		c.rep.ReadBytes += uint64(len(data))
+		no := e.Off/block + uint64(i)
+		if got, want := meta.BlockSum(ino, no, e.Stamp, data), e.Sum(i); got != want {
+			c.problem(DataSum, fmt.Sprintf("%s, block %d", name(ino), no), "%#x, %#x is recorded; it lies at %s",
+				got, want, c.device(slot, p.off+uint32(i)*block))
+		}
+	}
+}
