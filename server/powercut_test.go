@@ -102,7 +102,7 @@ func TestCrashNamespace(t *testing.T) {
 	w.s.dev.SetHook(nil)
 	w.s.region.SetHook(nil)
 	t.Logf("%d power cuts recovered, %d files read, %d cuts fell between the records of one operation", judged, files, between)
-	if judged < 50 || files < 100 || between > judged/4 {
+	if judged < steps/20 || files < steps/20 || between > judged/3 {
 		t.Errorf("%d cuts, %d files, %d between: the test did not reach its point", judged, files, between)
 	}
 }
