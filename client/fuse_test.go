@@ -767,6 +767,8 @@ func TestLocksOfProcesses(t *testing.T) {
 // waitBlocked waits until the process sleeps in a lock call.
 func waitBlocked(t *testing.T, pid int) {
 	t.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
 	for range 1000 {
 		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/syscall", pid))
 		if err != nil {
@@ -775,7 +777,7 @@ func waitBlocked(t *testing.T, pid int) {
 		if nr, _, _ := strings.Cut(string(b), " "); nr == fmt.Sprint(unix.SYS_FLOCK) {
 			return
 		}
-		time.Sleep(5 * time.Millisecond)
+		<-tick.C
 	}
 	t.Fatal("the process does not wait")
 }
@@ -882,11 +884,13 @@ func TestBusyMountIsDetached(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.pipe.Close()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
 	for range 500 {
 		if at, _ := findMount(s.dir); at == nil {
 			break
 		}
-		time.Sleep(10 * time.Millisecond)
+		<-tick.C
 	}
 	if at, _ := findMount(s.dir); at != nil {
 		t.Fatal("still mounted")

@@ -5,7 +5,7 @@ import (
 
 	"sealfs"
 	"sealfs/lsfs/layout"
-	pmlayout "sealfs/pmem/layout"
+	"sealfs/pmem"
 )
 
 // Checkpoint brings the region's medium up to date, so that recovery starts
@@ -76,8 +76,8 @@ func (s *Store) trim() error {
 }
 
 // header returns what recovery must know to start at the tail. Needs mu.
-func (s *Store) header() pmlayout.Header {
-	return pmlayout.Header{
+func (s *Store) header() pmem.Header {
+	return pmem.Header{
 		Store: s.store, Incarnation: s.incarnation, Start: s.tail(), StartSlot: s.open().slot, Chain: s.chain,
 	}
 }

@@ -10,7 +10,6 @@ import (
 	"sealfs/disk"
 	"sealfs/lsfs/layout"
 	"sealfs/pmem"
-	pmlayout "sealfs/pmem/layout"
 )
 
 // seqGap is skipped at each recovery, so that the sequence numbers of segments
@@ -31,7 +30,7 @@ type recovered struct {
 // and where that ends in staging, drains what only staging held, checkpoints,
 // and opens a segment under a new incarnation. Each step leaves a state from
 // which a crash recovers to the same end.
-func (s *Store) recover(h pmlayout.Header, kept *pmem.Staging) (*recovered, error) {
+func (s *Store) recover(h pmem.Header, kept *pmem.Staging) (*recovered, error) {
 	sb := s.Superblock()
 	if kept == nil {
 		kept = s.findStaging(&sb)
@@ -349,7 +348,7 @@ func (s *Store) loadTable() error {
 // settle checkpoints what was replayed, so that the next recovery begins at the
 // end of this one's log, and then durably raises the incarnation and names the
 // first segment of it.
-func (s *Store) settle(h pmlayout.Header, rec *recovered) error {
+func (s *Store) settle(h pmem.Header, rec *recovered) error {
 	if rec.end != h.Start {
 		ck := s.region.BeginCheckpoint()
 		for more := true; more; {
@@ -359,7 +358,7 @@ func (s *Store) settle(h pmlayout.Header, rec *recovered) error {
 			}
 		}
 		// Under the old incarnation: the region's is never above the superblock's.
-		if err := ck.Finish(pmlayout.Header{Store: s.store, Incarnation: s.incarnation - 1, Start: rec.end, StartSlot: rec.slot, Chain: rec.chain}); err != nil {
+		if err := ck.Finish(pmem.Header{Store: s.store, Incarnation: s.incarnation - 1, Start: rec.end, StartSlot: rec.slot, Chain: rec.chain}); err != nil {
 			return err
 		}
 	}

@@ -433,14 +433,14 @@ func (r *Region) grow(size int64) error {
 
 // Usage is an account of a region's pages.
 type Usage struct {
-	Pages    uint64 // all pages of the region
-	Reserved uint64 // headers, root, table, bitmaps
-	Used     uint64 // tree pages
-	Free     uint64
-	MaxPages uint64 // size beyond which it does not grow
-	Keys     uint64 // in the tree
-	Dirty    uint64 // changed since the last checkpoint began
-	Private  uint64 // in memory of the process's own: changed since they were last dropped
+	Pages    uint64 `json:"pages"`          // all pages of the region
+	Reserved uint64 `json:"reserved_pages"` // headers, root, table, bitmaps
+	Used     uint64 `json:"used_pages"`     // tree pages
+	Free     uint64 `json:"free_pages"`
+	MaxPages uint64 `json:"max_pages"`     // size beyond which it does not grow
+	Keys     uint64 `json:"keys"`          // in the tree
+	Dirty    uint64 `json:"dirty_pages"`   // changed since the last checkpoint began
+	Private  uint64 `json:"private_pages"` // in memory of the process's own: changed since they were last dropped
 }
 
 // PrivateBytes is the memory that private pages take.

@@ -158,7 +158,7 @@ func (st *store) after(req *op.Request, rep *op.Reply) {
 	if rep.Held != 0 && !rep.Eof && req.Type != op.Reclaim {
 		st.reclaim.add(rep.Held)
 	}
-	if req.Type != op.Reclaim && req.Type != op.DropVolume {
+	if req.Type != op.Reclaim && req.Type != op.DropVolume && req.Type != op.DropSession {
 		rep.Held, rep.Eof = 0, false // the server's own business
 	}
 }

@@ -169,7 +169,7 @@ func Dial(ctx context.Context, network, address string, o Options) (*Conn, error
 
 // handshake sends our hello and judges the server's.
 func (c *Conn) handshake() error {
-	ours := hello{protocolMin, protocolMax, featuresKnown, 0, c.opts.Cluster, c.opts.Program}
+	ours := hello{protocolMin, ProtocolVersion, featuresKnown, 0, c.opts.Cluster, c.opts.Program}
 	if _, err := c.out.add(header{typ: typeHello}, &ours, nil, nil, 0); err != nil {
 		return err
 	}

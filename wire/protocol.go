@@ -90,11 +90,11 @@ import (
 	"sealfs/op"
 )
 
-// The protocol versions that this program speaks.
-const (
-	protocolMin = 1
-	protocolMax = 1
-)
+// protocolMin is the lowest protocol version that this program speaks.
+const protocolMin = 1
+
+// ProtocolVersion is the highest protocol version that this program speaks.
+const ProtocolVersion = 1
 
 // featuresKnown holds the feature bits that this program understands.
 const featuresKnown = 0

@@ -359,7 +359,7 @@ func (c *serverConn) greet(timeout time.Duration, refused error) error {
 	if err != nil {
 		return err
 	}
-	ours := hello{protocolMin, protocolMax, featuresKnown, 0, c.s.opts.Cluster, c.s.opts.Program}
+	ours := hello{protocolMin, ProtocolVersion, featuresKnown, 0, c.s.opts.Cluster, c.s.opts.Program}
 	if _, err := agree(&ours, &theirs); err != nil {
 		return err
 	}

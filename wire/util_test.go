@@ -169,11 +169,13 @@ func dial(t testing.TB, network, address string, o Options) *Conn {
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(patience)
+	tick := time.NewTicker(100 * time.Microsecond)
+	defer tick.Stop()
 	for !ok() {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited in vain for %s:\n%s", what, stacks())
 		}
-		time.Sleep(100 * time.Microsecond)
+		<-tick.C
 	}
 }
 

@@ -33,8 +33,9 @@ const (
 	DataStart = 1 << 20
 	// LabelMax is the longest label, in bytes.
 	LabelMax = 64
-	// SegmentBytesMin and SegmentBytesMax bound the segment size, a power of two.
+	// SegmentBytesMin is the smallest segment size, in bytes; it is a power of two.
 	SegmentBytesMin = 32 << 10
+	// SegmentBytesMax is the largest segment size, in bytes.
 	SegmentBytesMax = 256 << 20
 	// SegmentBytesDefault is the usual segment size.
 	SegmentBytesDefault = 32 << 20
