@@ -1,0 +1,129 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"text/tabwriter"
+
+	"github.com/spf13/pflag"
+
+	"sealfs/cluster"
+	"sealfs/node"
+)
+
+// volumeCommands are those that make, list and delete volumes.
+func volumeCommands() []command {
+	return []command{
+		{
+			name: "create-volume", aliases: []string{"create"}, group: "Volumes", args: "NAME [SIZE]", min: 1, max: 2, data: true, json: true,
+			short: "Create a volume",
+			long: `
+Creates a volume, a file tree of its own that is mounted with ` + "`sealfs mount`" + `.
+SIZE limits what it may hold; without, only the stores do. Its root directory
+belongs to the user who creates it.`,
+			examples: []string{"sealfs create-volume photos", "sealfs create-volume mail 20G --inodes 5000000", "sealfs create --data ~/fs scratch 1G --mode 1777"},
+			setup:    setupCreate,
+		},
+		{
+			name: "list-volumes", aliases: []string{"list"}, group: "Volumes", data: true, json: true,
+			short:    "List the volumes",
+			examples: []string{"sealfs list-volumes", "sealfs list-volumes --data ~/fs --json"},
+			setup: func(*pflag.FlagSet) func(context.Context, *call) error {
+				return listVolumes
+			},
+		},
+		{
+			name: "delete-volume", aliases: []string{"delete"}, group: "Volumes", args: "NAME", min: 1, max: 1, data: true,
+			short:    "Delete a volume and all files in it",
+			long:     "Deletes a volume. It is refused while the volume is mounted. There is no way back.",
+			examples: []string{"sealfs delete-volume scratch --yes", "sealfs delete-volume --data ~/fs mail --yes"},
+			setup: func(f *pflag.FlagSet) func(context.Context, *call) error {
+				yes := f.Bool("yes", false, "really do it")
+				return func(ctx context.Context, c *call) error {
+					if !*yes {
+						return usagef("all files in volume %q would be lost: add --yes if that is wanted", c.args[0])
+					}
+					return admin(c, func(a *node.Admin) error {
+						if err := a.DeleteVolume(ctx, c.args[0]); err != nil {
+							return err
+						}
+						fmt.Fprintf(c.out, "deleted volume %s\n", c.args[0])
+						return nil
+					})
+				}
+			},
+		},
+	}
+}
+
+// admin runs f with a connection to the main process of the data directory.
+func admin(c *call, f func(*node.Admin) error) error {
+	d, err := c.dir()
+	if err != nil {
+		return err
+	}
+	a := d.Admin()
+	defer a.Close()
+	return f(a)
+}
+
+func setupCreate(f *pflag.FlagSet) func(context.Context, *call) error {
+	inodes := f.Uint64("inodes", 0, "limit of the number of files and directories, 0 for none")
+	mode := f.String("mode", "755", "permissions of the root directory, octal")
+	return func(ctx context.Context, c *call) error {
+		spec := cluster.VolumeSpec{Name: c.args[0], Inodes: *inodes, UID: uint32(os.Getuid()), GID: uint32(os.Getgid())}
+		if err := cluster.CheckName(spec.Name); err != nil {
+			return err
+		}
+		if _, err := fmt.Sscanf(*mode, "%o", &spec.Mode); err != nil || spec.Mode&^cluster.RootModeMask != 0 {
+			return usagef("--mode %q: octal permissions are needed, such as 755", *mode)
+		}
+		if len(c.args) > 1 {
+			size, err := node.ParseSize(c.args[1])
+			if err != nil {
+				return err
+			}
+			if size == 0 {
+				return usagef("size 0: leave it away for a volume without a limit")
+			}
+			spec.Bytes = uint64(size)
+		}
+		return admin(c, func(a *node.Admin) error {
+			v, err := a.CreateVolume(ctx, spec)
+			if err != nil {
+				return err
+			}
+			if c.json {
+				return writeJSON(c.out, v)
+			}
+			_, err = fmt.Fprintf(c.out, "created volume %s; mount it with `sealfs mount --data %s %s DIR`\n", v.Name, c.data, v.Name)
+			return err
+		})
+	}
+}
+
+func listVolumes(ctx context.Context, c *call) error {
+	return admin(c, func(a *node.Admin) error {
+		list, err := a.Volumes(ctx)
+		if err != nil {
+			return err
+		}
+		if c.json {
+			return writeJSON(c.out, list)
+		}
+		t := tabwriter.NewWriter(c.out, 0, 0, 2, ' ', 0)
+		fmt.Fprintln(t, "NAME\tID\tSTATE\tUSED\tSIZE\tINODES\tLIMIT")
+		for _, v := range list {
+			size, inodes := "-", "-"
+			if v.Size > 0 {
+				size = v.Size.String()
+			}
+			if v.Inodes > 0 {
+				inodes = fmt.Sprint(v.Inodes)
+			}
+			fmt.Fprintf(t, "%s\t%d\t%s\t%s\t%s\t%d\t%s\n", v.Name, v.ID, v.State, node.Size(v.UsedBytes).About(), size, v.UsedInodes, inodes)
+		}
+		return t.Flush()
+	})
+}

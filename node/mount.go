@@ -1,0 +1,376 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"sealfs"
+	"sealfs/client"
+	"sealfs/cluster"
+	"sealfs/op"
+	"sealfs/wire"
+)
+
+// mountOptions is what stands after -o.
+type mountOptions struct {
+	readOnly, suid, dev, debug bool
+	allowOther                 *bool // nil: as root, or where fuse.conf permits it
+}
+
+// parseMountOptions reads options as mount(8) passes them on. Those that are
+// meant for others are ignored, those that nobody knows are refused.
+func parseMountOptions(s string) (o mountOptions, err error) {
+	yes, no := true, false
+	for opt := range strings.SplitSeq(s, ",") {
+		switch opt {
+		case "ro":
+			o.readOnly = true
+		case "rw":
+			o.readOnly = false
+		case "suid", "nosuid":
+			o.suid = opt == "suid"
+		case "dev", "nodev":
+			o.dev = opt == "dev"
+		case "debug":
+			o.debug = true
+		case "allow_other":
+			o.allowOther = &yes
+		case "noallow_other":
+			o.allowOther = &no
+		case "", "default_permissions", "defaults", "exec", "_netdev", "nofail", "auto", "noauto", "user", "nouser":
+			// What holds anyway, or is meant for others than us.
+		default:
+			if strings.HasPrefix(opt, "x-") || strings.HasPrefix(opt, "comment=") {
+				continue
+			}
+			return o, fault(sealfs.ErrInvalid, "mount option %q is not known: there are ro, rw, suid, dev, allow_other, noallow_other and debug", opt)
+		}
+	}
+	return o, nil
+}
+
+// client returns the options in the client's words.
+func (o mountOptions) client(point, volume string, log *slog.Logger) client.MountOptions {
+	return client.MountOptions{
+		Dir: point, Name: volume, ReadOnly: o.readOnly, Suid: o.suid, Dev: o.dev, Debug: o.debug, Logger: log,
+		AllowOther: o.allowOther == nil && othersAllowed() || o.allowOther != nil && *o.allowOther,
+	}
+}
+
+// othersAllowed reports whether this user may let others use a mount.
+func othersAllowed() bool {
+	if os.Geteuid() == 0 {
+		return true
+	}
+	text, err := os.ReadFile("/etc/fuse.conf")
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(text)) {
+		if strings.TrimSpace(line) == "user_allow_other" {
+			return true
+		}
+	}
+	return false
+}
+
+// mount is a mounted volume.
+type mount struct {
+	point  string
+	volume cluster.VolumeInfo
+	client *client.Client
+	at     *client.MountPoint
+	over   chan struct{} // closed when the kernel has let go of it
+	ending atomic.Bool   // by ourselves
+}
+
+// newMount mounts a volume with a client of h.
+func newMount(ctx context.Context, h op.Handler, v cluster.VolumeInfo, co client.Options, mo client.MountOptions) (*mount, error) {
+	if err := canMount(); err != nil {
+		return nil, err
+	}
+	co.Volume, co.Root = v.ID, v.Root
+	m := &mount{point: mo.Dir, volume: v, client: client.New(h, co), over: make(chan struct{})}
+	var err error
+	if m.at, err = client.Mount(ctx, m.client, mo); err != nil {
+		if m.at != nil {
+			err = errors.Join(err, m.at.Unmount())
+		}
+		return nil, errors.Join(err, m.client.Close())
+	}
+	go func() {
+		m.at.Wait()
+		close(m.over)
+	}()
+	return m, nil
+}
+
+// canMount says why nothing can be mounted on this machine, if so.
+func canMount() error {
+	_, err := os.Stat("/dev/fuse")
+	if err == nil && os.Geteuid() != 0 {
+		if _, err := exec.LookPath("fusermount3"); err != nil {
+			return fault(sealfs.ErrNotSupported, "an ordinary user needs fusermount3 to mount: install the package fuse3, or run as root; without --mount everything else works")
+		}
+		return nil
+	}
+	var f *os.File
+	if err == nil {
+		f, err = os.OpenFile("/dev/fuse", os.O_RDWR, 0)
+	}
+	if err != nil {
+		return fault(sealfs.ErrNotSupported, "/dev/fuse cannot be used (%v): load the kernel's module with `modprobe fuse`, or give the container the device; without --mount everything else works", err)
+	}
+	return f.Close()
+}
+
+// ended reports whether the mount is gone.
+func (m *mount) ended() bool {
+	select {
+	case <-m.over:
+		return true
+	default:
+		return false
+	}
+}
+
+// close unmounts; what is still used is detached.
+func (m *mount) close() error {
+	m.ending.Store(true)
+	return errors.Join(m.at.Unmount(), m.client.Close())
+}
+
+// mountDefault mounts the default volume in this process, without any transport.
+func (n *Node) mountDefault(ctx context.Context, point string, s Settings) error {
+	o, err := parseMountOptions(s.MountOptions)
+	if err != nil {
+		return err
+	}
+	n.volumes.Lock()
+	defer n.volumes.Unlock()
+	v, err := n.mountable(DefaultVolume)
+	if err != nil {
+		return err
+	}
+	log := n.log.With("part", "mount")
+	co := client.Options{Shards: n.cfg.Shards, Epoch: func(s sealfs.Shard) sealfs.Epoch { return epoch(n.manager.Map(), s) }, Durable: s.Durable, Logger: log}
+	n.mount, err = newMount(ctx, n.server, v, co, o.client(point, v.Name, log))
+	if err != nil {
+		return err
+	}
+	n.onClose(n.mount.close)
+	n.work.Go(func() {
+		select {
+		case <-n.ctx.Done():
+		case <-n.mount.over:
+			if !n.mount.ending.Load() {
+				n.log.Warn("unmounted from outside; volumes are still served", "mount", point)
+			}
+		}
+	})
+	return nil
+}
+
+func epoch(m *cluster.Map, s sealfs.Shard) sealfs.Epoch {
+	if m != nil && int(s) < len(m.Table) {
+		return m.Table[s].Epoch
+	}
+	return 0
+}
+
+// MountOptions says what Mount shall do.
+type MountOptions struct {
+	Dir      Dir
+	Volume   string
+	Mount    string // mount point
+	Options  string // as after -o
+	Detached bool   // see Options
+}
+
+// Mounted is a further mount: a process of its own that speaks with the main one
+// over sockets, and ends with it.
+type Mounted struct {
+	started Started
+	log     *slog.Logger
+	mount   *mount
+	lost    chan error // why it cannot go on
+	undo    []func() error
+}
+
+// Mount mounts a volume of a data directory on which a main process runs. When it
+// returns, the mount can be used.
+func Mount(ctx context.Context, o MountOptions) (m *Mounted, err error) {
+	m = &Mounted{lost: make(chan error, 1)}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, m.Close())
+			m = nil
+		}
+	}()
+	mo, err := parseMountOptions(o.Options)
+	if err != nil {
+		return m, err
+	}
+	cfg, err := o.Dir.Config()
+	if err != nil {
+		return m, err
+	}
+	settings, _, err := cfg.Effective(nil, os.Getenv)
+	if err != nil {
+		return m, err
+	}
+	// Whether there is a main process and such a volume is asked before anything
+	// is made or looked at.
+	admin := o.Dir.Admin()
+	m.onClose(func() error { admin.Close(); return nil })
+	if o.Mount, err = mountPath(o.Mount); err != nil {
+		return m, err
+	}
+	sctx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	m.onClose(func() error { stop(); return nil })
+	s, goodbye, alive, err := admin.session(sctx, sessionRequest{Volume: o.Volume, Mount: o.Mount, PID: os.Getpid()})
+	if err != nil {
+		return m, err
+	}
+	m.onClose(alive.Close)
+	if err := clearMount(o.Mount); err != nil {
+		return m, err
+	}
+	if err := checkMountPoint(o.Mount); err != nil {
+		return m, err
+	}
+	// One log per mount point, with a name that survives a restart.
+	path := filepath.Join(filepath.Dir(o.Dir.LogPath()), "mount"+clip(strings.ReplaceAll(o.Mount, "/", "-"), 200)+".log")
+	lf, err := openLog(path, int64(settings.LogSize), settings.LogKeep, o.Detached)
+	if err != nil {
+		return m, err
+	}
+	m.onClose(lf.Close)
+	m.log = slog.New(slog.NewTextHandler(lf, &slog.HandlerOptions{Level: settings.LogLevel})).With("mount", o.Mount)
+	r, err := o.Dir.register(Process{Role: RoleMount, Mount: o.Mount, Volume: o.Volume})
+	if err != nil {
+		return m, err
+	}
+	m.onClose(r.end)
+	if err := m.connect(ctx, o, s, admin, settings, mo); err != nil {
+		return m, err
+	}
+	m.started = Started{PID: os.Getpid(), Data: o.Dir.path, Volume: o.Volume, Mount: o.Mount, Log: path}
+	go func() {
+		goodbye() // until the session is closed, requests are still answered
+		m.end(fault(sealfs.ErrUnavailable, "the main process of %s ends: mount %s ends too", o.Dir, o.Mount))
+	}()
+	m.log.Info("mounted", "volume", o.Volume, "session", uint64(s.ID))
+	return m, nil
+}
+
+// clip shortens s to its last n bytes.
+func clip(s string, n int) string { return s[max(len(s)-n, 0):] }
+
+// connect mounts the volume over the data socket.
+func (m *Mounted) connect(ctx context.Context, o MountOptions, s Session, admin *Admin, settings Settings, mo mountOptions) error {
+	cm, err := admin.Map(ctx)
+	if err != nil {
+		return err
+	}
+	// With one server epochs change only when it starts anew; this session ends with it.
+	v, ok := cm.VolumeByID(s.Volume)
+	if !ok {
+		return fault(sealfs.ErrNotExist, "volume %q is gone", o.Volume)
+	}
+	conn, err := wire.Dial(ctx, "unix", o.Dir.dataSocket(), wire.Options{Cluster: s.Cluster})
+	if err != nil {
+		return err
+	}
+	m.onClose(conn.Close)
+	co := client.Options{
+		Shards: s.Shards, Session: s.ID, Durable: settings.Durable, Logger: m.log, Retry: time.Second,
+		Epoch: func(s sealfs.Shard) sealfs.Epoch { return epoch(cm, s) },
+	}
+	if m.mount, err = newMount(ctx, conn, v, co, mo.client(o.Mount, o.Volume, m.log)); err != nil {
+		return err
+	}
+	m.onClose(m.mount.close)
+	go func() {
+		<-conn.Done()
+		m.end(fmt.Errorf("mount %s: connection to the main process: %w", o.Mount, conn.Err()))
+	}()
+	return nil
+}
+
+func (m *Mounted) onClose(f func() error) { m.undo = append(m.undo, f) }
+
+func (m *Mounted) end(err error) {
+	select {
+	case m.lost <- err:
+	default:
+	}
+}
+
+// Started describes the mount.
+func (m *Mounted) Started() Started { return m.started }
+
+// Wait returns when ctx is done, when the mount was unmounted (nil), or with an
+// error when the main process is gone.
+func (m *Mounted) Wait(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		m.log.Info("told to end", "cause", context.Cause(ctx))
+		return nil
+	case <-m.mount.over:
+		m.log.Info("unmounted")
+		return nil
+	case err := <-m.lost:
+		m.log.Error("cannot go on", "err", err)
+		return err
+	}
+}
+
+// Close unmounts and ends the session.
+func (m *Mounted) Close() error {
+	var errs []error
+	for i := len(m.undo) - 1; i >= 0; i-- {
+		errs = append(errs, m.undo[i]())
+	}
+	m.undo = nil
+	return errors.Join(errs...)
+}
+
+// Unmount unmounts SealFS from a mount point; with lazy set also while it is in
+// use. Whichever process serves it notices by itself.
+func Unmount(point string, lazy bool) error {
+	path, err := mountPath(point)
+	if err != nil {
+		return err
+	}
+	m, mounted, err := mountAt(path)
+	switch {
+	case err != nil:
+		return err
+	case !mounted:
+		return fault(sealfs.ErrInvalid, "nothing is mounted at %s", path)
+	case !m.ours():
+		return fault(sealfs.ErrInvalid, "what is mounted at %s is %s, not SealFS: use umount", path, m.fstype)
+	}
+	if stale(path) {
+		lazy = true
+	}
+	err = unmountPath(path, lazy)
+	if errors.Is(err, unix.EBUSY) {
+		return fault(sealfs.ErrBusy, "%s is in use: close what has files open there, or add --lazy", path)
+	}
+	if err != nil {
+		return fmt.Errorf("unmount %s: %w", path, err)
+	}
+	return nil
+}
