@@ -14,7 +14,7 @@ type Options struct {
 	Logger *slog.Logger // nil: no log
 
 	StagingPath  string // file of the ring, on tmpfs; "": heap memory (nothing survives the process)
-	StagingBytes int64  // size of the ring: at least two segments; default 64 MiB
+	StagingBytes int64  // size of the ring: at least two segments, at most a quarter of the device; default 128 MiB
 
 	DrainBytes    int64         // drain when so much waits; default 1 MiB
 	DrainInterval time.Duration // and after this time in any case; default 10 ms
@@ -38,7 +38,7 @@ func (o Options) withDefaults(segments uint32) Options {
 			*p = v
 		}
 	}
-	def(&o.StagingBytes, 64<<20)
+	def(&o.StagingBytes, 128<<20)
 	def(&o.DrainBytes, 1<<20)
 	def(&o.CheckpointBytes, 64<<20)
 	def(&o.BudgetBytes, 256<<20)

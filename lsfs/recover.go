@@ -417,7 +417,7 @@ func (s *Store) start(rec *recovered) error {
 	}
 	h := pmem.StagingHeader{
 		Store: s.store, Incarnation: s.incarnation, BootID: boot, SegmentBytes: uint32(s.seg),
-		Chunks: uint32(max(2, s.o.StagingBytes/s.seg)),
+		Chunks: uint32(max(2, min(s.o.StagingBytes/s.seg, int64(len(s.segs))/4))),
 	}
 	if s.o.StagingPath == "" {
 		s.staging = pmem.NewStaging(h)

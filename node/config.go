@@ -95,7 +95,7 @@ var settings = []setting{
 		}
 		return nil
 	}},
-	sizeSetting("staging", "ring in shared memory for what is not yet on the device, per store", "64M", 1<<20, func(s *Settings) *Size { return &s.Staging }),
+	sizeSetting("staging", "ring in shared memory for what is not yet on the device, per store", "128M", 1<<20, func(s *Settings) *Size { return &s.Staging }),
 	sizeSetting("memory", "memory for metadata, per store", "256M", 1<<20, func(s *Settings) *Size { return &s.Memory }),
 	sizeSetting("cache", "cache of device blocks, per store", "32M", 1<<20, func(s *Settings) *Size { return &s.Cache }),
 	{"log_level", "debug, info, warn or error", "info", func(s *Settings, v string) error {
