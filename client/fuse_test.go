@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
@@ -379,7 +380,13 @@ func TestReopenSeesOthersWrites(t *testing.T) {
 // TestRandomCallsMatchLocalFileSystem does the same random calls below the mount
 // and in a local directory, and compares every answer and then the trees.
 func TestRandomCallsMatchLocalFileSystem(t *testing.T) {
-	s := startServer(t)
+	t.Run("model", func(t *testing.T) { randomCalls(t, startServer(t), *randomSteps) })
+	t.Run("engine", func(t *testing.T) { randomCalls(t, startEngine(t), *randomSteps) })
+}
+
+var randomSteps = flag.Int("steps", 6000, "calls that TestRandomCallsMatchLocalFileSystem compares")
+
+func randomCalls(t *testing.T, s *server, steps int) {
 	local, err := os.MkdirTemp("/dev/shm", "sealfs-local-")
 	if err != nil {
 		local = t.TempDir()
@@ -391,7 +398,7 @@ func TestRandomCallsMatchLocalFileSystem(t *testing.T) {
 	b := &caller{dir: s.dir, rng: rand.New(rand.NewPCG(seed, 0)), files: map[int]*os.File{}}
 	defer a.close()
 	defer b.close()
-	for i := range 6000 {
+	for i := range steps {
 		want, got := a.step(), b.step()
 		if got != want {
 			t.Fatalf("step %d:\nmount: %s\nlocal: %s", i, got, want)

@@ -3,12 +3,14 @@ package client
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -19,9 +21,10 @@ import (
 	"sealfs"
 	"sealfs/internal/oracle"
 	"sealfs/op"
+	sealserver "sealfs/server"
 )
 
-// serveEnv makes the test binary mount the model on the directory that it names,
+// serveEnv makes the test binary mount the model (or, with _STORE, a real server) on the directory that it names,
 // until its standard input ends or it is asked to stop. The mount is served by a
 // process of its own because one that uses its own mount can run out of
 // threads. It also is a way to try other suites by hand:
@@ -63,8 +66,33 @@ func newClient(t testing.TB) (*Client, *oracle.FS) {
 	return c, h
 }
 
-func serve(dir string) error {
-	h, root := newModel()
+// newEngine returns a real server on a store below dir, and its root.
+func newEngine(dir string) (*sealserver.Server, sealfs.Ino, error) {
+	st := sealserver.StoreOptions{Device: filepath.Join(dir, "device"), Region: filepath.Join(dir, "region"), Staging: filepath.Join(dir, "ring")}
+	if _, err := sealserver.Format(sealserver.FormatOptions{Device: st.Device, Region: st.Region, Size: 2 << 30}); err != nil {
+		return nil, 0, err
+	}
+	s, err := sealserver.Open(context.Background(), sealserver.Options{Shards: testShards, Stores: []sealserver.StoreOptions{st}})
+	if err != nil {
+		return nil, 0, err
+	}
+	root, err := s.MakeRoot(context.Background(), 1, 0o755, 0, 0)
+	return s, root, err
+}
+
+func serve(dir string) (err error) {
+	var h op.Handler
+	var root sealfs.Ino
+	if store := os.Getenv(serveEnv + "_STORE"); store != "" {
+		var s *sealserver.Server
+		if s, root, err = newEngine(store); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, s.Close()) }()
+		h = s
+	} else {
+		h, root = newModel()
+	}
 	c := New(h, Options{Volume: 1, Root: root, Shards: testShards})
 	o := MountOptions{Dir: dir, Name: "test", AllowOther: os.Geteuid() == 0, Suid: true, Dev: true}
 	if os.Getenv(serveEnv+"_DEBUG") != "" {
@@ -141,10 +169,17 @@ func startServer(t testing.TB) *server {
 	return startServerAt(t, mountDir(t))
 }
 
-func startServerAt(t testing.TB, dir string) *server {
+// startEngine mounts a real server on an empty store.
+func startEngine(t testing.TB) *server {
+	t.Helper()
+	needFUSE(t)
+	return startServerAt(t, mountDir(t), serveEnv+"_STORE="+t.TempDir())
+}
+
+func startServerAt(t testing.TB, dir string, env ...string) *server {
 	t.Helper()
 	s := &server{dir: dir, cmd: exec.Command(os.Args[0])}
-	s.cmd.Env = append(os.Environ(), serveEnv+"="+dir)
+	s.cmd.Env = append(append(os.Environ(), serveEnv+"="+dir), env...)
 	s.cmd.Stderr = os.Stderr
 	var err error
 	if s.pipe, err = s.cmd.StdinPipe(); err != nil {
