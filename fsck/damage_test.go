@@ -296,7 +296,12 @@ var damages = []struct {
 		h.headers(func(hd *pmlayout.Header) { hd.Incarnation += 7 })
 	}},
 	{"header slots disagree", []ID{RegionDisagree}, func(h *hurt) {
-		h.headers(func(hd *pmlayout.Header) { hd.Update += 4 * (hd.Update % 2) })
+		newest := h.header().Update
+		h.headers(func(hd *pmlayout.Header) {
+			if hd.Update == newest {
+				hd.Update += 4
+			}
+		})
 	}},
 	{"checkpoint outside", []ID{LogStart}, func(h *hurt) {
 		h.headers(func(hd *pmlayout.Header) { hd.StartSlot = 1 << 20 })

@@ -21,7 +21,8 @@ import (
 //	  8    4 live   bytes of payload that are referenced
 //	 12    4 used   bytes written, when sealed
 //	 16    8 time   when it was sealed, in nanoseconds since 1970
-//	 24    8 zero
+//	 24    4 live bytes of a cold segment when it was sealed
+//	 28    4 zero
 const entryBytes = 32
 
 // States of a segment.
@@ -126,7 +127,7 @@ func decodeEntry(b []byte, segmentBytes uint32) (g segment, ok bool) {
 	if g.state == slotFree {
 		return g, allZero(b)
 	}
-	ok = g.seq != 0 && g.state <= slotSealed && (g.kind == layout.Hot || g.kind == layout.Cold) && b[6]|b[7] == 0 && allZero(b[24:]) &&
+	ok = g.seq != 0 && g.state <= slotSealed && (g.kind == layout.Hot || g.kind == layout.Cold) && b[6]|b[7] == 0 && allZero(b[28:]) &&
 		g.live <= segmentBytes && g.used <= segmentBytes && (g.state != slotSealed || g.used >= layout.BlockSize && g.live <= g.used)
 	return g, ok
 }

@@ -47,13 +47,12 @@ func (s *Store) clean() (bool, error) {
 	if cold == nil {
 		return false, nil
 	}
-	emptied := 0
+	full := false                 // the cold segment is
+	emptied, paid := 0, uint32(0) // victims that are empty then, and what of the cold segment is theirs
 	for _, slot := range victims {
-		full, err := s.gather(cold, slot)
+		full, err = s.gather(cold, slot)
 		if errors.Is(err, sealfs.ErrCorrupt) || errors.Is(err, sealfs.ErrIO) {
-			// Its files stay where they are, to be reported when they are read.
-			s.log.Error("segment cannot be cleaned", "dev", s.dev.Name(), "slot", slot, "err", err)
-			s.gc.spoiled[slot] = struct{}{}
+			s.spoil(slot, err)
 			continue
 		}
 		if err != nil {
@@ -63,23 +62,63 @@ func (s *Store) clean() (bool, error) {
 			break
 		}
 		emptied++
+		paid = cold.filled
+	}
+	// A round must empty more than it fills: two victims, or one and a part of
+	// the next. Copies of small files take more than their bytes, so what costs as
+	// much as it frees is left undone.
+	if !full && emptied < 2 || int64(emptied)*s.seg-int64(paid) < s.seg/cleanGain {
+		return false, s.closeCold(cold)
 	}
 	if err := s.writeCold(cold); err != nil {
 		return false, s.fail(err)
 	}
-	for m := cold.moves; len(m) > 0; m = m[min(len(m), moveBatch):] {
-		ch := &moving{s: s, moves: m[:min(len(m), moveBatch)]}
-		if _, err := s.Update(&Intent{Class: cleaning, kind: layout.KindMove}, ch); err != nil {
-			return false, errors.Join(err, s.closeCold(cold))
-		}
-		s.stats.moved.Add(ch.n)
-		s.stats.movedBytes.Add(ch.bytes)
+	if err := s.move(cold.moves); err != nil {
+		return false, errors.Join(err, s.closeCold(cold))
 	}
 	if err := s.closeCold(cold); err != nil {
 		return false, err
 	}
 	s.stats.cleaned.Add(uint64(emptied))
-	return emptied > 0, nil
+	return true, nil
+}
+
+// cleanGain is the least that a cleaning must gain: a twentieth of a segment.
+const cleanGain = 20
+
+// spoil takes a segment that cannot be cleaned out of the choice. Its files
+// stay where they are, to be reported when they are read.
+func (s *Store) spoil(slot uint32, err error) {
+	s.log.Error("segment cannot be cleaned", "dev", s.dev.Name(), "slot", slot, "err", err)
+	s.gc.spoiled[slot] = struct{}{}
+}
+
+// move appends the records that make extents refer to their copies. What the
+// namespace finds damaged is left behind, one by one.
+func (s *Store) move(moves []move) error {
+	for n := moveBatch; len(moves) > 0; {
+		n = min(n, len(moves))
+		ch := &moving{s: s, moves: moves[:n]}
+		_, err := s.Update(&Intent{Class: cleaning, kind: layout.KindMove}, ch)
+		switch {
+		case errors.Is(err, sealfs.ErrCorrupt) && n > 1:
+			n = 1
+			continue
+		case errors.Is(err, sealfs.ErrCorrupt):
+			s.mu.RLock()
+			slot, ok := s.slotOf[moves[0].part.At.Seq()]
+			s.mu.RUnlock()
+			if ok {
+				s.spoil(slot, err)
+			}
+		case err != nil:
+			return err
+		}
+		s.stats.moved.Add(ch.n)
+		s.stats.movedBytes.Add(ch.bytes)
+		moves = moves[n:]
+	}
+	return nil
 }
 
 // victims chooses segments to clean. Those in the ring are left alone: what is
@@ -96,7 +135,7 @@ func (s *Store) victims() []uint32 {
 			continue
 		}
 		if g.state == segSealed && g.live > 0 && (g.kind == layout.Cold || g.seq < oldest) {
-			list = append(list, alloc.Segment{Slot: uint32(slot), Live: g.live, Used: g.used, Age: (now - g.time) / 1e6})
+			list = append(list, alloc.Segment{Slot: uint32(slot), Live: g.cost(), Used: g.used, Age: (now - g.time) / 1e6})
 		}
 	}
 	return alloc.Victims(list, uint32(s.seg), s.o.CleanLimit, 16)
@@ -123,6 +162,9 @@ func (s *Store) openCold() (*coldSegment, error) {
 	s.nextSeq++
 	s.mu.Unlock()
 	if _, err := s.Update(&Intent{Class: cleaning, kind: layout.KindMove}, o); err != nil {
+		s.mu.Lock()
+		s.free = append(s.free, slot)
+		s.mu.Unlock()
 		return nil, err
 	}
 	c := &coldSegment{slot: o.slot, seq: o.seq, buf: disk.AlignedBuffer(int(s.seg)), filled: layout.BlockSize}
@@ -193,7 +235,7 @@ type closing struct{ c *coldSegment }
 
 func (k closing) Apply(tx *Tx) error {
 	g := *tx.segmentNow(k.c.slot)
-	g.state, g.used, g.time = segSealed, k.c.filled, time.Now().UnixNano()
+	g.state, g.used, g.time, g.full = segSealed, k.c.filled, time.Now().UnixNano(), g.live
 	return tx.setSegment(k.c.slot, g)
 }
 
@@ -239,11 +281,14 @@ func (s *Store) scan(slot, seq uint32, used int, fn func(*layout.Record, []byte)
 	seed := layout.ChainSeed(s.store, h.Incarnation)
 	for off := layout.BlockSize; off < used; {
 		rec, _, _, payload, _, err := layout.DecodeRecordLoose(b[off:], seed, sealfs.MakeLSN(seq, uint32(off)))
-		if err != nil && h.Kind == layout.Cold {
+		if err != nil && h.Kind == layout.Cold && int64(used) == s.seg {
 			return nil // the cleaner died while this was its open segment
 		}
 		if err != nil {
 			return &sealfs.Corruption{Where: s.dev.Name(), Off: s.slotOffset(slot) + int64(off), What: "a record of a sealed segment does not verify"}
+		}
+		if !rec.PayloadOK(payload) {
+			return &sealfs.Corruption{Where: s.dev.Name(), Off: s.slotOffset(slot) + int64(off), What: "the payload of a record in a sealed segment does not verify"}
 		}
 		if err := fn(&rec, payload); err != nil {
 			return err

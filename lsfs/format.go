@@ -32,6 +32,9 @@ func Format(dev disk.Device, region pmem.Backing, g Geometry) (*layout.Superbloc
 		for g.SegmentBytes > 1<<20 && (dev.Size()-layout.DataStart)/int64(g.SegmentBytes) < 64 {
 			g.SegmentBytes /= 2
 		}
+		for g.SegmentBytes < layout.SegmentBytesMax && (dev.Size()-layout.DataStart)/int64(g.SegmentBytes) > layout.SegmentsMax {
+			g.SegmentBytes *= 2
+		}
 	}
 	segments := max(dev.Size()-layout.DataStart, 0) / int64(max(g.SegmentBytes, 1))
 	if segments < layout.SegmentsMin {
@@ -50,8 +53,12 @@ func Format(dev disk.Device, region pmem.Backing, g Geometry) (*layout.Superbloc
 	if err := pmem.Format(region, pmem.Geometry{Store: g.Store, TableBytes: int64(sb.Segments) * entryBytes}); err != nil {
 		return nil, err
 	}
-	if _, err := dev.WriteAt(make([]byte, layout.BlockSize), 0); err != nil {
-		return nil, fmt.Errorf("superblock of %s: %w", dev.Name(), err)
+	// The headers of the first segments go, too: under the same store id an
+	// earlier life's could be taken for this one's.
+	for _, off := range []int64{0, layout.BlockSize, sb.SlotOffset(0), sb.SlotOffset(1)} {
+		if _, err := dev.WriteAt(make([]byte, layout.BlockSize), off); err != nil {
+			return nil, fmt.Errorf("write at byte %d of %s: %w", off, dev.Name(), err)
+		}
 	}
 	if err := putSuper(dev, sb); err != nil {
 		return nil, err

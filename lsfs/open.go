@@ -29,6 +29,9 @@ func Open(dev disk.Device, region pmem.Backing, kept *pmem.Staging, owner Owner,
 	if err != nil {
 		return nil, err
 	}
+	if sb.ROCompat != 0 {
+		return nil, fmt.Errorf("%s: writing needs features %#x that this program does not know: %w", dev.Name(), sb.ROCompat, sealfs.ErrVersion)
+	}
 	o = o.withDefaults(sb.Segments)
 	s := &Store{
 		dev: dev, owner: owner, o: o, log: o.Logger, store: sb.Store, seg: int64(sb.SegmentBytes),
@@ -72,6 +75,19 @@ func Open(dev disk.Device, region pmem.Backing, kept *pmem.Staging, owner Owner,
 	}
 	s.log.Info("store recovered", "dev", dev.Name(), "store", sb.Store, "records", rec.records, "staged", rec.staged,
 		"tail", rec.end.String(), "incarnation", s.incarnation, "dur", time.Since(began))
+	// A restart takes a segment. Where they are short it first makes up for it,
+	// or a store that is killed again and again would end without any.
+	for range waitRounds {
+		if s.freeSegments() > o.ReserveSegments {
+			break
+		}
+		if stuck, err := s.collect(true); err != nil || stuck {
+			if err != nil && !errors.Is(err, sealfs.ErrNoSpace) {
+				return nil, err
+			}
+			break
+		}
+	}
 	if !o.manual {
 		s.bg.done.Add(2)
 		go s.drainer()
@@ -82,9 +98,13 @@ func Open(dev disk.Device, region pmem.Backing, kept *pmem.Staging, owner Owner,
 }
 
 // Close makes everything durable, checkpoints, and gives device and region
-// back. A store that failed is closed as it is.
+// back. Updates that are not answered by then get ErrClosed. A store that
+// failed is closed as it is.
 func (s *Store) Close() error {
 	s.stopBackground()
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
 	var err error
 	if s.Failure() == nil {
 		err = s.Checkpoint()
@@ -93,16 +113,25 @@ func (s *Store) Close() error {
 		}
 	}
 	// Staging of a store that is wholly durable serves nobody.
-	return errors.Join(err, s.staging.Close(err == nil && s.Failure() == nil), s.region.Close(), s.dev.Close())
+	return errors.Join(err, s.release(err == nil && s.Failure() == nil))
+}
+
+// release gives back everything that the store has open.
+func (s *Store) release(removeStaging bool) error {
+	s.fail(sealfs.ErrClosed)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.gone = true
+	return errors.Join(s.staging.Close(removeStaging), s.region.Close(), s.dev.Close())
 }
 
 // Abandon closes the store as SIGKILL would: nothing is written any more. It
 // returns a copy of the ring as the process would leave it.
 func (s *Store) Abandon() (*pmem.Staging, error) {
 	s.stopBackground()
-	s.failed.CompareAndSwap(nil, &failure{fmt.Errorf("store on %s: %w", s.dev.Name(), sealfs.ErrClosed)})
+	s.fail(sealfs.ErrClosed)
 	kept := s.staging.Clone()
-	return kept, errors.Join(s.staging.Close(false), s.region.Close(), s.dev.Close())
+	return kept, s.release(false)
 }
 
 func (s *Store) stopBackground() {

@@ -30,6 +30,9 @@ type Fetch struct {
 // Load copies the piece from the ring if it is there. If not, it pins the
 // segment, so that it is not reused before Finish, which must be called.
 func (s *Store) Load(f *Fetch) error {
+	if s.gone {
+		return fmt.Errorf("store on %s: %w", s.dev.Name(), sealfs.ErrClosed)
+	}
 	seq, off := f.At.Seq(), f.At.Off()
 	if int64(off)+int64(len(f.Dst)) > s.seg {
 		return s.badAddress(f.At)

@@ -49,7 +49,7 @@ func (s *Store) recover(h pmem.Header, kept *pmem.Staging) (*recovered, error) {
 	}
 	s.incarnation = sb.Incarnation + 1
 	s.seed = layout.ChainSeed(s.store, s.incarnation)
-	if err := s.settle(h, &rp.rec); err != nil {
+	if err := s.settle(&rp.rec); err != nil {
 		return nil, err
 	}
 	if kept != nil {
@@ -270,7 +270,7 @@ func (rp *replay) segment(slot, seq, from uint32, announced bool) error {
 // index, -1 if none has.
 func (rp *replay) record(sources []*source, off int, seed uint32, at sealfs.LSN) (rec layout.Record, crc uint32, op, redo []byte, which int, err error) {
 	for i, src := range sources {
-		if err := src.fetch(min(off+recordReadAhead, len(src.data))); err != nil {
+		if err := src.fetch(min(off+recordMax, len(src.data))); err != nil {
 			return rec, 0, nil, nil, -1, err
 		}
 		rec, crc, op, payload, redo, err := layout.DecodeRecord(src.data[off:], seed, at, rp.rec.chain)
@@ -281,15 +281,11 @@ func (rp *replay) record(sources []*source, off int, seed uint32, at sealfs.LSN)
 	return rec, 0, nil, nil, -1, nil
 }
 
-// recordReadAhead is how far beyond a record's start the device must be read
-// before the record can be judged: more than the largest record.
-const recordReadAhead = 2 << 20
-
 // announcements looks for the successor that the part of a segment before the
 // checkpoint names. That part is durable and known to be true.
 func (rp *replay) announcements(dev *source, seed uint32, seq, upto uint32) {
 	for off := uint32(layout.BlockSize); off < upto; {
-		if dev.fetch(min(int(off)+recordReadAhead, len(dev.data))) != nil {
+		if dev.fetch(min(int(off)+recordMax, len(dev.data))) != nil {
 			return
 		}
 		rec, _, op, _, _, err := layout.DecodeRecordLoose(dev.data[off:], seed, sealfs.MakeLSN(seq, off))
@@ -348,19 +344,19 @@ func (s *Store) loadTable() error {
 // settle checkpoints what was replayed, so that the next recovery begins at the
 // end of this one's log, and then durably raises the incarnation and names the
 // first segment of it.
-func (s *Store) settle(h pmem.Header, rec *recovered) error {
-	if rec.end != h.Start {
-		ck := s.region.BeginCheckpoint()
-		for more := true; more; {
-			more = ck.Copy()
-			if err := ck.Write(); err != nil {
-				return err
-			}
-		}
-		// Under the old incarnation: the region's is never above the superblock's.
-		if err := ck.Finish(pmem.Header{Store: s.store, Incarnation: s.incarnation - 1, Start: rec.end, StartSlot: rec.slot, Chain: rec.chain}); err != nil {
+func (s *Store) settle(rec *recovered) error {
+	// Always, also when nothing was replayed: the header that was read may stand
+	// in a cache only, left by a process that died before it was flushed.
+	ck := s.region.BeginCheckpoint()
+	for more := true; more; {
+		more = ck.Copy()
+		if err := ck.Write(); err != nil {
 			return err
 		}
+	}
+	// Under the old incarnation: the region's is never above the superblock's.
+	if err := ck.Finish(pmem.Header{Store: s.store, Incarnation: s.incarnation - 1, Start: rec.end, StartSlot: rec.slot, Chain: rec.chain}); err != nil {
+		return err
 	}
 	s.nextSeq = max(s.nextSeq, rec.end.Seq()+1) + seqGap
 	dead := s.dead(rec.end)
@@ -417,17 +413,17 @@ func (s *Store) start(rec *recovered) error {
 	}
 	h := pmem.StagingHeader{
 		Store: s.store, Incarnation: s.incarnation, BootID: boot, SegmentBytes: uint32(s.seg),
-		Chunks: uint32(max(2, min(s.o.StagingBytes/s.seg, int64(len(s.segs))/4))),
+		Chunks: uint32(max(2, min(s.o.StagingBytes/s.seg, int64(len(s.segs))/4, pmem.StagingChunksMax))),
 	}
 	if s.o.StagingPath == "" {
 		s.staging = pmem.NewStaging(h)
-	} else if s.staging, err = pmem.CreateStaging(s.o.StagingPath, h); err != nil {
+	} else if s.staging, err = s.createStaging(h); err != nil {
 		return err
 	}
 	s.sync.durable.Store(uint64(rec.end))
 	s.chain = rec.chain
 	first := &hotSegment{seq: s.nextSeq, slot: s.nextSlot}
-	after, _ := s.takeFree(0)
+	after, _ := s.takeFree(s.o.ReserveSegments) // else it is announced when there is one
 	tx := s.begin(0)
 	if err := (&beginning{s, rec, first.slot, first.seq}).Apply(tx); err != nil {
 		tx.Reset()
@@ -439,4 +435,17 @@ func (s *Store) start(rec *recovered) error {
 	}
 	s.enter(first, &sh, tx, after)
 	return nil
+}
+
+// createStaging makes the ring's file, a smaller one where shared memory is
+// short: containers often have but 64 MiB of it.
+func (s *Store) createStaging(h pmem.StagingHeader) (*pmem.Staging, error) {
+	for {
+		st, err := pmem.CreateStaging(s.o.StagingPath, h)
+		if !errors.Is(err, sealfs.ErrNoSpace) || h.Chunks == 2 {
+			return st, err
+		}
+		h.Chunks = max(2, h.Chunks/2)
+		s.log.Warn("not enough room for the ring, trying a smaller one", "path", s.o.StagingPath, "bytes", int64(h.Chunks)*s.seg)
+	}
 }

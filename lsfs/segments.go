@@ -18,7 +18,8 @@ import (
 //	  8    4 live   bytes of payload that are referenced
 //	 12    4 used   bytes written, when sealed
 //	 16    8 time   when it was sealed, in nanoseconds since 1970
-//	 24    8 zero
+//	 24    4 full   of a sealed cold segment: live bytes when it was sealed
+//	 28    4 zero
 //
 // The mirror in memory is what decisions are taken from; both change together.
 const entryBytes = 32
@@ -38,6 +39,7 @@ type segment struct {
 	live  uint32
 	used  uint32
 	time  int64
+	full  uint32 // live when a cold one was sealed, else 0
 }
 
 func (g *segment) encode() [entryBytes]byte {
@@ -48,7 +50,17 @@ func (g *segment) encode() [entryBytes]byte {
 	le.PutUint32(b[8:], g.live)
 	le.PutUint32(b[12:], g.used)
 	le.PutUint64(b[16:], uint64(g.time))
+	le.PutUint32(b[24:], g.full)
 	return b
+}
+
+// cost estimates what copying the segment's live part takes in a cold segment.
+// A cold segment from which nothing died takes as much as it did.
+func (g *segment) cost() uint32 {
+	if g.full == 0 {
+		return g.live
+	}
+	return uint32(uint64(g.used) * uint64(g.live) / uint64(g.full))
 }
 
 // SegmentEntry is a decoded entry of the segment table, for tools.
@@ -75,12 +87,13 @@ func decodeSegment(b []byte) (g segment, ok bool) {
 	g = segment{
 		seq: le.Uint32(b), state: segState(b[4]), kind: layout.SegmentKind(b[5]),
 		live: le.Uint32(b[8:]), used: le.Uint32(b[12:]), time: int64(le.Uint64(b[16:])),
+		full: le.Uint32(b[24:]),
 	}
 	if g.state == segFree {
 		return g, g == segment{}
 	}
 	ok = g.seq != 0 && g.state <= segSealed && (g.kind == layout.Hot || g.kind == layout.Cold) &&
-		le.Uint16(b[6:]) == 0 && le.Uint64(b[24:]) == 0
+		le.Uint16(b[6:]) == 0 && le.Uint32(b[28:]) == 0
 	return g, ok
 }
 

@@ -66,7 +66,7 @@ func (s *Store) waitSpace(c Class) error {
 	w.Lock()
 	defer w.Unlock()
 	// A round under way may have begun before the need: its verdict does not count.
-	for from := w.round; w.round < from+waitRounds; {
+	for from := w.round; w.round < from+waitRounds && !s.bg.off.Load(); {
 		s.pokeCollector()
 		w.cond.Wait()
 		if err := s.Failure(); err != nil {
@@ -122,7 +122,7 @@ func (s *Store) waitMemory() {
 	w := &s.gc.wait
 	w.Lock()
 	defer w.Unlock()
-	for until := w.round + 2; w.round < until && s.crowded.Load() && s.Failure() == nil; {
+	for until := w.round + 2; w.round < until && s.crowded.Load() && s.Failure() == nil && !s.bg.off.Load(); {
 		s.pokeCollector()
 		w.cond.Wait()
 	}

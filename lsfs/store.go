@@ -55,6 +55,8 @@ type Store struct {
 	crowded     atomic.Bool // the region takes more memory than its budget
 
 	mu        sync.RWMutex // guards everything to the next blank line; see doc.go
+	closed    bool         // no more updates but those of Close
+	gone      bool         // closed: ring and region are gone
 	staging   *pmem.Staging
 	hot       []*hotSegment // in the ring, oldest first; the last one is open
 	chain     uint32        // header CRC of the last record
@@ -103,6 +105,10 @@ func (s *Store) tail() sealfs.LSN {
 // fail makes the store read-only for good: after a failed write or flush
 // nobody knows what the device holds, and trying again may be told a lie.
 func (s *Store) fail(err error) error {
+	if err == sealfs.ErrClosed {
+		s.failed.CompareAndSwap(nil, &failure{fmt.Errorf("store on %s: %w", s.dev.Name(), err)})
+		return s.failed.Load().err
+	}
 	f := &failure{fmt.Errorf("store on %s is read-only since a write failed: %w", s.dev.Name(), err)}
 	if s.failed.CompareAndSwap(nil, f) {
 		s.log.Error("store is read-only", "dev", s.dev.Name(), "err", err)

@@ -199,16 +199,17 @@ func (s *Store) drainer() {
 // drainStep drains once and, when late, makes everything durable; it reports
 // whether everything is, and the drainer may rest.
 func (s *Store) drainStep(late bool) bool {
+	// Before the tail is read: who finds it set from now on has published
+	// something that the tail below includes.
+	s.bg.kicked.Store(false)
 	s.mu.RLock()
 	full := len(s.hot) == s.chunks() && !s.hot[0].durable.Load()
 	tail := s.tail()
 	s.mu.RUnlock()
 	if late || full {
-		s.bg.kicked.Store(false)
 		return s.SyncTo(tail) != nil || late
 	}
 	if s.Durable() >= tail {
-		s.bg.kicked.Store(false)
 		return true
 	}
 	y := &s.sync

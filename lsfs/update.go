@@ -11,6 +11,10 @@ import (
 	"sealfs/pmem"
 )
 
+// recordMax bounds a record, in bytes. Recovery reads so far beyond the start of
+// a record before it judges it.
+const recordMax = 2 << 20
+
 // Class says what a request may use of the reserve.
 type Class uint8
 
@@ -108,6 +112,9 @@ func (s *Store) append(in *Intent, ch Change) (sealfs.LSN, error) {
 	if err := s.Failure(); err != nil {
 		return 0, err
 	}
+	if s.closed && in.Class != cleaning {
+		return 0, fmt.Errorf("store on %s: %w", s.dev.Name(), sealfs.ErrClosed)
+	}
 	if len(in.Payload) > s.PayloadMax() {
 		return 0, fmt.Errorf("payload of %d bytes is longer than %d: %w", len(in.Payload), s.PayloadMax(), sealfs.ErrInvalid)
 	}
@@ -138,6 +145,10 @@ func (s *Store) append(in *Intent, ch Change) (sealfs.LSN, error) {
 			return s.tail(), nil
 		}
 		rec.RedoLen = uint32(len(s.redo))
+		if rec.Bytes() > recordMax {
+			tx.Reset()
+			return 0, fmt.Errorf("a change of %d bytes is larger than a record may be: %w", rec.Bytes(), sealfs.ErrNoSpace)
+		}
 		// The last block stays free for a KindNext record.
 		if int64(open.filled)+rec.Bytes() <= s.seg-layout.BlockSize {
 			s.publish(&rec, in.Op, in.Payload, s.redo)

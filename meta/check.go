@@ -50,7 +50,7 @@ func Check(r pmem.Reader, c Config, fn func(problem string)) error {
 
 // seen is what the checker gathers about an inode from the records of others.
 type seen struct {
-	exists, orphan, tail     bool
+	exists                   bool
 	rowNameless, rowTail     bool
 	mode, nlink, flags       uint32
 	size, bytes, names       uint64

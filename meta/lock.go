@@ -256,27 +256,23 @@ func testLock(r pmem.Reader, c Config, req *op.Request, rep *op.Reply) error {
 	})
 }
 
-// HasSession reports whether a session holds anything in a shard that
-// DropSession would free: result rows or locks.
-func HasSession(r pmem.Reader, s sealfs.Shard, session sealfs.Session) (bool, error) {
-	k := SessionKey(s, session, 0)
-	var cur pmem.Cursor
-	if cur.Seek(r, k[:11]) && inRange(&cur, k[:11]) {
-		return true, nil
-	}
-	if err := cur.Err(); err != nil {
-		return false, err
-	}
-	var head [3]byte
-	putHead(head[:], s, KindLock)
-	for ok := cur.Seek(r, head[:]); ok && inRange(&cur, head[:]); ok = cur.Next() {
-		key, err := DecodeKey(cur.Key())
-		if err != nil {
-			return false, err
+// Sessions calls fn for the sessions that hold anything in a shard that
+// DropSession would free, result rows or locks; for some more than once.
+func Sessions(r pmem.Reader, s sealfs.Shard, fn func(sealfs.Session)) error {
+	for _, kind := range []Kind{KindLock, KindSession} {
+		var head [3]byte
+		putHead(head[:], s, kind)
+		var cur pmem.Cursor
+		for ok := cur.Seek(r, head[:]); ok && inRange(&cur, head[:]); ok = cur.Next() {
+			key, err := DecodeKey(cur.Key())
+			if err != nil {
+				return err
+			}
+			fn(key.Session)
 		}
-		if key.Session == session {
-			return true, nil
+		if err := cur.Err(); err != nil {
+			return err
 		}
 	}
-	return false, cur.Err()
+	return nil
 }

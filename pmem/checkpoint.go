@@ -95,13 +95,15 @@ func (c *Checkpoint) Finish(h Header) error {
 	if !c.active || c.done.Load() || c.next < c.end || len(c.nos) > 0 {
 		return fmt.Errorf("checkpoint of region %s has not been written: %w", c.r.name, sealfs.ErrInvalid)
 	}
+	// Before the flush, so that the file's size is durable with what it covers.
+	pages := c.r.pages.Load()
 	if err := c.r.b.Flush(); err != nil {
 		return err
 	}
 	old := &c.r.header
 	h.Version, h.Incompat, h.Compat = layout.Version, old.Incompat, old.Compat
 	h.Store, h.TableBytes = old.Store, old.TableBytes
-	h.Update, h.Pages = old.Update+1, c.r.pages.Load()
+	h.Update, h.Pages = old.Update+1, pages
 	if err := writeFull(c.r.b, h.Encode(), uint64(layout.Slot(h.Update))); err != nil {
 		return err
 	}

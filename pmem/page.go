@@ -119,11 +119,6 @@ func (p *node) route(key []byte) (i int, ok bool) {
 
 // The methods below change a page in the overlay and note what they changed.
 
-func (o *overlay) put16(off, v int) {
-	binary.LittleEndian.PutUint16(o.buf[off:], uint16(v))
-	o.mark(off, off+2)
-}
-
 // header sets all of the page's numbers that change with its cells.
 func (o *overlay) header(dead, count, heap, last int) {
 	p := o.buf[:]

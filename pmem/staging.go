@@ -46,6 +46,9 @@ type Staging struct {
 	sync, release func() error
 }
 
+// StagingChunksMax is the largest number of chunks of a ring.
+const StagingChunksMax = layout.StagingChunksMax
+
 // CreateStaging makes a new ring in the file at path (mode 0600), in place of
 // one that is there. Its memory is reserved: ErrNoSpace if there is not enough.
 func CreateStaging(path string, h StagingHeader) (*Staging, error) {

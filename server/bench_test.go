@@ -18,7 +18,7 @@ import (
 func fileServer(b testing.TB, size int64) (*Server, sealfs.Ino) {
 	b.Helper()
 	dir := b.TempDir()
-	o := StoreOptions{Device: filepath.Join(dir, "device.img"), Region: filepath.Join(dir, "region"), Staging: filepath.Join(dir, "ring")}
+	o := StoreOptions{Device: filepath.Join(dir, "device.img"), Region: filepath.Join(dir, "region"), Staging: ringPath(b)}
 	if _, err := Format(FormatOptions{Device: o.Device, Region: o.Region, Size: size}); err != nil {
 		b.Fatal(err)
 	}
@@ -36,6 +36,20 @@ func fileServer(b testing.TB, size int64) (*Server, sealfs.Ino) {
 		}
 	})
 	return s, root
+}
+
+// ringPath returns a place for a ring, in shared memory if there is some.
+func ringPath(b testing.TB) string {
+	dir, err := os.MkdirTemp("/dev/shm", "sealfs-bench-")
+	if err != nil {
+		dir = b.TempDir()
+	}
+	b.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			b.Error(err)
+		}
+	})
+	return filepath.Join(dir, "ring")
 }
 
 // BenchmarkCreate: a small file made and written, as a mount does it.

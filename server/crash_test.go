@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -41,6 +42,13 @@ func TestModelKill(t *testing.T) {
 		}
 		w.s.kill(t)
 		w.s.check(t)
+		// A restart ends the sessions.
+		for shard := range sealfs.Shard(testShards) {
+			req := op.Request{Type: op.DropSession, Shard: shard}
+			if err := w.o.Do(context.Background(), &req, &op.Reply{}); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 }
 

@@ -109,41 +109,57 @@ func (s *Server) EndSession(sess sealfs.Session) error {
 				st.reclaim.add(ino)
 			}
 		}
-		shards, err := st.lockedShards(sess)
+		err := st.dropSessions(func(at sealfs.Session) bool { return at == sess })
 		if err != nil {
 			return err
 		}
-		for _, shard := range shards {
-			for more := true; more; {
-				req := op.Request{Type: op.DropSession, Shard: shard, Lock: op.Lock{Owner: uint64(sess)}, Epoch: s.epoch(shard)}
-				var rep op.Reply
-				if err := st.change(&req, &rep, nil); err != nil {
-					return err
+	}
+	return nil
+}
+
+// shardSession is a session that has locks or result rows in a shard.
+type shardSession struct {
+	shard   sealfs.Shard
+	session sealfs.Session
+}
+
+// dropSessions frees the locks and result rows of the sessions that match.
+func (st *store) dropSessions(match func(sealfs.Session) bool) error {
+	const batch = 256 // shards looked at under one hold of the store's lock
+	for from := uint32(0); from < st.srv.cfg.Shards; from += batch {
+		found := map[shardSession]struct{}{}
+		r := st.BeginRead()
+		var err error
+		for s := from; s < min(from+batch, st.srv.cfg.Shards) && err == nil; s++ {
+			err = meta.Sessions(r, sealfs.Shard(s), func(at sealfs.Session) {
+				if match(at) {
+					found[shardSession{sealfs.Shard(s), at}] = struct{}{}
 				}
-				more = rep.Code == 0 && !rep.Eof
+			})
+		}
+		st.EndRead()
+		if err != nil {
+			return err
+		}
+		for f := range found {
+			if err := st.dropSession(f); err != nil {
+				return err
 			}
 		}
 	}
 	return nil
 }
 
-// lockedShards returns the shards in which a session has locks or result rows.
-func (st *store) lockedShards(sess sealfs.Session) ([]sealfs.Shard, error) {
-	const batch = 256 // looked at under one hold of the store's lock
-	var out []sealfs.Shard
-	for from := uint32(0); from < st.srv.cfg.Shards; from += batch {
-		r := st.BeginRead()
-		var err error
-		for s := from; s < min(from+batch, st.srv.cfg.Shards) && err == nil; s++ {
-			var has bool
-			if has, err = meta.HasSession(r, sealfs.Shard(s), sess); has {
-				out = append(out, sealfs.Shard(s))
-			}
+// dropSession frees what one session has in one shard, step by step.
+func (st *store) dropSession(f shardSession) error {
+	for {
+		req := op.Request{Type: op.DropSession, Shard: f.shard, Lock: op.Lock{Owner: uint64(f.session)}, Epoch: st.srv.epoch(f.shard)}
+		var rep op.Reply
+		if err := st.change(&req, &rep, nil); err != nil || rep.Code == 0 && rep.Eof {
+			return err
 		}
-		st.EndRead()
-		if err != nil {
-			return nil, err
+		if rep.Code != 0 {
+			return fmt.Errorf("end of session %d in shard %d: %w", f.session, f.shard, rep.Code)
 		}
 	}
-	return out, nil
 }

@@ -113,6 +113,11 @@ func (s *Server) attach(dev disk.Device, region pmem.Backing, kept *pmem.Staging
 	if err := st.load(); err != nil {
 		return nil, errors.Join(err, ls.Close())
 	}
+	// No session outlives the server yet: what those of the last run held is
+	// free. The rows that make volumes' roots idempotent stay.
+	if err := st.dropSessions(func(at sealfs.Session) bool { return at != volumeSession }); err != nil {
+		return nil, errors.Join(err, ls.Close())
+	}
 	st.reclaim.start(st)
 	return st, nil
 }

@@ -214,7 +214,7 @@ func TestConfigShow(t *testing.T) {
 	if err := os.WriteFile(dir+"/config.yaml", []byte("options: {cache: 8M}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if out := ok(t, "config", "show", "--data", dir); !regexp.MustCompile(`(?m)^cache +8M +file$`).MatchString(out) || !regexp.MustCompile(`(?m)^staging +64M +default$`).MatchString(out) {
+	if out := ok(t, "config", "show", "--data", dir); !regexp.MustCompile(`(?m)^cache +8M +file$`).MatchString(out) || !regexp.MustCompile(`(?m)^staging +128M +default$`).MatchString(out) {
 		t.Errorf("config show prints\n%s", out)
 	}
 	if err := os.WriteFile(dir+"/config.yaml", []byte("options:\n  cash: 8M\n"), 0o600); err != nil {

@@ -43,7 +43,7 @@ const (
 	// three reserved, some for data.
 	SegmentsMin = 8
 	// SegmentsMax keeps the region's table inside its first group of pages.
-	SegmentsMax = 4 << 20
+	SegmentsMax = 2 << 20
 	// NoSlot is "no slot".
 	NoSlot = ^uint32(0)
 )

@@ -44,8 +44,6 @@ type SegmentHeader struct {
 	Created     int64
 }
 
-const segmentHeaderBytes = 48
-
 // Put writes the header into the first 4 KiB of b and zeroes the rest of that block.
 func (h *SegmentHeader) Put(b []byte, store sealfs.UUID) {
 	b = b[:BlockSize]
@@ -80,11 +78,11 @@ func DecodeSegmentHeader(b []byte, store sealfs.UUID, where string, slot uint32,
 		return nil, bad("segment header checksum", uint64(want), uint64(crc))
 	}
 	h := &SegmentHeader{Incarnation: r.U32(), Seq: r.U32(), Kind: SegmentKind(r.U8())}
-	z := r.U8() | r.U8() | r.U8()
+	reserved := zero(r.Bytes(3))
 	h.Slot, h.Chain = r.U32(), r.U32()
-	z |= byte(min(r.U32(), 1))
+	reserved = zero(r.Bytes(4)) && reserved
 	h.Prev, h.Created = sealfs.LSN(r.U64()), int64(r.U64())
-	if z != 0 || !zero(r.B) {
+	if !reserved || !zero(r.B) {
 		return nil, bad("segment header's reserved bytes are not zero", 0, 0)
 	}
 	if h.Slot != slot {
