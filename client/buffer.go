@@ -96,10 +96,14 @@ func (c *Client) Write(ctx context.Context, ino sealfs.Ino, off uint64, data []b
 
 // writeNow sends data in pieces that a request can carry.
 func (c *Client) writeNow(ctx context.Context, ino sealfs.Ino, off uint64, data []byte, flags op.Flags) error {
+	most := sealfs.IOMax
+	if c.o.Session != 0 {
+		most = bufferMax // one record, so that a retry finds all of it or nothing
+	}
 	for len(data) > 0 {
 		k := c.begin(op.Write, ino)
 		k.Ino, k.Off, k.Flags = ino, off, flags
-		k.Data = data[:min(len(data), sealfs.IOMax)]
+		k.Data = data[:min(len(data), most)]
 		if flags&op.Append != 0 {
 			k.Off = 0
 		}
@@ -217,8 +221,29 @@ func (c *Client) sendAndTell(n *node) error {
 }
 
 // Flush sends what is delayed of ino and returns the error of that or of an
-// earlier delayed write, once.
+// earlier delayed write. The error stays for the next write or fsync: whoever
+// closes a descriptor of the file, a child process or a reader, may be told of
+// it, but must not take it away from the writer.
 func (c *Client) Flush(ino sealfs.Ino) error {
+	n := c.nodes.get(ino)
+	if n == nil {
+		return nil
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	c.sendAndKeep(n)
+	return n.err
+}
+
+// sendAndKeep sends what is delayed and keeps the first error. n is locked.
+func (c *Client) sendAndKeep(n *node) {
+	if err := c.send(n); err != nil && n.err == nil {
+		n.err = err
+	}
+}
+
+// flushAndTake is Flush for who asked for durability: the error is told once.
+func (c *Client) flushAndTake(ino sealfs.Ino) error {
 	n := c.nodes.get(ino)
 	if n == nil {
 		return nil

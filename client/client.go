@@ -171,7 +171,7 @@ func (c *Client) retry(ctx context.Context, k *call) error {
 		switch {
 		case err == nil && k.rep.Code == 0:
 			return nil
-		case err == nil && k.rep.Code != sealfs.ErrStale && k.rep.Code != sealfs.ErrUnavailable:
+		case err == nil && k.rep.Code != sealfs.ErrStale && k.rep.Code != sealfs.ErrUnavailable && k.rep.Code != sealfs.ErrBusy:
 			return k.rep.Code
 		case err == nil:
 			err = k.rep.Code

@@ -174,9 +174,21 @@ func (c *Client) Release(ctx context.Context, ino sealfs.Ino) error {
 		return sealfs.ErrClosed
 	}
 	n.mu.Lock()
-	err := c.sendAndTell(n)
+	c.sendAndKeep(n)
 	held := c.nodes.release(n)
+	var err error
+	last := n.gone
+	if last {
+		err, n.err = n.err, nil // the last who can be told
+	}
 	n.mu.Unlock()
+	if last && n.locked.Load() {
+		// What closes of descriptors did not release belongs to open files (OFD
+		// locks), and the last of those is closed now.
+		if derr := c.DropOwner(ctx, ino, 0, op.AllOwners); err == nil {
+			err = derr
+		}
+	}
 	if held == 0 {
 		return err
 	}
@@ -203,7 +215,7 @@ func (c *Client) Read(ctx context.Context, ino sealfs.Ino, off uint64, n int, ro
 
 // Fsync returns when all writes to ino so far survive a power cut.
 func (c *Client) Fsync(ctx context.Context, ino sealfs.Ino) error {
-	if err := c.Flush(ino); err != nil {
+	if err := c.flushAndTake(ino); err != nil {
 		return err
 	}
 	k := c.begin(op.Sync, ino)

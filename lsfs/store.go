@@ -13,8 +13,9 @@ import (
 )
 
 // PayloadMax is the largest payload of one record in a store with large
-// segments. See Store.PayloadMax.
-const PayloadMax = 128 << 10
+// segments: what whole blocks 128 KiB of a file touch at most, wherever they
+// begin. See Store.PayloadMax.
+const PayloadMax = 128<<10 + sealfs.BlockSize
 
 // Owner knows to whom the payloads in the log belong.
 type Owner interface {
@@ -124,7 +125,7 @@ func (s *Store) Failure() error {
 	return nil
 }
 
-// PayloadMax returns the largest payload of one Update, in bytes: 128 KiB, or a
+// PayloadMax returns the largest payload of one Update, in bytes: 33 blocks, or a
 // quarter of a small segment, in whole blocks.
 func (s *Store) PayloadMax() int {
 	return int(min(PayloadMax, s.seg/4))

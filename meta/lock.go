@@ -174,7 +174,8 @@ func (ch *change) putLock(ino sealfs.Ino, l *LockRow) error {
 	return ch.tx.Set(k[:], l.Append(b[:0]))
 }
 
-// dropOwner releases all that Lock.Owner of the session holds on Ino, as close(2) does.
+// dropOwner releases all that Lock.Owner of the session holds on Ino, as
+// close(2) does, or with AllOwners all that the session holds.
 func (ch *change) dropOwner() error {
 	w := LockRow{classPOSIX, ch.req.Session, op.Lock{End: lockEnd, Owner: ch.req.Lock.Owner}}
 	if ch.req.Flags&op.Flock != 0 {
@@ -182,8 +183,9 @@ func (ch *change) dropOwner() error {
 	}
 	var few [8]LockRow
 	mine := few[:0]
+	all := ch.req.Flags&op.AllOwners != 0
 	err := locks(ch.tx, ch.c, ch.req.Ino, w.Class, func(l *LockRow) bool {
-		if l.sameOwner(&w) {
+		if l.sameOwner(&w) || all && l.Session == w.Session {
 			mine = append(mine, *l)
 		}
 		return true
@@ -193,6 +195,16 @@ func (ch *change) dropOwner() error {
 	}
 	if len(mine) == 0 {
 		ch.quiet = true
+		return nil
+	}
+	if all {
+		for i := range mine {
+			l := &mine[i]
+			k := LockKey(ch.c.Shards, ch.req.Ino, l.Class, l.Start, l.Session, l.Owner)
+			if err := ch.tx.Delete(k[:]); err != nil {
+				return err
+			}
+		}
 		return nil
 	}
 	return ch.replaceLocks(ch.req.Ino, mine, w, len(mine))

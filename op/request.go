@@ -106,6 +106,7 @@ const (
 	Flock                       // SetLock, DropOwner: flock(2) locks, apart from POSIX ones
 	Held                        // Unlink, Rmdir, Rename: (resolved) what loses its last name is held open: keep it
 	OpenIt                      // Create, Tmpfile: the sender holds the new file open
+	AllOwners                   // DropOwner: whatever the owner within the session
 
 	flagsAll Flags = 1<<iota - 1
 )

@@ -78,6 +78,11 @@ func (st *store) hold(req *op.Request, rep *op.Reply) error {
 	if err := meta.Query(r, st.srv.cfg, &q, rep); err != nil || rep.Code != 0 {
 		return err
 	}
+	if rep.Attr.Nlink == 0 && !st.holds.any(req.Ino) {
+		rep.Reset()
+		rep.Code = sealfs.ErrStale // it is being freed
+		return nil
+	}
 	st.holds.add(req.Session, req.Ino)
 	return nil
 }

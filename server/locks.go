@@ -76,6 +76,28 @@ func (w *waiters) close() {
 	w.wakeAll()
 }
 
+// setLock answers SetLock. A flock that is converted is given up first, as
+// flock(2) says: two holders that both want more would wait for ever otherwise.
+func (st *store) setLock(req *op.Request, rep *op.Reply) error {
+	rep.Reset()
+	if err := st.change(req, rep, nil); err != nil || rep.Code != sealfs.ErrAgain || req.Flags&op.Flock == 0 {
+		return err
+	}
+	drop := op.Request{
+		Type: op.DropOwner, Flags: op.Flock, Shard: req.Shard, Epoch: req.Epoch, Volume: req.Volume, Session: req.Session,
+		Ino: req.Ino, Lock: op.Lock{Owner: req.Lock.Owner},
+	}
+	var given op.Reply
+	if err := st.change(&drop, &given, nil); err != nil {
+		return err
+	}
+	rep.Reset()
+	if err := st.change(req, rep, nil); err != nil {
+		return err
+	}
+	return nil
+}
+
 // waitLock answers WaitLock: SetLock as soon as nobody is in the way.
 func (st *store) waitLock(ctx context.Context, req *op.Request, rep *op.Reply) error {
 	ch := st.locks.enter(req.Ino)
@@ -86,8 +108,7 @@ func (st *store) waitLock(ctx context.Context, req *op.Request, rep *op.Reply) e
 	for {
 		set := *req
 		set.Type = op.SetLock
-		rep.Reset()
-		if err := st.change(&set, rep, nil); err != nil || rep.Code != sealfs.ErrAgain {
+		if err := st.setLock(&set, rep); err != nil || rep.Code != sealfs.ErrAgain {
 			return err
 		}
 		select {

@@ -2,11 +2,15 @@ package server
 
 import (
 	"sync"
+	"time"
 
 	"sealfs"
 	"sealfs/meta"
 	"sealfs/op"
 )
+
+// reclaimRetry is when a failed step is tried again.
+const reclaimRetry = time.Second
 
 // reclaimer frees in bounded steps what nobody can reach: files that lost their
 // last name, tails of truncated ones. The orphan table in the region is the
@@ -130,10 +134,14 @@ func (q *reclaimer) free(ino sealfs.Ino) (keep bool) {
 		}
 		done, err := st.reclaimStep(ino)
 		if err != nil {
+			// The orphan table remembers it; so must the queue.
 			st.srv.log.Error("reclaim", "ino", uint64(ino), "err", err)
-		}
-		if done || err != nil {
+			time.AfterFunc(reclaimRetry, func() { q.add(ino) })
 			return false
+		}
+		if done {
+			// Somebody may have opened it since it was looked at.
+			return st.holds.any(ino) && st.lostName(ino)
 		}
 	}
 }

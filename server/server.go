@@ -42,6 +42,7 @@ type Server struct {
 	log    *slog.Logger
 	stores []*store
 	closed atomic.Bool
+	gate   sync.RWMutex // held shared by requests under way, so that Close comes after them
 }
 
 // store is one open store with what the server keeps about it in memory.
@@ -138,10 +139,14 @@ func (st *store) load() error {
 // Close makes everything durable and gives the devices back.
 func (s *Server) Close() error {
 	s.closed.Store(true)
+	for _, st := range s.stores {
+		st.locks.close() // who waits for a lock goes home
+	}
+	s.gate.Lock()
+	defer s.gate.Unlock()
 	var errs []error
 	for _, st := range s.stores {
 		st.reclaim.stop()
-		st.locks.close()
 		errs = append(errs, st.Close())
 	}
 	return errors.Join(errs...)
@@ -150,6 +155,8 @@ func (s *Server) Close() error {
 // Do answers one request: see op.Handler. Changes are visible when it returns
 // and survive SIGKILL; with Options.Durable also a power cut.
 func (s *Server) Do(ctx context.Context, req *op.Request, rep *op.Reply) error {
+	s.gate.RLock()
+	defer s.gate.RUnlock()
 	if s.closed.Load() {
 		return fmt.Errorf("server: %w", sealfs.ErrClosed)
 	}
@@ -181,6 +188,8 @@ func (st *store) do(ctx context.Context, req *op.Request, rep *op.Reply) error {
 	case op.Release:
 		st.release(req.Session, req.Ino, max(req.Len, 1))
 		return nil
+	case op.SetLock:
+		return st.setLock(req, rep)
 	case op.WaitLock:
 		return st.waitLock(ctx, req, rep)
 	case op.Statfs:

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"fmt"
 	"sync"
 
 	"sealfs"
@@ -202,15 +203,41 @@ func (st *store) fallocate(req *op.Request, rep *op.Reply) error {
 		}
 	}
 	// The range may be done in several steps; the reply says how far it got.
+	// All steps but one that reaches the end are without a session: its result
+	// row must answer a retry for the whole.
+	end := req.Off + req.Len
 	for step := *req; ; {
+		step.Session, step.Seq, step.Low = 0, 0, 0
+		last := st.fewExtents(req, step.Off)
+		if last {
+			step.Session, step.Seq, step.Low = req.Session, req.Seq, req.Low
+		}
 		err := st.grow(&step, rep)
 		req.Time = step.Time
-		if err != nil || rep.Code != 0 || rep.Off >= req.Off+req.Len {
+		if err != nil || rep.Code != 0 || rep.Off >= end {
 			return err
+		}
+		if last || rep.Off <= step.Off {
+			return fmt.Errorf("fallocate of inode %d makes no progress at %d: %w", req.Ino, step.Off, sealfs.ErrIO)
 		}
 		step.Len -= rep.Off - step.Off
 		step.Off = rep.Off
 	}
+}
+
+// fewExtents reports whether what a fallocate has left to do is one step's work.
+func (st *store) fewExtents(req *op.Request, from uint64) bool {
+	if req.Mode&(punchHole|zeroRange) == 0 || req.Len == 0 || req.Len > sealfs.FileSizeMax || from > req.Off+req.Len {
+		return true
+	}
+	r := st.BeginRead()
+	defer st.EndRead()
+	n := 0
+	_, err := meta.Extents(r, st.srv.cfg, req.Ino, from, req.Off+req.Len-from, func(*meta.Extent) bool {
+		n++
+		return n < meta.FreeMax
+	})
+	return err != nil || n < meta.FreeMax
 }
 
 // zeroEdges writes zeros over the parts of blocks at the ends of the range, as

@@ -90,6 +90,7 @@ type call struct {
 	rep  *op.Reply
 	room uint64        // bound of the reply's payload
 	ping bool          // wants a pong
+	sure bool          // a cancelled call waits for what the server says to that
 	wake chan struct{} // of one element: something below has changed
 
 	waiting   bool // may be made the reader
@@ -291,7 +292,8 @@ func (c *Conn) writeFailed(err error) {
 
 // Do sends the request and waits for its reply; see op.Handler. It returns
 // ErrInterrupted, with the cause, when ctx is done first; if req has a payload
-// that is just being written, it waits for that. If the payload of a Read's
+// that is just being written, it waits for that. A cancelled WaitLock returns
+// what the server says: that it was interrupted, or that the lock was granted. If the payload of a Read's
 // reply fits the room of rep.Data, it is read straight into it.
 //
 // A ctx of a type of its own should have a method AfterFunc (see package
@@ -309,6 +311,9 @@ func (c *Conn) Do(ctx context.Context, req *op.Request, rep *op.Reply) error {
 	}
 	k := getCall(rep)
 	k.room = room
+	// A lock that was granted just when its wait was cancelled must not be left
+	// behind: only the server knows.
+	k.sure = req.Type == op.WaitLock
 	return c.do(ctx, k, header{typ: typeRequest}, req, payload)
 }
 
@@ -348,7 +353,15 @@ func (c *Conn) do(ctx context.Context, k *call, h header, head appender, payload
 		return err
 	}
 	c.out.flush(crowded)
-	err = c.await(ctx, k)
+	if k.sure {
+		stop := context.AfterFunc(ctx, func() { c.sendCancel(h.id) })
+		err = c.await(context.Background(), k)
+		if !stop() && errors.Is(err, sealfs.ErrInterrupted) {
+			err = c.interrupted(ctx)
+		}
+	} else {
+		err = c.await(ctx, k)
+	}
 	// Even an answered call must not return while its payload is in a write
 	// that is under way: a broken server may answer early.
 	c.out.released(sent)
@@ -433,12 +446,17 @@ func (c *Conn) giveUp(k *call) {
 	c.calls[k.id] = orphan
 	go func() {
 		if !orphan.ping {
-			_, _ = c.out.add(header{typ: typeCancel, id: orphan.id}, nil, nil, nil, 0)
-			c.out.flush(false)
+			c.sendCancel(orphan.id)
 		}
 		_ = c.await(context.Background(), orphan) // whatever it was, nobody asks any more
 		orphan.free()
 	}()
+}
+
+// sendCancel tells the server that nobody waits for request id any more.
+func (c *Conn) sendCancel(id uint64) {
+	_, _ = c.out.add(header{typ: typeCancel, id: id}, nil, nil, nil, 0)
+	c.out.flush(false)
 }
 
 // readFor is the role of reader: it reads and gives out replies until k's has

@@ -1,0 +1,100 @@
+# SealFS. `make help` lists the targets.
+
+# Where `make up` mounts and keeps its data: places of the system for root, of
+# the home directory for everybody else.
+ifeq ($(shell id -u),0)
+MNT  ?= /mnt/sealfs
+DATA ?= /var/lib/sealfs
+else
+MNT  ?= $(HOME)/sealfs
+DATA ?= $(HOME)/.local/share/sealfs
+endif
+# The size of a new device image; without it the program's own default.
+SIZE ?=
+
+PREFIX  ?= /usr/local
+DESTDIR ?=
+
+FUZZTIME ?= 10s
+ROUNDS   ?= 100
+
+PROGRAMS := sealfs mkfs.sealfs sealfs-fsck
+
+# Go's own installer puts it where not every PATH looks.
+GO ?= $(shell command -v go || echo /usr/local/go/bin/go)
+export CGO_ENABLED := 0
+TOOL := $(GO) tool -modfile=internal/devtools/go.mod
+# The end-to-end tests use the programs of this build.
+export SEALFS_BIN := $(CURDIR)/bin
+
+.DEFAULT_GOAL := build
+.PHONY: build up down test check e2e crash fuzz soak bench install uninstall clean help go
+
+build: go ## build bin/sealfs, bin/mkfs.sealfs and bin/sealfs-fsck
+	@$(GO) build -trimpath -o bin/ $(PROGRAMS:%=./cmd/%)
+
+up: build ## format DATA if it is empty, start everything, mount at MNT [MNT= DATA= SIZE=]
+	@bin/sealfs up --data '$(DATA)' --mount '$(MNT)' $(if $(SIZE),--size '$(SIZE)')
+
+down: ## unmount and end everything that belongs to DATA [DATA=]
+	@test -x bin/sealfs || $(MAKE) --no-print-directory build
+	@bin/sealfs down --data '$(DATA)'
+
+test: build ## build, and run all tests (a few minutes)
+	@test -w /dev/fuse || echo 'note: /dev/fuse cannot be used here, so tests that mount are skipped'
+	$(GO) test -timeout 9m ./...
+
+check: build ## formatting, vet, staticcheck, rules of the project, short tests under the race detector
+	@unformatted=$$($$($(GO) env GOROOT)/bin/gofmt -l .); \
+	  test -z "$$unformatted" || { echo "not formatted, run gofmt -w on:"; echo "$$unformatted"; exit 1; }
+	$(GO) vet ./...
+	$(TOOL) staticcheck -checks inherit,-ST1005 ./... # Raft is a name
+	$(GO) test ./internal/lint
+	@# Tests run programs; without the setting each sleeps a second at its end.
+	@if command -v $${CC:-cc} >/dev/null; then set -x; GORACE=atexit_sleep_ms=0 CGO_ENABLED=1 $(GO) test -race -short -timeout 5m ./...; \
+	  else echo 'note: no C compiler, so the race detector is left out'; fi
+
+e2e: build ## real programs on a real mount, and SIGKILL of everything ten times
+	$(GO) test -count=1 -v -timeout 30m ./e2e -full
+
+crash: build ## every test of crashes, kills and faults, afresh
+	$(GO) test -count=1 -timeout 20m -run 'Crash|Fault|Kill|Torn|Rot' ./...
+
+fuzz: go ## each fuzz target for FUZZTIME [FUZZTIME=10s]
+	@set -e; for dir in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n 1 dirname | sort -u); do \
+	  for target in $$(grep -ho '^func Fuzz[A-Za-z0-9_]*' $$dir/*_test.go | cut -d' ' -f2); do \
+	    echo "$$dir $$target"; \
+	    $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$dir; \
+	  done; done
+
+soak: build ## SIGKILL of everything, ROUNDS times [ROUNDS=100]
+	$(GO) test -count=1 -v -timeout 24h -run '^TestKill$$' ./e2e -full -rounds $(ROUNDS)
+
+bench: go ## micro-benchmarks; `bin/sealfs bench DIR` measures a mounted file system
+	$(GO) test -run '^$$' -bench . -benchmem ./...
+
+install: ## install the programs [PREFIX=/usr/local DESTDIR=]
+	@for p in $(PROGRAMS); do test -x bin/$$p || exec $(MAKE) --no-print-directory build; done
+	install -d '$(DESTDIR)$(PREFIX)/bin'
+	install -m 755 $(PROGRAMS:%=bin/%) '$(DESTDIR)$(PREFIX)/bin'
+
+uninstall: ## remove the installed programs [PREFIX= DESTDIR=]
+	rm -f $(PROGRAMS:%='$(DESTDIR)$(PREFIX)/bin/%')
+
+clean: ## remove what was built; data directories are left alone
+	rm -rf bin
+
+help: ## list the targets
+	@sed -n 's/^\([a-z0-9]*\):[^#]*## \(.*\)/  \1\t\2/p' Makefile | expand -t 14
+	@echo; echo '  defaults: MNT=$(MNT) DATA=$(DATA)'
+
+# Before anything is built: is this Go new enough? A newer `go` may fetch the
+# toolchain that go.mod asks for; an old one, such as Debian 12's, knows no such thing.
+go:
+	@want=$$(sed -n 's/^go //p' go.mod); \
+	if ! command -v $(GO) >/dev/null; then \
+	  echo "SealFS needs Go $$want or newer, and there is no Go here: install it from https://go.dev/dl/, or set GO=/path/to/go" >&2; exit 1; fi; \
+	have=$$($(GO) env GOVERSION 2>/dev/null || (cd / && GOTOOLCHAIN=local $(GO) env GOVERSION)); \
+	number=$$(echo "$$have" | grep -o '[0-9][0-9.]*' | head -n 1); \
+	if [ "$$(printf '%s\n%s\n' "$$want" "$$number" | sort -V | head -n 1)" != "$$want" ]; then \
+	  echo "SealFS needs Go $$want or newer; $$(command -v $(GO)) is $$have: install a newer one from https://go.dev/dl/, or set GO=/path/to/go" >&2; exit 1; fi
