@@ -549,7 +549,7 @@ var damages = []struct {
 		a := meta.Attribute{Name: []byte("user.x")}
 		h.set(k[:], a.Append(nil))
 	}},
-	{"attribute's part", []ID{AttrParts}, func(h *hurt) {
+	{"attribute's part", []ID{AttrParts, UsageWrong}, func(h *hurt) {
 		k := meta.AttributeKey(testShards, h.z.attr, attrHash(h.z.attr, testVolume, []byte("user.big")), 0, 3)
 		h.del(k[:])
 	}},

@@ -380,6 +380,9 @@ func (n *namespace) extent(at ref, i *inode, d *detail, e *meta.Extent) {
 func (n *namespace) attribute(k *meta.Key, val []byte) error {
 	c := n.c
 	i := n.lookup(k.Ino)
+	if i != nil {
+		n.use(k.Shard, n.volumes[i.volume], int64(len(val)), 0)
+	}
 	if k.Part != 0 {
 		if k.Ino != n.attr.Ino || k.Hash != n.attr.Hash || k.Ordinal != n.attr.Ordinal || k.Part != n.attrPart || len(val) != min(n.attrLeft, partBytes) || len(val) == 0 {
 			if !c.holes {

@@ -198,6 +198,14 @@ func (ck *checker) extent(ino sealfs.Ino, e *Extent) {
 
 func (ck *checker) attributeRecord(k *Key, v *record) {
 	s := ck.inode(k.Ino)
+	row := usageRow{k.Shard, s.volume}
+	u := ck.usage[row]
+	if k.Part == 0 {
+		u.Bytes -= attrLength(len(v.attribute.Name), v.attribute.Total) - int64(v.attribute.Total-len(v.attribute.Value))
+	} else {
+		u.Bytes -= int64(len(v.part))
+	}
+	ck.usage[row] = u
 	if k.Part == 0 {
 		if s.attrLeft != 0 {
 			ck.problem("an attribute of inode %d lacks its last %d bytes", k.Ino, s.attrLeft)

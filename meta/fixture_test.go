@@ -219,9 +219,16 @@ func (f *fixture) check() {
 	bytes := int64(0)
 	err := walk(f.r, func(k *Key, v *record) error {
 		e := &v.extent
-		if k.Kind == KindInode {
+		switch {
+		case k.Kind == KindInode:
 			e = &v.inode.First
-		} else if k.Kind != KindExtent {
+		case k.Kind == KindAttribute && k.Part == 0:
+			bytes += int64(len(v.attribute.Append(nil)))
+			return nil
+		case k.Kind == KindAttribute:
+			bytes += int64(len(v.part))
+			return nil
+		case k.Kind != KindExtent:
 			return nil
 		}
 		for i := range e.Blocks() {

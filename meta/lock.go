@@ -239,7 +239,7 @@ func (ch *change) dropSession() error {
 	}
 	ch.budget -= got
 	k := SessionKey(ch.req.Shard, session, 0)
-	rows, err := ch.deleteRange(k[:11])
+	rows, _, err := ch.deleteRange(k[:11])
 	if err != nil {
 		return err
 	}

@@ -203,9 +203,14 @@ func (ch *change) free(in *Inode) (done bool, err error) {
 			continue
 		}
 		putIno(prefix[:], ch.c.Shards, kind, in.Ino)
-		n, err := ch.deleteRange(prefix[:])
+		n, bytes, err := ch.deleteRange(prefix[:])
 		if err != nil {
 			return false, err
+		}
+		if kind == KindAttribute {
+			if err := ch.charge(in, -bytes, 0); err != nil {
+				return false, err
+			}
 		}
 		if kind == KindEntry {
 			if uint64(n) > in.Size {
@@ -231,8 +236,8 @@ func (ch *change) free(in *Inode) (done bool, err error) {
 }
 
 // deleteRange deletes rows whose keys begin with prefix, within the budget, and
-// returns how many.
-func (ch *change) deleteRange(prefix []byte) (n int, err error) {
+// returns how many, and how long their values were together.
+func (ch *change) deleteRange(prefix []byte) (n int, bytes int64, err error) {
 	var cur pmem.Cursor
 	for ch.budget > 0 {
 		// A cursor does not outlive a change, so keys are collected first.
@@ -242,17 +247,18 @@ func (ch *change) deleteRange(prefix []byte) (n int, err error) {
 		for ok := cur.Seek(ch.tx, prefix); ok && got < min(len(keys), ch.budget) && inRange(&cur, prefix); ok = cur.Next() {
 			key := cur.Key()
 			if len(key) > len(keys[got]) {
-				return n, damaged("key %x", key)
+				return n, bytes, damaged("key %x", key)
 			}
 			lens[got] = copy(keys[got][:], key)
+			bytes += int64(len(cur.Value()))
 			got++
 		}
 		if err := cur.Err(); err != nil {
-			return n, err
+			return n, bytes, err
 		}
 		for i := range got {
 			if err := ch.tx.Delete(keys[i][:lens[i]]); err != nil {
-				return n, err
+				return n, bytes, err
 			}
 		}
 		n += got
@@ -261,7 +267,7 @@ func (ch *change) deleteRange(prefix []byte) (n int, err error) {
 			break
 		}
 	}
-	return n, nil
+	return n, bytes, nil
 }
 
 // reclaim does one bounded step of freeing what nobody can reach of req.Ino: an

@@ -33,6 +33,10 @@ func attrHead(name, total int) int {
 	return n
 }
 
+// attrLength returns how long the rows of an attribute are together: what it
+// counts in its volume's usage.
+func attrLength(name, total int) int64 { return int64(attrHead(name, total) + total) }
+
 // attrRows returns in how many rows an attribute stands.
 func attrRows(name, total int) int {
 	rest := max(total-(attrPart-attrHead(name, total)), 0)
@@ -131,6 +135,7 @@ func (ch *change) setxattr() error {
 		return err
 	}
 	rows := 0
+	grown := attrLength(len(name), len(value))
 	switch {
 	case found && ch.req.Flags&op.XCreate != 0:
 		return refusal(sealfs.ErrExist)
@@ -138,6 +143,7 @@ func (ch *change) setxattr() error {
 		return refusal(sealfs.ErrNoData)
 	case found:
 		rows = attrRows(len(name), old.Total)
+		grown -= attrLength(len(name), old.Total)
 	case at.ordinal >= ordinals:
 		return refusal(sealfs.ErrNoSpace)
 	case int(in.Names)+len(name)+1 > sealfs.XattrListMax:
@@ -163,6 +169,9 @@ func (ch *change) setxattr() error {
 		row = value[:n]
 	}
 	if err := ch.dropAttrRows(&in, at, attrRows(len(name), len(ch.req.Data)), rows); err != nil {
+		return err
+	}
+	if err := ch.charge(&in, grown, 0); err != nil {
 		return err
 	}
 	return ch.attrChanged(&in)
@@ -191,6 +200,9 @@ func (ch *change) removexattr() error {
 	}
 	in.Names -= n
 	if err := ch.dropAttrRows(&in, at, 0, attrRows(len(ch.req.Name), old.Total)); err != nil {
+		return err
+	}
+	if err := ch.charge(&in, -attrLength(len(ch.req.Name), old.Total), 0); err != nil {
 		return err
 	}
 	return ch.attrChanged(&in)
