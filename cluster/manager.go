@@ -448,8 +448,13 @@ func (m *Manager) Close() error {
 // itself, and Err then says why.
 func (m *Manager) Failed() <-chan struct{} { return m.latch.done }
 
-// Err returns why the manager has stopped for good, or nil.
-func (m *Manager) Err() error { return m.latch.Err() }
+// Err returns why the manager has stopped for good, ErrClosed after Close, or nil.
+func (m *Manager) Err() error {
+	if err := m.latch.Err(); err != nil || !m.closed.Load() {
+		return err
+	}
+	return fmt.Errorf("manager: %w", sealfs.ErrClosed)
+}
 
 // Map returns the latest map. It stays what it was when the manager is closed.
 func (m *Manager) Map() *Map { return m.fsm.m.Load() }
