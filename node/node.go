@@ -290,7 +290,7 @@ func (n *Node) listen() error {
 	// The admin socket ends first: it bids goodbye to further mounts, which then
 	// send what they have.
 	run("socket for mounts", func(ctx context.Context) error {
-		return wire.Serve(ctx, data, n.server, wire.ServerOptions{Cluster: n.cfg.Cluster, Log: n.log.With("part", "wire")})
+		return wire.Serve(ctx, data, n.server.Guests(), wire.ServerOptions{Cluster: n.cfg.Cluster, Log: n.log.With("part", "wire")})
 	})
 	run("admin socket", func(ctx context.Context) error { return n.serveAdmin(ctx, admin) })
 	return nil

@@ -116,3 +116,28 @@ func TestRestartEndsSessions(t *testing.T) {
 		t.Errorf("the volume's root is %d, was %d: %v", root, s.root, err)
 	}
 }
+
+// TestGuests: a client outside cannot ask for what is the server's own business.
+func TestGuests(t *testing.T) {
+	s := newSim(t, 64<<20, 1<<20)
+	ino := s.must(t, op.Request{Type: op.Create, Dir: s.root, Name: "f", Mode: 0o644}).Attr.Ino
+	for _, req := range []op.Request{
+		{Type: op.MakeRoot, Shard: 1},
+		{Type: op.DropVolume, Shard: s.root.Home(testShards)},
+		{Type: op.DropSession, Shard: 1, Lock: op.Lock{Owner: 3}},
+		{Type: op.Reclaim, Ino: ino},
+		{Type: op.Getattr, Ino: ino, Session: volumeSession},
+	} {
+		address(&req)
+		var rep op.Reply
+		if err := s.Guests().Do(context.Background(), &req, &rep); err != nil || rep.Code != sealfs.ErrPerm {
+			t.Errorf("%v: %v, %v", req.Type, err, rep.Code)
+		}
+	}
+	req := op.Request{Type: op.Getattr, Ino: ino}
+	address(&req)
+	var rep op.Reply
+	if err := s.Guests().Do(context.Background(), &req, &rep); err != nil || rep.Code != 0 {
+		t.Errorf("getattr: %v, %v", err, rep.Code)
+	}
+}
