@@ -58,7 +58,7 @@ func Open(dev disk.Device, region pmem.Backing, kept *pmem.Staging, owner Owner,
 		return nil, &sealfs.Corruption{Where: region.Name(), Off: 0, What: "the region's segment table does not fit the device", Want: uint64(sb.Segments) * entryBytes, Got: uint64(h.TableBytes)}
 	}
 	if h.Start < sb.Tail {
-		return nil, &sealfs.Corruption{Where: region.Name(), Off: 0, What: fmt.Sprintf("the region is older than the log of %s (checkpoint %v, tail %v): it is a stale copy", dev.Name(), h.Start, sb.Tail)}
+		return nil, &sealfs.Corruption{Where: region.Name(), Off: 0, What: fmt.Sprintf("the region is older than the log of %s (checkpoint %v, tail %v): it is a stale copy, or its newer header is damaged", dev.Name(), h.Start, sb.Tail)}
 	}
 	if h.Incarnation > sb.Incarnation {
 		return nil, &sealfs.Corruption{Where: dev.Name(), Off: -1, What: "the superblock is older than the region: its newer copy is damaged", Want: uint64(h.Incarnation), Got: uint64(sb.Incarnation)}

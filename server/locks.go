@@ -92,10 +92,7 @@ func (st *store) setLock(req *op.Request, rep *op.Reply) error {
 		return err
 	}
 	rep.Reset()
-	if err := st.change(req, rep, nil); err != nil {
-		return err
-	}
-	return nil
+	return st.change(req, rep, nil)
 }
 
 // waitLock answers WaitLock: SetLock as soon as nobody is in the way.
@@ -105,12 +102,17 @@ func (st *store) waitLock(ctx context.Context, req *op.Request, rep *op.Reply) e
 		return fmt.Errorf("server: %w", sealfs.ErrClosed)
 	}
 	defer st.locks.leave(req.Ino, ch)
+	// What is converted is given up once, by the first attempt. Doing so wakes
+	// those who wait, this request too, so a later attempt must not do it again.
+	attempt := st.setLock
 	for {
 		set := *req
 		set.Type = op.SetLock
-		if err := st.setLock(&set, rep); err != nil || rep.Code != sealfs.ErrAgain {
+		rep.Reset()
+		if err := attempt(&set, rep); err != nil || rep.Code != sealfs.ErrAgain {
 			return err
 		}
+		attempt = func(set *op.Request, rep *op.Reply) error { return st.change(set, rep, nil) }
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("wait for a lock on inode %d: %w: %w", req.Ino, context.Cause(ctx), sealfs.ErrInterrupted)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"testing"
+	"time"
 
 	"sealfs"
 	"sealfs/op"
@@ -139,5 +140,51 @@ func TestGuests(t *testing.T) {
 	var rep op.Reply
 	if err := s.Guests().Do(context.Background(), &req, &rep); err != nil || rep.Code != 0 {
 		t.Errorf("getattr: %v, %v", err, rep.Code)
+	}
+}
+
+// TestWaitersRest: who waits for a lock does nothing until one goes.
+func TestWaitersRest(t *testing.T) {
+	s := newSim(t, 64<<20, 1<<20)
+	ino := s.must(t, op.Request{Type: op.Create, Dir: s.root, Name: "f", Mode: 0o644}).Attr.Ino
+	for _, flags := range []op.Flags{op.Flock, 0} {
+		lock := func(ty op.Type, sess sealfs.Session, kind op.LockType) op.Request {
+			req := op.Request{Type: ty, Ino: ino, Flags: flags, Session: sess, Lock: op.Lock{Type: kind, End: 1<<63 - 1, Owner: 1}}
+			address(&req)
+			return req
+		}
+		s.must(t, lock(op.SetLock, 1, op.WriteLock))
+		got := make(chan sealfs.Code, 1)
+		go func() {
+			req := lock(op.WaitLock, 2, op.WriteLock)
+			var rep op.Reply
+			if err := s.Do(context.Background(), &req, &rep); err != nil {
+				rep.Code = sealfs.ErrIO
+			}
+			got <- rep.Code
+		}()
+		// Every attempt takes a time of its own: it must come to rest.
+		st := s.stores[0]
+		tick := time.NewTicker(5 * time.Millisecond)
+		waiting := func() bool {
+			st.locks.mu.Lock()
+			defer st.locks.mu.Unlock()
+			return len(st.locks.of[ino]) == 1
+		}
+		rested := false
+		for i := 0; i < 400 && !rested; i++ {
+			before := st.last.Load()
+			<-tick.C
+			rested = waiting() && st.last.Load() == before
+		}
+		tick.Stop()
+		if !rested {
+			t.Errorf("flags %#x: the waiting request never rests", flags)
+		}
+		s.must(t, lock(op.DropOwner, 1, op.Unlock))
+		if code := <-got; code != 0 {
+			t.Errorf("flags %#x: %v", flags, code)
+		}
+		s.must(t, lock(op.DropOwner, 2, op.Unlock))
 	}
 }
