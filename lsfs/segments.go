@@ -63,22 +63,7 @@ func (g *segment) cost() uint32 {
 	return uint32(uint64(g.used) * uint64(g.live) / uint64(g.full))
 }
 
-// SegmentEntry is a decoded entry of the segment table, for tools.
-type SegmentEntry struct {
-	Seq        uint32
-	Open       bool
-	Kind       layout.SegmentKind
-	Live, Used uint32
-	Time       int64
-}
-
-// DecodeSegmentEntry reads an entry of the region's segment table; ok is false
-// for bytes that no store writes. A free slot has Seq 0.
-func DecodeSegmentEntry(b []byte) (e SegmentEntry, ok bool) {
-	g, ok := decodeSegment(b)
-	return SegmentEntry{g.seq, g.state == segOpen, g.kind, g.live, g.used, g.time}, ok
-}
-
+// decodeSegment reads a table entry; ok is false for bytes that no store writes.
 func decodeSegment(b []byte) (g segment, ok bool) {
 	if len(b) < entryBytes {
 		return segment{}, false
