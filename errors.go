@@ -45,6 +45,7 @@ const (
 	ErrNoDevice             // 33: seek beyond the last data or hole
 	ErrTooManySymlinks      // 34
 	ErrVersion              // 35: a format or protocol is newer than this program
+	ErrSession              // 36: the session has ended; what it held is lost
 	numCodes
 )
 
@@ -84,6 +85,7 @@ var codeText = [numCodes]string{
 	ErrNoDevice:        "offset beyond the last data",
 	ErrTooManySymlinks: "too many levels of symbolic links",
 	ErrVersion:         "format or protocol not known to this version",
+	ErrSession:         "session has ended",
 }
 
 // Error returns the sentence for c.

@@ -62,6 +62,19 @@ type Ino uint64
 // Home returns the shard of the inode in a cluster of shards shards.
 func (i Ino) Home(shards uint32) Shard { return Shard(uint64(i) & uint64(shards-1)) }
 
+// DataShard returns the shard that holds the byte at off of the file's data, if
+// the file has chunks: its home up to HomeBytes, beyond that a shard for each ChunkBytes.
+func (i Ino) DataShard(off uint64, shards uint32) Shard {
+	if off < HomeBytes {
+		return i.Home(shards)
+	}
+	// The finalizer of SplitMix64 (Steele, Lea, Flood 2014), over file and chunk.
+	h := uint64(i)*0x9e3779b97f4a7c15 + off/ChunkBytes
+	h = (h ^ h>>30) * 0xbf58476d1ce4e5b9
+	h = (h ^ h>>27) * 0x94d049bb133111eb
+	return Shard((h ^ h>>31) & uint64(shards-1))
+}
+
 // Volume is the number of a volume in its cluster, from 1; never reused.
 type Volume uint32
 

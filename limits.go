@@ -28,4 +28,10 @@ const (
 	InoCounterMin = 16
 	// IOMax is the largest read or write of one request, in bytes.
 	IOMax = 1 << 20
+	// HomeBytes is how much of a file's data lies with its inode, in bytes;
+	// what is beyond lies in chunks of ChunkBytes, each in a shard of its own.
+	HomeBytes  = 64 << 20
+	ChunkBytes = 4 << 20
+	// BoundStep is the step in which a file announces how far its chunks reach.
+	BoundStep = 1 << 30
 )

@@ -9,8 +9,11 @@ import (
 )
 
 // EncodedMax bounds the encoding of a request, in bytes: the largest carries an
-// attribute's value, two names and some dozens of varints.
-const EncodedMax = sealfs.XattrValueMax + 2*sealfs.NameMax + 512
+// attribute's value, two names, the votes and some dozens of varints.
+const EncodedMax = sealfs.XattrValueMax + 2*sealfs.NameMax + 512 + VotesMax*150
+
+// VotesMax bounds the votes of a decision: a rename has as many parties.
+const VotesMax = 8
 
 // The bits of the presence mask, in the order of the fields.
 const (
@@ -42,6 +45,9 @@ const (
 	hasTime
 	hasStamp
 	hasData
+	hasTx
+	hasGen
+	hasVotes
 	hasAll = 1<<iota - 1
 )
 
@@ -106,6 +112,21 @@ func (r *Request) AppendTo(b []byte) []byte {
 	if r.Type != Write && len(r.Data) > 0 {
 		e.mask |= hasData
 		e.b = enc.AppendVarBytes(e.b, r.Data)
+	}
+	if !r.Tx.IsZero() {
+		e.mask |= hasTx
+		e.b = binary.AppendUvarint(e.b, zigzag(r.Tx.Age))
+		e.b = enc.AppendU64(e.b, r.Tx.Nonce)
+		e.b = enc.AppendU16(e.b, uint16(r.Coord))
+		e.b = append(e.b, byte(r.Part))
+	}
+	e.num(hasGen, r.Gen)
+	if len(r.Votes) > 0 {
+		e.mask |= hasVotes
+		e.b = append(e.b, byte(len(r.Votes)))
+		for i := range r.Votes {
+			e.b = appendAttr(e.b, &r.Votes[i])
+		}
 	}
 	binary.LittleEndian.PutUint32(e.b[maskAt:], e.mask)
 	return e.b
@@ -179,6 +200,22 @@ func DecodeRequest(r *Request, b []byte) error {
 		r.Data = in.VarBytes(sealfs.XattrValueMax)
 		if len(r.Data) == 0 || r.Type == Write {
 			ok = false
+		}
+	}
+	if mask&hasTx != 0 {
+		r.Tx = Tx{unzigzag(in.Uvarint()), in.U64()}
+		r.Coord, r.Part = sealfs.Shard(in.U16()), Part(in.U8())
+		ok = ok && !r.Tx.IsZero() && r.Part < numParts
+	}
+	r.Gen = num(hasGen, u64)
+	if mask&hasVotes != 0 {
+		n := int(in.U8())
+		if n == 0 || n > VotesMax {
+			return fmt.Errorf("%v request with %d votes: %w", r.Type, n, sealfs.ErrInvalid)
+		}
+		r.Votes = make([]Attr, n)
+		for i := range r.Votes {
+			ok = readAttr(&in, &r.Votes[i]) && ok
 		}
 	}
 	if !ok || !in.Done() {

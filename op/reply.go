@@ -129,7 +129,7 @@ func DecodeReply(r *Reply, b []byte) error {
 func appendAttr(b []byte, a *Attr) []byte {
 	for _, v := range [...]uint64{
 		uint64(a.Ino), uint64(a.Mode), uint64(a.Nlink), uint64(a.UID), uint64(a.GID), uint64(a.Rdev),
-		a.Size, a.Blocks, zigzag(a.Atime), zigzag(a.Mtime), zigzag(a.Ctime), zigzag(a.Btime), a.Version,
+		a.Size, a.Blocks, zigzag(a.Atime), zigzag(a.Mtime), zigzag(a.Ctime), zigzag(a.Btime), a.Version, a.Gen, a.Bound,
 	} {
 		b = binary.AppendUvarint(b, v)
 	}
@@ -138,7 +138,7 @@ func appendAttr(b []byte, a *Attr) []byte {
 
 // readAttr reads what appendAttr wrote and reports whether it is an attribute block.
 func readAttr(in *enc.Reader, a *Attr) bool {
-	var v [13]uint64
+	var v [15]uint64
 	for i := range v {
 		v[i] = in.Uvarint()
 	}
@@ -150,6 +150,7 @@ func readAttr(in *enc.Reader, a *Attr) bool {
 	*a = Attr{
 		Ino: sealfs.Ino(v[0]), Mode: uint32(v[1]), Nlink: uint32(v[2]), UID: uint32(v[3]), GID: uint32(v[4]), Rdev: uint32(v[5]),
 		Size: v[6], Blocks: v[7], Atime: unzigzag(v[8]), Mtime: unzigzag(v[9]), Ctime: unzigzag(v[10]), Btime: unzigzag(v[11]), Version: v[12],
+		Gen: v[13], Bound: v[14],
 	}
 	return !in.Err && v[0] <= sealfs.InoMax && *a != (Attr{})
 }

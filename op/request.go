@@ -51,8 +51,31 @@ const (
 	Release   // Ino: the session lets it go, Len times
 	WaitLock  // SetLock that waits
 
+	// Changes between servers, and those of large files: they came later.
+
+	Prepare // a party's Part of Tx, on the object that the part names; Coord decides. Answers the object's attributes: the vote
+	Commit  // shard Shard: what was prepared there for Tx happens
+	Abort   // shard Shard: what was prepared there for Tx is forgotten
+	Forget  // shard Shard of a coordinator: every party has Tx durably
+	Extend  // Ino, of generation Gen: Size is raised to Size and Bound to Off, if they are less; the times are touched
+	Purge   // shard Shard: one bounded step of freeing what it holds of Ino's chunks at or beyond Off, of generations before Gen. Answers Eof when nothing is left
+
+	Resolve   // shard Shard of a coordinator: the fate of Tx, in the reply's Off
+	Ancestors // Ino, a directory: it and what is above it, as far as the store knows, in the reply's Entries; Off is the next to ask for elsewhere, 0 after a root. Tx, if any, may see its own parties
+	Register  // shard Shard: the files of its store that the session holds open, listed in Data (see AppendOpens); flag Excl: all earlier ones are let go first
+
 	numTypes
 )
+
+// The fates of a transaction, in the answer to Resolve.
+const (
+	FateAborted   = 0 // nothing is known of it, so it never will be committed
+	FatePending   = 1
+	FateCommitted = 2
+)
+
+// lateChanges are the changes that came after the questions.
+const lateChanges, lateQuestions = Prepare, Resolve
 
 var typeNames = [numTypes]string{
 	MakeRoot: "makeroot", Create: "create", Mknod: "mknod", Mkdir: "mkdir", Symlink: "symlink",
@@ -63,6 +86,8 @@ var typeNames = [numTypes]string{
 	Lookup: "lookup", Getattr: "getattr", Readlink: "readlink", Read: "read", Readdir: "readdir",
 	Getxattr: "getxattr", Listxattr: "listxattr", Statfs: "statfs", TestLock: "testlock",
 	Seek: "seek", Sync: "sync", Open: "open", Release: "release", WaitLock: "waitlock",
+	Prepare: "prepare", Commit: "commit", Abort: "abort", Forget: "forget", Extend: "extend", Purge: "purge",
+	Resolve: "resolve", Ancestors: "ancestors", Register: "register",
 }
 
 // String returns the lower-case name of t.
@@ -77,7 +102,9 @@ func (t Type) String() string {
 func (t Type) Valid() bool { return t < numTypes && typeNames[t] != "" }
 
 // Changes reports whether requests of type t change state and are logged.
-func (t Type) Changes() bool { return t > 0 && t < lastChange }
+func (t Type) Changes() bool {
+	return t > 0 && t < lastChange || t >= lateChanges && t < lateQuestions
+}
 
 // Types returns all defined types in order.
 func Types() []Type {
@@ -107,6 +134,8 @@ const (
 	Held                        // Unlink, Rmdir, Rename: (resolved) what loses its last name is held open: keep it
 	OpenIt                      // Create, Tmpfile: the sender holds the new file open
 	AllOwners                   // DropOwner: whatever the owner within the session
+	Walked                      // Rename: (resolved) no moved directory is above its new place
+	Purged                      // Reclaim: (resolved) no chunk of the file is left in other shards
 
 	flagsAll Flags = 1<<iota - 1
 )
@@ -124,6 +153,38 @@ const (
 	SetCtime
 	setAll uint32 = 1<<iota - 1
 )
+
+// Tx names a transaction: an operation whose parties lie on several stores. Age
+// orders transactions, the older going first; a new attempt of the same operation keeps
+// it and takes another nonce. The zero Tx is none.
+type Tx struct {
+	Age   int64  // when the operation began, in nanoseconds since 1970
+	Nonce uint64 // random
+}
+
+// IsZero reports whether t is none.
+func (t Tx) IsZero() bool { return t == Tx{} }
+
+// Before reports whether t is older than o.
+func (t Tx) Before(o Tx) bool { return t.Age < o.Age || t.Age == o.Age && t.Nonce < o.Nonce }
+
+// Part is what a party of a transaction is asked to do.
+type Part uint8
+
+// The parts.
+const (
+	_          Part = iota
+	PartNew         // in shard Shard: a new directory with the parent Dir: Mode (with its type), UID, GID, Volume. Ino is resolved
+	PartDrop        // Ino, which must be in Volume, loses a name in Dir; a directory must be empty
+	PartLink        // Ino, which must be in Volume, gets another name
+	PartMove        // Ino gets its name in Dir in place of the one in Dir2
+	PartName        // Dir, which must be in Volume: Name stands for Ino, whose type is in Mode; so far for the inode Off (0: for none)
+	PartVolume      // Ino, a root: no other operation moves directories in the volume
+	numParts
+)
+
+// Valid reports whether p is defined.
+func (p Part) Valid() bool { return p > 0 && p < numParts }
 
 // LockType is the kind of a lock.
 type LockType uint8
@@ -179,6 +240,18 @@ type Request struct {
 	// Time is when the change happens, in nanoseconds since 1970 (resolved).
 	Time int64
 
+	// Tx is the transaction to which the request belongs, Coord the shard that
+	// decides it. A change other than Prepare, Commit, Abort and Forget with a Tx is the decision.
+	Tx    Tx
+	Coord sealfs.Shard
+	Part  Part // of a Prepare
+	// Votes are the attributes, in a decision, of the parties in other stores.
+	Votes []Attr
+
+	// Gen is the generation of the file as the sender knows it, in requests for
+	// what lies beyond sealfs.HomeBytes: see Attr.Gen.
+	Gen uint64
+
 	// Stamp seeds the block sums of a Write (resolved).
 	Stamp uint32
 	// Sums holds one seeded CRC-32C for each block of a resolved Write's Data.
@@ -201,7 +274,9 @@ type Attr struct {
 	Blocks              uint64 // of 512 bytes
 	Atime, Mtime, Ctime int64  // nanoseconds since 1970
 	Btime               int64
-	Version             uint64 // grows with every change of the inode
+	Version             uint64 // grows with every change of the inode; 0: only Ino and the type in Mode are known here, ask the inode's home
+	Gen                 uint64 // counts the truncations of a file that has chunks
+	Bound               uint64 // no chunk has data beyond; 0: the file is whole in its home shard
 }
 
 // Dirent is an entry of a directory.
