@@ -29,6 +29,13 @@ type Space interface {
 type Config struct {
 	Shards uint32 // shard count, a power of two
 
+	// Local reports whether a shard lies on this store; nil: all do. What an
+	// operation needs of another store comes with the request, as a vote.
+	Local func(sealfs.Shard) bool
+	// Guard refuses what a transaction under way is in the way of; nil: there
+	// are none. Its error ends the operation and is returned as it is.
+	Guard func(tx op.Tx, t Touch) error
+
 	hashMask uint64 // tests: bits of name hashes that are dropped, so that names collide
 }
 
@@ -96,7 +103,7 @@ func (ch *change) run() error {
 func (ch *change) dispatch() error {
 	req := ch.req
 	switch req.Type {
-	case op.MakeRoot, op.DropSession, op.DropVolume:
+	case op.MakeRoot, op.DropSession, op.DropVolume, op.Prepare, op.Commit, op.Abort, op.Forget:
 		// Addressed to a shard.
 	case op.Create, op.Mknod, op.Mkdir, op.Symlink, op.Link, op.Unlink, op.Rmdir, op.Rename:
 		if err := ch.at(req.Dir); err != nil {
@@ -155,6 +162,14 @@ func (ch *change) dispatch() error {
 		return ch.reclaim()
 	case op.DropVolume:
 		return ch.dropVolume()
+	case op.Prepare:
+		return ch.prepare()
+	case op.Commit:
+		return ch.commit()
+	case op.Abort:
+		return ch.abort()
+	case op.Forget:
+		return ch.forget()
 	}
 	return refusal(sealfs.ErrNoSys)
 }
@@ -179,6 +194,9 @@ func (ch *change) finish() error {
 	if err := ch.flushUsage(); err != nil {
 		return err
 	}
+	if err := ch.decide(); err != nil {
+		return err
+	}
 	ch.shard.Seq++
 	ch.shard.Time = max(ch.shard.Time, ch.req.Time)
 	return writeShard(ch.tx, ch.req.Shard, &ch.shard)
@@ -186,6 +204,9 @@ func (ch *change) finish() error {
 
 // put writes an inode's record.
 func (ch *change) put(in *Inode) error {
+	if in.foreign {
+		return nil // its own store writes it, when it commits
+	}
 	var b [inodeRecordMax]byte
 	k := InodeKey(ch.c.Shards, in.Ino)
 	return ch.tx.Set(k[:], in.Append(b[:0]))
@@ -193,8 +214,11 @@ func (ch *change) put(in *Inode) error {
 
 // load reads an inode that the request names, to be changed.
 func (ch *change) load(ino sealfs.Ino, in *Inode) error {
+	if !ch.c.local(ino) {
+		return ch.vote(ino, in)
+	}
 	if err := getInode(ch.tx, ch.c, ino, in); err != nil {
-		return err
+		return ch.absent(ino, err)
 	}
 	in.own()
 	return nil
@@ -203,8 +227,17 @@ func (ch *change) load(ino sealfs.Ino, in *Inode) error {
 // loadDir reads a directory that the request names, to be changed. A removed
 // directory that somebody still holds is none: nothing can be made in it.
 func (ch *change) loadDir(ino sealfs.Ino, in *Inode) error {
+	if !ch.c.local(ino) {
+		if err := ch.vote(ino, in); err != nil {
+			return err
+		}
+		if !in.isDir() {
+			return refusal(sealfs.ErrNotDir)
+		}
+		return nil
+	}
 	if err := getDir(ch.tx, ch.c, ino, in); err != nil {
-		return err
+		return ch.absent(ino, err)
 	}
 	if in.Nlink == 0 {
 		return refusal(sealfs.ErrNotExist)
@@ -214,6 +247,9 @@ func (ch *change) loadDir(ino sealfs.Ino, in *Inode) error {
 
 // loadEntry reads the inode that an entry refers to, to be changed.
 func (ch *change) loadEntry(e *Entry, in *Inode) error {
+	if !ch.c.local(e.Ino) {
+		return ch.vote(e.Ino, in)
+	}
 	err := GetInode(ch.tx, ch.c, e.Ino, in)
 	if err == sealfs.ErrNotExist {
 		return damaged("entry %d of directory %d refers to inode %d, which does not exist", e.Cookie, e.Dir, e.Ino)

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"sealfs"
+	"sealfs/op"
 	"sealfs/pmem"
 )
 
@@ -19,11 +20,28 @@ import (
 //
 // A volume that DropVolume is busy with is inconsistent until it is done.
 func Check(r pmem.Reader, c Config, fn func(problem string)) error {
+	return CheckAll([]pmem.Reader{r}, c, fn)
+}
+
+// CheckAll is Check of a namespace that lies on several stores. No transaction
+// may be under way.
+func CheckAll(stores []pmem.Reader, c Config, fn func(problem string)) error {
 	ck := checker{
 		c: c, fn: fn,
 		inodes: map[sealfs.Ino]*seen{}, usage: map[usageRow]Usage{}, counters: map[sealfs.Shard]uint64{},
 		sessions: map[sessionRow]uint32{},
 	}
+	for _, r := range stores {
+		if err := ck.read(r); err != nil {
+			return err
+		}
+	}
+	ck.finish()
+	return nil
+}
+
+// read takes note of all records of a store.
+func (ck *checker) read(r pmem.Reader) error {
 	var cur pmem.Cursor
 	var v record
 	for ok := cur.Seek(r, nil); ok; ok = cur.Next() {
@@ -36,16 +54,12 @@ func Check(r pmem.Reader, c Config, fn func(problem string)) error {
 			if !errors.As(err, &damage) {
 				return err
 			}
-			fn(damage.What)
+			ck.fn(damage.What)
 			continue
 		}
 		ck.record(&k, &v)
 	}
-	if err := cur.Err(); err != nil {
-		return err
-	}
-	ck.finish()
-	return nil
+	return cur.Err()
 }
 
 // seen is what the checker gathers about an inode from the records of others.
@@ -136,6 +150,13 @@ func (ck *checker) record(k *Key, v *record) {
 		}
 	case KindSession:
 		ck.sessionRecord(k, v)
+	case KindPrepared:
+		if v.prepared.Part == op.PartNew { // it is paid for already
+			row := usageRow{k.Shard, v.prepared.Volume}
+			u := ck.usage[row]
+			u.Inodes--
+			ck.usage[row] = u
+		}
 	}
 }
 

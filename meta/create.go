@@ -27,13 +27,19 @@ func (ch *change) newChild(in, dir *Inode, s sealfs.Shard, mode uint32) error {
 	if err := ch.newInode(in, s, dir.Volume, mode); err != nil {
 		return err
 	}
-	if dir.Mode&setgid != 0 {
-		in.GID = dir.GID
-		if in.isDir() {
-			in.Mode |= setgid
-		}
-	}
+	in.inherit(dir)
 	return nil
+}
+
+// inherit lets a new child take from dir what it hands down.
+func (in *Inode) inherit(dir *Inode) {
+	if dir.Mode&setgid == 0 {
+		return
+	}
+	in.GID = dir.GID
+	if in.isDir() {
+		in.Mode |= setgid
+	}
 }
 
 // makeRoot makes the root directory of req.Volume, its own parent.
@@ -51,6 +57,9 @@ func (ch *change) makeRoot() error {
 // open loads the directory of the request and looks for its name.
 func (ch *change) open(dir *Inode, e *Entry) (found bool, err error) {
 	if err := ch.loadDir(ch.req.Dir, dir); err != nil {
+		return false, err
+	}
+	if err := ch.touch(TouchName, dir.Ino, ch.req.Name); err != nil {
 		return false, err
 	}
 	return findEntry(ch.tx, ch.c, dir, ch.req.Name, e)
@@ -78,11 +87,15 @@ func (ch *change) create() error {
 	default:
 		return refusal(sealfs.ErrExist)
 	}
+	ch.quiet = true
+	if !ch.c.local(e.Ino) {
+		ch.rep.Attr = e.attr()
+		return nil
+	}
 	if err := ch.loadEntry(&e, &in); err != nil {
 		return err
 	}
 	in.Attr(&ch.rep.Attr)
-	ch.quiet = true
 	return nil
 }
 
@@ -150,7 +163,12 @@ func (ch *change) mkdir() error {
 	if dir.Nlink >= sealfs.LinkMax {
 		return refusal(sealfs.ErrTooManyLinks)
 	}
-	if err := ch.newChild(&in, &dir, ch.req.Shard2, typeDir|ch.req.Mode&permMask); err != nil {
+	mode := typeDir | ch.req.Mode&permMask
+	if ch.c.Local != nil && !ch.c.Local(ch.req.Shard2) {
+		if err := ch.votedChild(&in, &dir, mode); err != nil {
+			return err
+		}
+	} else if err := ch.newChild(&in, &dir, ch.req.Shard2, mode); err != nil {
 		return err
 	}
 	in.Nlink = 2
@@ -229,22 +247,48 @@ func (ch *change) link() error {
 	if err != nil {
 		return err
 	}
-	if err := ch.load(ch.req.Ino, &in); err != nil {
+	err = ch.load(ch.req.Ino, &in)
+	if _, foreign := err.(*Foreign); foreign && found {
+		return refusal(sealfs.ErrExist)
+	}
+	if err == nil {
+		err = in.refuseLink(&dir)
+	}
+	if err != nil {
 		return err
 	}
+	if found {
+		return refusal(sealfs.ErrExist)
+	}
+	if err := ch.addLink(&in); err != nil {
+		return err
+	}
+	return ch.enter(&dir, &e, &in)
+}
+
+// refuseLink says why in cannot get another name in dir.
+func (in *Inode) refuseLink(dir *Inode) error {
 	switch {
 	case in.isDir():
 		return refusal(sealfs.ErrPerm)
+	case in.foreign:
+		return nil // its own store has looked at the rest
 	case in.Nlink == 0 && in.Flags&flagLinkable == 0: // a dying inode never is linkable
 		return refusal(sealfs.ErrNotExist)
 	case in.Volume != dir.Volume:
 		return refusal(sealfs.ErrCrossDevice)
-	case found:
-		return refusal(sealfs.ErrExist)
 	case in.Nlink >= sealfs.LinkMax:
 		return refusal(sealfs.ErrTooManyLinks)
 	}
-	if in.Nlink == 0 {
+	return nil
+}
+
+// addLink counts another name of in, whose record the caller writes.
+func (ch *change) addLink(in *Inode) error {
+	if err := ch.touch(TouchLinks, in.Ino, ""); err != nil {
+		return err
+	}
+	if in.Nlink == 0 && !in.foreign {
 		if err := ch.clearOrphan(in.Ino, orphanNameless); err != nil {
 			return err
 		}
@@ -252,5 +296,5 @@ func (ch *change) link() error {
 	}
 	in.Nlink++
 	in.change(ch.req.Time)
-	return ch.enter(&dir, &e, &in)
+	return nil
 }

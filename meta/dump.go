@@ -6,6 +6,7 @@ import (
 	"io"
 
 	"sealfs"
+	"sealfs/op"
 	"sealfs/pmem"
 )
 
@@ -37,6 +38,8 @@ type record struct {
 	lock           LockRow
 	session        SessionState
 	result         ResultRow
+	prepared       *op.Request
+	parties        []sealfs.Shard // of a decision
 }
 
 // decode decodes the value b under the key k.
@@ -68,6 +71,10 @@ func (v *record) decode(k *Key, b []byte) (err error) {
 		} else {
 			v.result, err = DecodeResult(b)
 		}
+	case KindPrepared:
+		v.prepared, err = DecodePrepared(b)
+	case KindDecision:
+		v.parties, err = DecodeDecision(b)
 	}
 	return err
 }
@@ -128,6 +135,12 @@ func (v *record) dump(w io.Writer, k *Key) {
 		} else {
 			fmt.Fprintf(w, "session %d in shard %d: result of %d: inode %d off %d held %d eof %v\n", k.Session, k.Shard, k.Pos, v.result.Ino, v.result.Off, v.result.Held, v.result.Eof)
 		}
+	case KindPrepared:
+		p := v.prepared
+		fmt.Fprintf(w, "prepared in shard %d for %d.%x: part %d inode %d directories %d %d name %q now %d mode %o coordinator %d\n",
+			k.Shard, k.Tx.Age, k.Tx.Nonce, p.Part, p.Ino, p.Dir, p.Dir2, p.Name, p.Off, p.Mode, p.Coord)
+	case KindDecision:
+		fmt.Fprintf(w, "decision in shard %d for %d.%x: parties %d\n", k.Shard, k.Tx.Age, k.Tx.Nonce, v.parties)
 	}
 }
 

@@ -119,13 +119,19 @@ func (ch *change) dropEntry(dir *Inode, cookie uint64) error {
 	return ch.tx.Delete(k[:])
 }
 
-// lookup answers Lookup.
+// attr is what an entry alone knows of its inode: the number and the type.
+func (e *Entry) attr() op.Attr { return op.Attr{Ino: e.Ino, Mode: uint32(e.Type) << 12} }
+
+// lookup answers Lookup. Of an inode in another store it knows no more than the entry does.
 func lookup(r pmem.Reader, c Config, req *op.Request, rep *op.Reply) error {
 	if err := checkName(req.Name, sealfs.NameMax); err != nil {
 		return err
 	}
 	var in Inode
 	if err := getDir(r, c, req.Dir, &in); err != nil {
+		return c.absent(req, req.Dir, err)
+	}
+	if err := c.touch(req, TouchName, req.Dir, req.Name); err != nil {
 		return err
 	}
 	var e Entry
@@ -135,6 +141,10 @@ func lookup(r pmem.Reader, c Config, req *op.Request, rep *op.Reply) error {
 	}
 	if !found {
 		return refusal(sealfs.ErrNotExist)
+	}
+	if !c.local(e.Ino) {
+		rep.Attr = e.attr()
+		return nil
 	}
 	if err = GetInode(r, c, e.Ino, &in); err == sealfs.ErrNotExist {
 		return damaged("entry %d of directory %d refers to inode %d, which does not exist", e.Cookie, e.Dir, e.Ino)
@@ -155,7 +165,7 @@ const (
 func readdir(r pmem.Reader, c Config, req *op.Request, rep *op.Reply) error {
 	var dir, in Inode
 	if err := getDir(r, c, req.Dir, &dir); err != nil {
-		return err
+		return c.absent(req, req.Dir, err)
 	}
 	dir.Attr(&rep.Attr)
 	if req.Off >= 1<<63-1 {

@@ -72,8 +72,9 @@ type Inode struct {
 	First                      Extent // Len 0: none
 	Target                     []byte // of a symlink; aliases the page
 
-	kept int                // bytes in keep that stand for First.Sums or Target
-	keep [inlineTarget]byte // see own
+	foreign bool               // lies in another store: what is known came with the request
+	kept    int                // bytes in keep that stand for First.Sums or Target
+	keep    [inlineTarget]byte // see own
 }
 
 const inodeRecordMax = 2 + 2 + 32 + 4 + 10 + 5 + 3*5 + 10 + 10 + 8 + 1 + 3 + (17 + 4*inlineBlocks) + 2 + inlineTarget

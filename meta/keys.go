@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"sealfs"
+	"sealfs/op"
 )
 
 // Kind is the third byte of every key: what its record is. Values stand in
@@ -24,6 +25,8 @@ const (
 	KindOrphan    Kind = 0x50 // ino(8): why it is there
 	KindLock      Kind = 0x60 // ino(8) class(1) start(8) session(8) owner(8): LockRow
 	KindSession   Kind = 0x70 // session(8) sequence(8): SessionState under sequence 0, result rows above
+	KindPrepared  Kind = 0x80 // transaction(16) ordinal(1): the Prepare, as op encodes it
+	KindDecision  Kind = 0x88 // transaction(16): the shards of the other parties, two bytes each
 )
 
 // Classes of locks, in keys of KindLock.
@@ -118,6 +121,26 @@ func SessionKey(s sealfs.Shard, session sealfs.Session, seq uint64) (b [19]byte)
 	return b
 }
 
+func putTx(b []byte, s sealfs.Shard, k Kind, tx op.Tx) {
+	putHead(b, s, k)
+	// The age is a time after 1970, so its bytes order as unsigned ones do.
+	binary.BigEndian.PutUint64(b[3:], uint64(tx.Age))
+	binary.BigEndian.PutUint64(b[11:], tx.Nonce)
+}
+
+// PreparedKey returns the key of what a transaction has prepared in a shard.
+func PreparedKey(s sealfs.Shard, tx op.Tx, ordinal uint8) (b [20]byte) {
+	putTx(b[:], s, KindPrepared, tx)
+	b[19] = ordinal
+	return b
+}
+
+// DecisionKey returns the key of the row which says that a transaction is committed.
+func DecisionKey(s sealfs.Shard, tx op.Tx) (b [19]byte) {
+	putTx(b[:], s, KindDecision, tx)
+	return b
+}
+
 // Key is a decoded key of any kind. Only the fields of its kind are set.
 type Key struct {
 	Shard   sealfs.Shard
@@ -129,8 +152,9 @@ type Key struct {
 	Owner   uint64         // of a lock
 	Hash    uint32         // of an attribute's name
 	Part    uint16         // of an attribute or a symlink
-	Ordinal uint8          // of an attribute
+	Ordinal uint8          // of an attribute or a prepared row
 	Class   uint8          // of a lock
+	Tx      op.Tx          // of a prepared row or a decision
 }
 
 // keyLen returns the length of keys of kind k, 0 if there is no such kind.
@@ -146,8 +170,10 @@ func keyLen(k Kind) int {
 		return 12
 	case KindAttribute:
 		return 18
-	case KindEntry, KindExtent, KindSession:
+	case KindEntry, KindExtent, KindSession, KindDecision:
 		return 19
+	case KindPrepared:
+		return 20
 	case KindLock:
 		return 36
 	}
@@ -170,6 +196,15 @@ func DecodeKey(b []byte) (Key, error) {
 	case KindSession:
 		k.Session = sealfs.Session(binary.BigEndian.Uint64(b[3:]))
 		k.Pos = binary.BigEndian.Uint64(b[11:])
+		return k, nil
+	case KindPrepared, KindDecision:
+		k.Tx = op.Tx{Age: int64(binary.BigEndian.Uint64(b[3:])), Nonce: binary.BigEndian.Uint64(b[11:])}
+		if k.Kind == KindPrepared {
+			k.Ordinal = b[19]
+		}
+		if k.Tx.Age <= 0 {
+			return Key{}, damaged("key %x", b)
+		}
 		return k, nil
 	}
 	k.Ino = sealfs.Ino(binary.BigEndian.Uint64(b[3:]))
@@ -212,6 +247,13 @@ func (k *Key) Append(b []byte) []byte {
 	case KindSession:
 		b = binary.BigEndian.AppendUint64(b, uint64(k.Session))
 		return binary.BigEndian.AppendUint64(b, k.Pos)
+	case KindPrepared, KindDecision:
+		b = binary.BigEndian.AppendUint64(b, uint64(k.Tx.Age))
+		b = binary.BigEndian.AppendUint64(b, k.Tx.Nonce)
+		if k.Kind == KindPrepared {
+			b = append(b, k.Ordinal)
+		}
+		return b
 	}
 	b = binary.BigEndian.AppendUint64(b, uint64(k.Ino))
 	switch k.Kind {

@@ -36,6 +36,10 @@ func query(r pmem.Reader, c Config, req *op.Request, rep *op.Reply) error {
 		return testLock(r, c, req, rep)
 	case op.Seek:
 		return seek(r, c, req, rep)
+	case op.Resolve:
+		return resolve(r, req, rep)
+	case op.Ancestors:
+		return ancestors(r, c, req, rep)
 	}
 	return refusal(sealfs.ErrNoSys)
 }
@@ -43,6 +47,9 @@ func query(r pmem.Reader, c Config, req *op.Request, rep *op.Reply) error {
 func getattr(r pmem.Reader, c Config, req *op.Request, rep *op.Reply) error {
 	var in Inode
 	if err := getInode(r, c, req.Ino, &in); err != nil {
+		return c.absent(req, req.Ino, err)
+	}
+	if err := c.touch(req, TouchLinks, req.Ino, ""); err != nil {
 		return err
 	}
 	in.Attr(&rep.Attr)

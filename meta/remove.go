@@ -136,6 +136,9 @@ func (ch *change) detach(dir *Inode, e *Entry, in *Inode) error {
 		if in.Size != 0 {
 			return refusal(sealfs.ErrNotEmpty)
 		}
+		if err := ch.touch(TouchEmpty, in.Ino, ""); err != nil {
+			return err
+		}
 		if err := dir.loseSubdir(); err != nil {
 			return err
 		}
@@ -165,12 +168,15 @@ func (ch *change) dropLink(in *Inode) error {
 	if in.Nlink == 0 {
 		return damaged("inode %d has an entry but no links", in.Ino)
 	}
+	if err := ch.touch(TouchLinks, in.Ino, ""); err != nil {
+		return err
+	}
 	in.change(ch.req.Time)
 	if in.Nlink--; in.isDir() {
 		in.Nlink = 0
 	}
 	in.Attr(&ch.rep.Attr)
-	if in.Nlink > 0 {
+	if in.Nlink > 0 || in.foreign {
 		return ch.put(in)
 	}
 	ch.rep.Held = in.Ino
@@ -279,6 +285,9 @@ func (ch *change) reclaim() error {
 		return err
 	}
 	ch.rep.Held = in.Ino
+	if err := ch.touch(TouchLinks, in.Ino, ""); err != nil {
+		return err
+	}
 	switch {
 	case in.Nlink == 0 && ch.req.Flags&op.Held == 0:
 		done, err := ch.free(&in)

@@ -29,6 +29,12 @@ func (ch *change) rename() error {
 			return refusal(sealfs.ErrCrossDevice)
 		}
 	}
+	if err := ch.touch(TouchName, from.Ino, req.Name); err != nil {
+		return err
+	}
+	if err := ch.touch(TouchName, to.Ino, req.Name2); err != nil {
+		return err
+	}
 	var src, dst Entry
 	found, err := findEntry(ch.tx, ch.c, &from, req.Name, &src)
 	if err != nil {
@@ -37,8 +43,10 @@ func (ch *change) rename() error {
 	if !found {
 		return refusal(sealfs.ErrNotExist)
 	}
-	found, err = findEntry(ch.tx, ch.c, to, req.Name2, &dst)
-	if err != nil {
+	if to.foreign {
+		// Its store has made sure that the name stands for this inode.
+		found, dst = req.Ino != 0, Entry{Dir: to.Ino, Ino: req.Ino}
+	} else if found, err = findEntry(ch.tx, ch.c, to, req.Name2, &dst); err != nil {
 		return err
 	}
 	switch {
@@ -57,11 +65,28 @@ func (ch *change) rename() error {
 		return nil
 	}
 	if found {
-		if err := ch.loadEntry(&dst, &other); err != nil {
+		if to.foreign {
+			err = ch.load(dst.Ino, &other)
+		} else {
+			err = ch.loadEntry(&dst, &other)
+		}
+		if err != nil {
 			return err
 		}
 	}
-	if to != &from {
+	if err := ch.touch(TouchLinks, moved.Ino, ""); err != nil {
+		return err
+	}
+	if found && other.isDir() && !exchange {
+		if err := ch.touch(TouchEmpty, other.Ino, ""); err != nil {
+			return err
+		}
+	}
+	if to != &from && ch.c.Local != nil && req.Flags&op.Walked == 0 && (moved.isDir() || exchange && other.isDir()) {
+		// What is above lies on other stores, and must stay as it is meanwhile.
+		return &Foreign{Ino: moved.Ino}
+	}
+	if to != &from && req.Flags&op.Walked == 0 {
 		if err := ch.refuseLoop(&moved, to); err != nil {
 			return err
 		}
@@ -109,7 +134,9 @@ func (ch *change) move(from, to *Inode, src, dst *Entry, moved, other *Inode) er
 	if err := ch.dropEntry(from, src.Cookie); err != nil {
 		return err
 	}
-	if replaced {
+	if to.foreign {
+		// Its own store does it.
+	} else if replaced {
 		// The name keeps its cookie: who reads the directory sees it once.
 		if err := ch.putEntry(to.Ino, dst.Cookie, ch.req.Name2, moved); err != nil {
 			return err
@@ -136,6 +163,9 @@ func (ch *change) move(from, to *Inode, src, dst *Entry, moved, other *Inode) er
 // exchange lets two names change places.
 func (ch *change) exchange(from, to *Inode, src, dst *Entry, moved, other *Inode) error {
 	now := ch.req.Time
+	if err := ch.touch(TouchLinks, other.Ino, ""); err != nil {
+		return err
+	}
 	if moved.isDir() {
 		if err := from.loseSubdir(); err != nil {
 			return err
@@ -156,7 +186,9 @@ func (ch *change) exchange(from, to *Inode, src, dst *Entry, moved, other *Inode
 	if err := ch.putEntry(from.Ino, src.Cookie, ch.req.Name, other); err != nil {
 		return err
 	}
-	if err := ch.putEntry(to.Ino, dst.Cookie, ch.req.Name2, moved); err != nil {
+	if to.foreign {
+		// Its own store does it.
+	} else if err := ch.putEntry(to.Ino, dst.Cookie, ch.req.Name2, moved); err != nil {
 		return err
 	}
 	if err := ch.touchBoth(from, to); err != nil {

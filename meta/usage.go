@@ -43,6 +43,9 @@ type usageDelta struct {
 
 // charge changes the usage of in's volume in in's shard, when the operation ends.
 func (ch *change) charge(in *Inode, bytes, inodes int64) error {
+	if in.foreign {
+		return nil // its own store pays
+	}
 	s := in.Ino.Home(ch.c.Shards)
 	for i := range ch.usages {
 		if d := &ch.usage[i]; d.shard == s && d.volume == in.Volume {

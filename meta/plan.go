@@ -1,0 +1,169 @@
+package meta
+
+import (
+	"sealfs"
+	"sealfs/op"
+	"sealfs/pmem"
+)
+
+// Plan is how an operation becomes a transaction.
+type Plan struct {
+	Parts []op.Request // a Prepare each, but for the transaction itself
+	Walks []Walk       // to be done when all have voted
+	Ino   sealfs.Ino   // Rename: for what Name2 stands; goes into the decision
+	Same  sealfs.Ino   // Rename: both names are this inode's, so nothing is to be done
+}
+
+// Walk is a search: Not must not be found from From on upwards, or a directory
+// would come to lie below itself.
+type Walk struct{ From, Not sealfs.Ino }
+
+// Target is what a name stands for; Ino 0 for nothing.
+type Target struct {
+	Ino  sealfs.Ino
+	Type uint8 // upper four bits of the mode
+}
+
+// MakePlan says what parts other stores have in the operation req, which Apply
+// has found to be foreign. target is what Name2 of a Rename stands for, if Dir2 lies
+// elsewhere. root returns the root directory of a volume, 0 if it is unknown. A refusal
+// is a sealfs.Code; other errors mean damage.
+func MakePlan(r pmem.Reader, c Config, req *op.Request, target Target, root func(sealfs.Volume) sealfs.Ino) (Plan, error) {
+	p := planner{r: r, c: c, req: req}
+	err := p.make(target, root)
+	if code, ok := err.(refusal); ok {
+		err = sealfs.Code(code)
+	}
+	return p.plan, err
+}
+
+type planner struct {
+	r    pmem.Reader
+	c    Config
+	req  *op.Request
+	dir  Inode // of Name
+	plan Plan
+}
+
+func (p *planner) make(target Target, root func(sealfs.Volume) sealfs.Ino) error {
+	req := p.req
+	if err := getDir(p.r, p.c, req.Dir, &p.dir); err != nil {
+		return err
+	}
+	switch req.Type {
+	case op.Mkdir:
+		in := Inode{Mode: typeDir | req.Mode&permMask, GID: req.GID}
+		in.inherit(&p.dir)
+		p.add(op.Request{Part: op.PartNew, Shard: req.Shard2, Dir: req.Dir, Mode: in.Mode, UID: req.UID, GID: in.GID})
+		return nil
+	case op.Link:
+		p.part(op.PartLink, req.Ino, req.Dir, 0)
+		return nil
+	case op.Unlink, op.Rmdir:
+		t, err := p.find(&p.dir, req.Name)
+		if err == nil && t.Ino == 0 {
+			err = refusal(sealfs.ErrNotExist)
+		}
+		if err == nil {
+			p.part(op.PartDrop, t.Ino, req.Dir, 0)
+		}
+		return err
+	case op.Rename:
+		return p.rename(target, root)
+	}
+	return refusal(sealfs.ErrNotSupported)
+}
+
+// find returns what a name stands for.
+func (p *planner) find(dir *Inode, name string) (Target, error) {
+	if err := checkName(name, sealfs.NameMax); err != nil {
+		return Target{}, err
+	}
+	var e Entry
+	found, err := findEntry(p.r, p.c, dir, name, &e)
+	if err != nil || !found {
+		return Target{}, err
+	}
+	return Target{e.Ino, e.Type}, nil
+}
+
+func (p *planner) add(part op.Request) {
+	part.Type, part.Volume, part.Coord = op.Prepare, p.dir.Volume, p.req.Shard
+	p.plan.Parts = append(p.plan.Parts, part)
+}
+
+// part adds a part of an inode, if it lies on another store.
+func (p *planner) part(kind op.Part, ino, dir, dir2 sealfs.Ino) {
+	if ino == 0 || ino > sealfs.InoMax || p.c.local(ino) {
+		return
+	}
+	p.add(op.Request{Part: kind, Shard: ino.Home(p.c.Shards), Ino: ino, Dir: dir, Dir2: dir2})
+}
+
+func (p *planner) rename(target Target, root func(sealfs.Volume) sealfs.Ino) error {
+	req := p.req
+	src, err := p.find(&p.dir, req.Name)
+	if err == nil && src.Ino == 0 {
+		err = refusal(sealfs.ErrNotExist)
+	}
+	if err != nil {
+		return err
+	}
+	if p.c.local(req.Dir2) {
+		var to Inode
+		if err := getDir(p.r, p.c, req.Dir2, &to); err != nil {
+			return err
+		}
+		if target, err = p.find(&to, req.Name2); err != nil {
+			return err
+		}
+	}
+	exchange := req.Flags&op.Exchange != 0
+	isDir, otherDir := src.Type == typeDir>>12, target.Ino != 0 && target.Type == typeDir>>12
+	switch {
+	case target.Ino != 0 && req.Flags&op.NoReplace != 0:
+		return refusal(sealfs.ErrExist)
+	case target.Ino == 0 && exchange:
+		return refusal(sealfs.ErrNotExist)
+	case target.Ino == 0 || exchange:
+	case isDir && !otherDir:
+		return refusal(sealfs.ErrNotDir)
+	case !isDir && otherDir:
+		return refusal(sealfs.ErrIsDir)
+	}
+	if p.plan.Ino = target.Ino; target.Ino == src.Ino {
+		p.plan.Same = src.Ino
+		return nil
+	}
+	if !p.c.local(req.Dir2) {
+		p.add(op.Request{
+			Part: op.PartName, Shard: req.Dir2.Home(p.c.Shards), Dir: req.Dir2, Name: req.Name2,
+			Ino: src.Ino, Mode: uint32(src.Type) << 12, Off: uint64(target.Ino),
+		})
+	}
+	p.part(op.PartMove, src.Ino, req.Dir2, req.Dir)
+	if exchange {
+		p.part(op.PartMove, target.Ino, req.Dir, req.Dir2)
+	} else {
+		p.part(op.PartDrop, target.Ino, req.Dir2, 0)
+	}
+	if req.Dir == req.Dir2 {
+		return nil
+	}
+	if isDir {
+		p.plan.Walks = append(p.plan.Walks, Walk{req.Dir2, src.Ino})
+	}
+	if exchange && otherDir {
+		p.plan.Walks = append(p.plan.Walks, Walk{req.Dir, target.Ino})
+	}
+	if len(p.plan.Walks) == 0 {
+		return nil
+	}
+	// Whoever moves directories does so alone in the volume.
+	top := root(p.dir.Volume)
+	if top == 0 {
+		return refusal(sealfs.ErrUnavailable)
+	}
+	p.add(op.Request{Part: op.PartVolume, Shard: top.Home(p.c.Shards), Ino: top})
+	return nil
+}

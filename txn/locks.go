@@ -1,0 +1,173 @@
+package txn
+
+import (
+	"fmt"
+
+	"sealfs"
+	"sealfs/meta"
+	"sealfs/op"
+)
+
+// Locks are what the transactions prepared in one store hold. Its owner guards
+// it with the lock that also guards the store's state.
+type Locks struct {
+	inodes map[sealfs.Ino]*holder
+	names  map[name]*holder
+	within map[sealfs.Ino]int // names held in a directory
+	roots  map[sealfs.Ino]*holder
+	txs    map[op.Tx]*holder
+}
+
+type name struct {
+	dir  sealfs.Ino
+	name string
+}
+
+// holder is a transaction with what it has prepared here.
+type holder struct {
+	tx    op.Tx
+	parts []*op.Request
+	done  chan struct{} // closed when nothing of it is left here
+}
+
+// Blocked is the error of an operation that a prepared transaction is in the way of.
+type Blocked struct {
+	By   op.Tx
+	Done <-chan struct{} // closed when it is out of the way
+}
+
+// Error names the transaction.
+func (b *Blocked) Error() string {
+	return fmt.Sprintf("transaction %d.%x is in the way", b.By.Age, b.By.Nonce)
+}
+
+// Dies reports whether tx must give up instead of waiting. What is no
+// transaction (the zero Tx) may always wait.
+func (b *Blocked) Dies(tx op.Tx) bool { return !tx.IsZero() && b.By.Before(tx) }
+
+// Empty reports whether nothing is held.
+func (l *Locks) Empty() bool { return len(l.txs) == 0 }
+
+// Len returns how many transactions hold something.
+func (l *Locks) Len() int { return len(l.txs) }
+
+// Add takes the locks of a part that was prepared. The part is kept. One that
+// was added before changes nothing, and Add reports false.
+func (l *Locks) Add(part *op.Request) bool {
+	if l.txs == nil {
+		*l = Locks{
+			inodes: map[sealfs.Ino]*holder{}, names: map[name]*holder{}, within: map[sealfs.Ino]int{},
+			roots: map[sealfs.Ino]*holder{}, txs: map[op.Tx]*holder{},
+		}
+	}
+	h := l.txs[part.Tx]
+	if h == nil {
+		h = &holder{tx: part.Tx, done: make(chan struct{})}
+		l.txs[part.Tx] = h
+	}
+	for _, p := range h.parts {
+		if p.Part == part.Part && p.Ino == part.Ino && p.Dir == part.Dir && p.Name == part.Name {
+			return false
+		}
+	}
+	h.parts = append(h.parts, part)
+	switch part.Part {
+	case op.PartName:
+		l.names[name{part.Dir, part.Name}] = h
+		l.within[part.Dir]++
+	case op.PartVolume:
+		l.roots[part.Ino] = h
+	default:
+		l.inodes[part.Ino] = h
+	}
+	return true
+}
+
+// Drop gives up what tx holds for its parts in a shard, and returns them. Who
+// waits for it is told by the function it returns, nil when there is nobody to tell.
+func (l *Locks) Drop(tx op.Tx, shard sealfs.Shard) (parts []*op.Request, tell func()) {
+	h := l.txs[tx]
+	if h == nil {
+		return nil, nil
+	}
+	var rest []*op.Request
+	for _, p := range h.parts {
+		if p.Shard != shard {
+			rest = append(rest, p)
+			continue
+		}
+		parts = append(parts, p)
+		switch p.Part {
+		case op.PartName:
+			delete(l.names, name{p.Dir, p.Name})
+			if l.within[p.Dir]--; l.within[p.Dir] == 0 {
+				delete(l.within, p.Dir)
+			}
+		case op.PartVolume:
+			delete(l.roots, p.Ino)
+		default:
+			delete(l.inodes, p.Ino)
+		}
+	}
+	if h.parts = rest; len(rest) > 0 {
+		return parts, nil
+	}
+	delete(l.txs, tx)
+	return parts, func() { close(h.done) }
+}
+
+// Guard is meta.Config.Guard: it returns a *Blocked when another transaction
+// than tx is in the way of t.
+func (l *Locks) Guard(tx op.Tx, t meta.Touch) error {
+	if len(l.txs) == 0 {
+		return nil
+	}
+	var h *holder
+	switch t.Kind {
+	case meta.TouchExists:
+		if at := l.inodes[t.Ino]; at != nil && at.has(op.PartNew, t.Ino) {
+			h = at
+		}
+	case meta.TouchLinks:
+		h = l.inodes[t.Ino]
+	case meta.TouchName:
+		if h = l.names[name{t.Ino, t.Name}]; h == nil {
+			// A directory that is about to go takes no names.
+			if at := l.inodes[t.Ino]; at != nil && at.has(op.PartDrop, t.Ino) {
+				h = at
+			}
+		}
+	case meta.TouchEmpty:
+		if l.within[t.Ino] > 0 {
+			for n, at := range l.names {
+				if n.dir == t.Ino {
+					h = at
+					break
+				}
+			}
+		}
+	case meta.TouchVolume:
+		h = l.roots[t.Ino]
+	}
+	if h == nil || h.tx == tx {
+		return nil
+	}
+	return &Blocked{h.tx, h.done}
+}
+
+func (h *holder) has(part op.Part, ino sealfs.Ino) bool {
+	for _, p := range h.parts {
+		if p.Part == part && p.Ino == ino {
+			return true
+		}
+	}
+	return false
+}
+
+// Each calls fn for each transaction that holds something, with the shard that
+// decides it and one of the shards in which it is prepared.
+func (l *Locks) Each(fn func(tx op.Tx, coord sealfs.Shard, parts []*op.Request)) {
+	for _, h := range l.txs {
+		fn(h.tx, h.parts[0].Coord, h.parts)
+	}
+}
