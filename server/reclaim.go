@@ -1,6 +1,8 @@
 package server
 
 import (
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -45,6 +47,13 @@ func (q *reclaimer) nameless(ino sealfs.Ino) bool {
 	defer q.mu.Unlock()
 	_, ok := q.kept[ino]
 	return ok
+}
+
+// keptFiles returns the nameless files that somebody holds open.
+func (q *reclaimer) keptFiles() []sealfs.Ino {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return slices.Collect(maps.Keys(q.kept))
 }
 
 func (q *reclaimer) start(st *store) {

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"fmt"
 	"sync"
 
@@ -156,9 +157,9 @@ func (st *store) fill(ino sealfs.Ino, off uint64, b []byte) error {
 }
 
 // setattr answers Setattr; changes of the size are changes of the data.
-func (st *store) setattr(req *op.Request, rep *op.Reply) error {
+func (st *store) setattr(ctx context.Context, req *op.Request, rep *op.Reply) error {
 	if req.Valid&op.SetSize == 0 {
-		return st.change(req, rep, nil)
+		return st.changeWithin(ctx, req, rep)
 	}
 	mu := st.stripe(req.Ino)
 	mu.Lock()
