@@ -25,7 +25,7 @@ func (ch *change) rename() error {
 		if err := ch.loadDir(req.Dir2, to); err != nil {
 			return err
 		}
-		if to.Volume != from.Volume {
+		if !to.foreign && to.Volume != from.Volume {
 			return refusal(sealfs.ErrCrossDevice)
 		}
 	}
@@ -152,7 +152,7 @@ func (ch *change) move(from, to *Inode, src, dst *Entry, moved, other *Inode) er
 		return err
 	}
 	if replaced {
-		if err := ch.dropLink(other); err != nil {
+		if err := ch.dropLink(other, now); err != nil {
 			return err
 		}
 	}

@@ -23,6 +23,7 @@ const (
 type decision struct {
 	coord   sealfs.Shard
 	tx      op.Tx
+	time    int64
 	parties []sealfs.Shard
 	open    []sealfs.Shard // those that have not said that they have committed
 }
@@ -90,7 +91,7 @@ func (f *finisher) finish(st *store, list []decision) (left []decision) {
 	synced := map[sealfs.Shard]bool{} // asked in this round, and the answer
 	for _, d := range list {
 		d.open = slices.DeleteFunc(slices.Clone(d.open), func(s sealfs.Shard) bool {
-			return f.ask(st, op.Request{Type: op.Commit, Shard: s, Coord: d.coord, Tx: d.tx})
+			return f.ask(st, op.Request{Type: op.Commit, Shard: s, Coord: d.coord, Tx: d.tx, Mtime: d.time})
 		})
 		if len(d.open) > 0 {
 			left = append(left, d)

@@ -60,6 +60,7 @@ func (s *simServer) start(t testing.TB, kept *pmem.Staging) {
 		t.Fatal(err)
 	}
 	s.stores = []*store{st}
+	st.run()
 }
 
 // check verifies the namespace and the tree under it.

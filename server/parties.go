@@ -119,7 +119,7 @@ func (p *parties) resolve(d doubt) {
 		t = op.Commit
 	}
 	for _, shard := range d.in {
-		req := op.Request{Type: t, Shard: shard, Coord: d.coord, Tx: d.tx}
+		req := op.Request{Type: t, Shard: shard, Coord: d.coord, Tx: d.tx, Mtime: rep.Attr.Mtime}
 		var rep op.Reply
 		if err := p.st.change(&req, &rep, nil); err != nil || rep.Code != 0 {
 			p.st.srv.log.Error("a transaction is not brought to its end", "outcome", t.String(), "shard", shard, "code", rep.Code, "err", err)
@@ -142,8 +142,8 @@ func (st *store) loadShards(r pmem.Reader) error {
 		if err != nil {
 			return err
 		}
-		err = meta.Decisions(r, shard, func(tx op.Tx, parties []sealfs.Shard) {
-			st.srv.finisher.add(st, decision{shard, tx, parties, parties})
+		err = meta.Decisions(r, shard, func(tx op.Tx, d meta.Decision) {
+			st.srv.finisher.add(st, decision{shard, tx, d.Time, d.Parties, d.Parties})
 		})
 		if err != nil {
 			return err

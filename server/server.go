@@ -122,6 +122,7 @@ func (s *Server) AddStore(ctx context.Context, so StoreOptions) error {
 	}
 	s.stores = append(slices.Clip(s.stores), st)
 	s.way.Store(nil)
+	st.run()
 	return nil
 }
 
@@ -176,9 +177,13 @@ func (s *Server) attach(dev disk.Device, region pmem.Backing, kept *pmem.Staging
 		// roots idempotent stay.
 		return nil, errors.Join(err, ls.Close())
 	}
+	return st, nil
+}
+
+// run starts what goes on in the background, once the store is found by its shards.
+func (st *store) run() {
 	st.reclaim.start(st)
 	st.parties.start(st)
-	return st, nil
 }
 
 // close ends what runs for the store, and makes it durable.

@@ -138,7 +138,7 @@ func (st *store) attempt(ctx context.Context, tx op.Tx, req *op.Request, rep *op
 	}
 	st.srv.active.remove(tx)
 	if c.State() == txn.Aborted {
-		st.announce(c, op.Abort, abortTimeout)
+		st.announce(c, op.Abort, 0, abortTimeout)
 		switch code := c.Code(); code {
 		case 0: // the decision said why
 			return false, nil
@@ -150,8 +150,8 @@ func (st *store) attempt(ctx context.Context, tx op.Tx, req *op.Request, rep *op
 			return false, ctx.Err()
 		}
 	}
-	st.announce(c, op.Commit, commitTimeout)
-	st.srv.finisher.add(st, decision{req.Shard, tx, c.Parties(), c.Open()})
+	st.announce(c, op.Commit, req.Time, commitTimeout)
+	st.srv.finisher.add(st, decision{req.Shard, tx, req.Time, c.Parties(), c.Open()})
 	return false, nil
 }
 
@@ -230,6 +230,7 @@ func (st *store) decide(ctx context.Context, c *txn.Coordinator, plan meta.Plan,
 		d.Ino, d.Flags = plan.Ino, d.Flags|op.Walked
 	}
 	end, err := st.execute(ctx, &d, rep, nil)
+	req.Time = d.Time
 	if _, foreign := err.(*meta.Foreign); foreign {
 		c.Abort(sealfs.ErrStale) // something else has come into it
 		return nil
@@ -237,7 +238,7 @@ func (st *store) decide(ctx context.Context, c *txn.Coordinator, plan meta.Plan,
 	if err != nil {
 		c.Abort(0)
 		st.srv.active.remove(c.Tx())
-		st.announce(c, op.Abort, abortTimeout)
+		st.announce(c, op.Abort, 0, abortTimeout)
 		return err
 	}
 	switch {
@@ -267,13 +268,13 @@ func (st *store) decided(coord sealfs.Shard, tx op.Tx) bool {
 
 // announce tells the parties of the outcome, and waits no longer than limit.
 // What the client does meanwhile does not matter.
-func (st *store) announce(c *txn.Coordinator, t op.Type, limit time.Duration) {
+func (st *store) announce(c *txn.Coordinator, t op.Type, at int64, limit time.Duration) {
 	ctx, stop := context.WithTimeout(context.Background(), limit)
 	defer stop()
 	open := append([]sealfs.Shard(nil), c.Open()...)
 	done := make([]bool, len(open))
 	st.each(len(open), func(i int) {
-		req := op.Request{Type: t, Shard: open[i], Coord: c.Parts()[0].Coord, Tx: c.Tx()}
+		req := op.Request{Type: t, Shard: open[i], Coord: c.Parts()[0].Coord, Tx: c.Tx(), Mtime: at}
 		var rep op.Reply
 		done[i] = st.srv.peers().Do(ctx, &req, &rep) == nil && rep.Code == 0
 	})
