@@ -31,7 +31,7 @@ type world struct {
 	rng  *rand.Rand // guarded by mu
 	loss int        // of 1000 messages between servers, so many are lost
 	gate sync.RWMutex
-	srv  []*Server
+	srv  []atomic.Pointer[Server]
 	dev  []*disk.Sim // of each store
 	reg  []*disk.Sim
 }
@@ -56,7 +56,7 @@ func newWorld(t testing.TB, seed uint64, stores ...int) *world {
 		m.Table = append(m.Table, cluster.ShardInfo{Replicas: []uint16{uint16(shard % len(m.Stores))}, Epoch: 3})
 	}
 	w.m.Store(m)
-	w.srv = make([]*Server, len(stores))
+	w.srv = make([]atomic.Pointer[Server], len(stores))
 	for i := range stores {
 		w.start(i, nil)
 	}
@@ -72,8 +72,8 @@ func newWorld(t testing.TB, seed uint64, stores ...int) *world {
 		w.lose(0)
 		w.settle()
 		w.check()
-		for _, s := range w.srv {
-			if err := s.Close(); err != nil {
+		for i := range w.srv {
+			if err := w.srv[i].Load().Close(); err != nil {
 				t.Error(err)
 			}
 		}
@@ -86,7 +86,7 @@ func (w *world) start(i int, kept []*pmem.Staging) {
 	w.t.Helper()
 	s := &Server{
 		o: Options{Shards: testShards, Map: w.m.Load, Peers: (*between)(w), KeepSessions: true, Grace: time.Millisecond}, cfg: meta.Config{Shards: testShards},
-		log: testLog(w.t), quit: make(chan struct{}),
+		log: testLog(w.t), quit: make(chan struct{}), pace: pace{doubt: 40 * time.Millisecond, finish: 20 * time.Millisecond},
 	}
 	for k, at := range w.of {
 		if at != i {
@@ -103,7 +103,7 @@ func (w *world) start(i int, kept []*pmem.Staging) {
 		s.stores = append(s.stores, st)
 	}
 	s.way.Store(nil)
-	w.srv[i] = s
+	w.srv[i].Store(s)
 	for _, st := range s.stores {
 		st.run()
 	}
@@ -121,12 +121,15 @@ func (w *world) start(i int, kept []*pmem.Staging) {
 // kill ends a server as SIGKILL would and starts it again.
 func (w *world) kill(i int) {
 	w.t.Helper()
-	s := w.srv[i]
+	s := w.srv[i].Load()
 	// What is under way gets no further.
+	s.closed.Store(true)
 	close(s.quit)
 	w.gate.Lock()
 	defer w.gate.Unlock()
 	s.finisher.stop()
+	s.gate.Lock()
+	defer s.gate.Unlock()
 	var kept []*pmem.Staging
 	n := 0
 	for k, at := range w.of {
@@ -163,7 +166,15 @@ func (w *world) Do(ctx context.Context, req *op.Request, rep *op.Reply) error {
 func (w *world) send(ctx context.Context, req *op.Request, rep *op.Reply) error {
 	row := w.m.Load().Table[req.Shard]
 	req.Epoch = row.Epoch
-	return w.srv[w.of[row.Replicas[0]]].Do(ctx, req, rep)
+	s := w.srv[w.of[row.Replicas[0]]].Load()
+	if s == nil {
+		return fmt.Errorf("not started yet: %w", sealfs.ErrUnavailable)
+	}
+	err := s.Do(ctx, req, rep)
+	if errors.Is(err, sealfs.ErrClosed) {
+		err = fmt.Errorf("%w: %w", err, sealfs.ErrUnavailable)
+	}
+	return err
 }
 
 // between is the way from server to server: it loses requests and answers, and
@@ -202,8 +213,8 @@ func (b *between) Do(ctx context.Context, req *op.Request, rep *op.Reply) error 
 func (w *world) settle() {
 	w.t.Helper()
 	poll(w.t, "transactions are left", func() bool {
-		for _, s := range w.srv {
-			for _, st := range s.stores {
+		for i := range w.srv {
+			for _, st := range w.srv[i].Load().stores {
 				r := st.BeginRead()
 				n := st.parties.locks.Len()
 				for shard := range sealfs.Shard(testShards) {
@@ -240,8 +251,8 @@ func poll(t testing.TB, what string, done func() bool) {
 func (w *world) check() {
 	w.t.Helper()
 	var all []pmem.Reader
-	for _, s := range w.srv {
-		for _, st := range s.stores {
+	for i := range w.srv {
+		for _, st := range w.srv[i].Load().stores {
 			st.reclaim.settle()
 			all = append(all, st.BeginRead())
 			defer st.EndRead()

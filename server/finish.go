@@ -10,13 +10,8 @@ import (
 	"sealfs/op"
 )
 
-const (
-	// finishDelay is how long committed transactions are gathered before the
-	// parties are asked for durability, once for all.
-	finishDelay = time.Second
-	// finishTimeout bounds one request of the finisher.
-	finishTimeout = 5 * time.Second
-)
+// finishTimeout bounds one request of the finisher.
+const finishTimeout = 5 * time.Second
 
 // decision is a transaction that this server has decided and must not forget
 // until every party has committed it durably.
@@ -48,7 +43,7 @@ func (f *finisher) add(st *store, d decision) {
 	if f.todo == nil {
 		f.todo = map[*store][]decision{}
 		f.ctx, f.end = context.WithCancel(context.Background())
-		f.done.Go(f.run)
+		f.done.Go(func() { f.run(st.srv.pace.finish) })
 	}
 	f.todo[st] = append(f.todo[st], d)
 }
@@ -64,8 +59,8 @@ func (f *finisher) stop() {
 	}
 }
 
-func (f *finisher) run() {
-	tick := time.NewTicker(finishDelay)
+func (f *finisher) run(every time.Duration) {
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
 		select {

@@ -12,12 +12,16 @@ import (
 	"sealfs/txn"
 )
 
-const (
-	// doubtAfter is how long a party waits to hear of a transaction before it asks.
-	doubtAfter = time.Second
-	// resolveTimeout bounds one question.
-	resolveTimeout = 2 * time.Second
-)
+// resolveTimeout bounds one question.
+const resolveTimeout = 2 * time.Second
+
+// pace says how patient a server is.
+type pace struct {
+	doubt  time.Duration // how long a party waits to hear of a transaction before it asks
+	finish time.Duration // how long committed transactions are gathered before they are made durable and forgotten
+}
+
+var usualPace = pace{doubt: time.Second, finish: time.Second}
 
 // parties are the transactions in which a store is a party: what they hold, and
 // a goroutine that asks for the fate of those that nobody comes back for.
@@ -55,7 +59,7 @@ func (p *parties) stop() {
 }
 
 func (p *parties) run() {
-	tick := time.NewTicker(doubtAfter / 4)
+	tick := time.NewTicker(p.st.srv.pace.doubt / 4)
 	defer tick.Stop()
 	for {
 		for _, d := range p.doubtful() {
@@ -91,7 +95,7 @@ func (p *parties) doubtful() []doubt {
 	left := make(map[op.Tx]time.Time, len(p.since))
 	p.locks.Each(func(tx op.Tx, coord sealfs.Shard, in []sealfs.Shard) {
 		at := p.since[tx]
-		if time.Since(at) >= doubtAfter {
+		if time.Since(at) >= p.st.srv.pace.doubt {
 			list = append(list, doubt{tx, coord, in})
 			at = time.Now()
 		}

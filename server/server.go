@@ -61,6 +61,7 @@ type Server struct {
 	gate   sync.RWMutex  // held shared by requests under way, so that Close comes after them
 
 	sessions atomic.Pointer[sessionList] // nil: not known yet
+	pace     pace
 	active   active
 	finisher finisher
 }
@@ -92,7 +93,7 @@ func Open(ctx context.Context, o Options) (*Server, error) {
 	if o.Grace == 0 {
 		o.Grace = time.Minute
 	}
-	s := &Server{o: o, cfg: meta.Config{Shards: o.Shards}, log: o.Logger, quit: make(chan struct{})}
+	s := &Server{o: o, cfg: meta.Config{Shards: o.Shards}, log: o.Logger, quit: make(chan struct{}), pace: usualPace}
 	for _, so := range o.Stores {
 		if err := s.AddStore(ctx, so); err != nil {
 			return nil, errors.Join(err, s.Close())
@@ -299,7 +300,13 @@ func (st *store) query(ctx context.Context, req *op.Request, rep *op.Reply) erro
 		if err == nil {
 			return nil
 		}
-		if err = st.await(ctx, err, op.Tx{}); err != nil {
+		// A transaction on its walk holds locks itself, so it must not wait for an older one.
+		if err = st.await(ctx, err, req.Tx); err == errDie {
+			rep.Reset()
+			rep.Code = sealfs.ErrDeadlock
+			return nil
+		}
+		if err != nil {
 			return err
 		}
 	}

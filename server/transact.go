@@ -181,8 +181,8 @@ func (st *store) plan(ctx context.Context, req *op.Request) (meta.Plan, error) {
 }
 
 // collect sends the Prepares and gathers the votes.
-func (st *store) collect(ctx context.Context, c *txn.Coordinator) {
-	ctx, stop := context.WithTimeout(ctx, prepareTimeout)
+func (st *store) collect(outer context.Context, c *txn.Coordinator) {
+	ctx, stop := context.WithTimeout(outer, prepareTimeout)
 	defer stop()
 	parts := c.Parts()
 	codes, votes := make([]sealfs.Code, len(parts)), make([]op.Attr, len(parts))
@@ -193,6 +193,9 @@ func (st *store) collect(ctx context.Context, c *txn.Coordinator) {
 		votes[i] = rep.Attr
 	})
 	for i := range parts {
+		if codes[i] == sealfs.ErrInterrupted && outer.Err() == nil {
+			codes[i] = sealfs.ErrDeadlock // it took too long: let others go first
+		}
 		c.Voted(i, codes[i], votes[i])
 	}
 }
