@@ -10,7 +10,8 @@ import (
 type Plan struct {
 	Parts []op.Request // a Prepare each, but for the transaction itself
 	Walks []Walk       // to be done when all have voted
-	Ino   sealfs.Ino   // Rename: for what Name2 stands; goes into the decision
+	Src   sealfs.Ino   // Rename: for what Name stands, and
+	Ino   sealfs.Ino   // Name2; both go into the decision, as Off and Ino
 	Same  sealfs.Ino   // Rename: both names are this inode's, so nothing is to be done
 }
 
@@ -131,6 +132,7 @@ func (p *planner) rename(target Target, root func(sealfs.Volume) sealfs.Ino) err
 	case !isDir && otherDir:
 		return refusal(sealfs.ErrIsDir)
 	}
+	p.plan.Src = src.Ino
 	if p.plan.Ino = target.Ino; target.Ino == src.Ino {
 		p.plan.Same = src.Ino
 		return nil

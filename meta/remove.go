@@ -129,6 +129,9 @@ func (ch *change) rmdir() error {
 
 // detach removes the entry e from dir and a link from its inode.
 func (ch *change) detach(dir *Inode, e *Entry, in *Inode) error {
+	if votes := ch.req.Votes; len(votes) > 0 && votes[0].Ino != e.Ino {
+		return refusal(sealfs.ErrStale) // not what the other party has prepared for
+	}
 	if err := ch.loadEntry(e, in); err != nil {
 		return err
 	}

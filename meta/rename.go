@@ -49,6 +49,9 @@ func (ch *change) rename() error {
 	} else if found, err = findEntry(ch.tx, ch.c, to, req.Name2, &dst); err != nil {
 		return err
 	}
+	if !req.Tx.IsZero() && (uint64(src.Ino) != req.Off || dst.Ino != req.Ino) {
+		return refusal(sealfs.ErrStale) // not what the other parties have prepared for
+	}
 	switch {
 	case found && req.Flags&op.NoReplace != 0:
 		return refusal(sealfs.ErrExist)

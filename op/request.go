@@ -21,7 +21,7 @@ const (
 	Link        // Name in Dir for Ino
 	Unlink      // Name in Dir, not a directory
 	Rmdir       // Name in Dir, an empty directory
-	Rename      // Name in Dir to Name2 in Dir2; flags NoReplace, Exchange
+	Rename      // Name in Dir to Name2 in Dir2; flags NoReplace, Exchange. Resolved, in a decision: Off and Ino are what the names stand for
 	Setattr     // Ino: the fields that Valid names
 	Write       // Ino: payload at Off; flags Append, KillPriv. Resolved: Off and Data cover whole blocks (but for the file's tail), Size is where the sender's bytes end
 	Fallocate   // Ino: Off, Len, Mode (the FALLOC_FL bits)

@@ -24,9 +24,9 @@ type change struct {
 	buf      []byte // the encoded operation
 	cfg      meta.Config
 	charges  []charge
-	paid     bool       // the charges are booked
-	held     sealfs.Ino // registered as held by this change
-	locked   bool       // the locks of a Prepare were taken
+	paid     bool        // the charges are booked
+	held     sealfs.Ino  // registered as held by this change
+	locked   *op.Request // the part whose locks were taken
 	freed    []*op.Request
 	tell     func() // those who wait for what was freed
 }
@@ -157,7 +157,9 @@ func (c *change) Apply(tx *lsfs.Tx) error {
 	switch c.req.Type {
 	case op.Prepare:
 		part := *c.req
-		c.locked = c.st.parties.locks.Add(&part)
+		if c.st.parties.locks.Add(&part) {
+			c.locked = &part
+		}
 	case op.Commit, op.Abort:
 		c.freed, c.tell = c.st.parties.locks.Drop(c.req.Tx, c.req.Shard)
 	}
@@ -175,11 +177,9 @@ func (c *change) undo() {
 		c.st.holds.drop(c.req.Session, c.held, 1)
 		c.held = 0
 	}
-	if c.locked {
-		_, tell := c.st.parties.locks.Drop(c.req.Tx, c.req.Shard)
-		if c.locked = false; tell != nil {
-			tell()
-		}
+	if c.locked != nil {
+		c.st.parties.locks.Remove(c.locked)
+		c.locked = nil
 	}
 	for _, p := range c.freed {
 		c.st.parties.locks.Add(p)

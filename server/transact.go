@@ -117,8 +117,12 @@ func (st *store) attempt(ctx context.Context, tx op.Tx, req *op.Request, rep *op
 		rep.Attr.Ino = plan.Same
 		return false, nil
 	}
-	if len(plan.Parts) == 0 {
-		return true, nil // it is not foreign any more
+	if len(plan.Parts) == 0 { // it is not foreign any more
+		err := st.change(req, rep, nil)
+		if _, foreign := err.(*meta.Foreign); foreign {
+			return true, nil
+		}
+		return false, err
 	}
 	c := txn.Begin(tx, req.Shard, plan.Parts)
 	st.srv.active.add(tx)
@@ -230,7 +234,7 @@ func (st *store) decide(ctx context.Context, c *txn.Coordinator, plan meta.Plan,
 	d := *req
 	d.Tx, d.Coord, d.Votes = c.Tx(), req.Shard, c.Votes()
 	if req.Type == op.Rename {
-		d.Ino, d.Flags = plan.Ino, d.Flags|op.Walked
+		d.Off, d.Ino, d.Flags = uint64(plan.Src), plan.Ino, d.Flags|op.Walked
 	}
 	end, err := st.execute(ctx, &d, rep, nil)
 	req.Time = d.Time

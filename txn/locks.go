@@ -93,6 +93,17 @@ func (l *Locks) Add(part *op.Request) bool {
 // Drop gives up what tx holds for its parts in a shard, and returns them. Who
 // waits for it is told by the function it returns, nil when there is nobody to tell.
 func (l *Locks) Drop(tx op.Tx, shard sealfs.Shard) (parts []*op.Request, tell func()) {
+	return l.drop(tx, func(p *op.Request) bool { return p.Shard == shard })
+}
+
+// Remove undoes an Add of the same part, which has come to nothing.
+func (l *Locks) Remove(part *op.Request) {
+	if _, tell := l.drop(part.Tx, func(p *op.Request) bool { return p == part }); tell != nil {
+		tell()
+	}
+}
+
+func (l *Locks) drop(tx op.Tx, match func(*op.Request) bool) (parts []*op.Request, tell func()) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	h := l.txs[tx]
@@ -101,7 +112,7 @@ func (l *Locks) Drop(tx op.Tx, shard sealfs.Shard) (parts []*op.Request, tell fu
 	}
 	var rest []*op.Request
 	for _, p := range h.parts {
-		if p.Shard != shard {
+		if !match(p) {
 			rest = append(rest, p)
 			continue
 		}
