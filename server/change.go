@@ -54,7 +54,7 @@ func (st *store) change(req *op.Request, rep *op.Reply, payload []byte) error {
 // transactions, and may become one itself.
 func (st *store) changeWithin(ctx context.Context, req *op.Request, rep *op.Reply) error {
 	end, err := st.execute(ctx, req, rep, nil)
-	if _, foreign := err.(*meta.Foreign); foreign {
+	if isForeign(err) {
 		return st.transact(ctx, req, rep)
 	}
 	if err != nil || !st.srv.o.Durable || rep.Code != 0 {
@@ -210,6 +210,8 @@ func (c *change) free() {
 // after does what a change that happened entails.
 func (st *store) after(req *op.Request, rep *op.Reply) {
 	switch req.Type {
+	case op.Commit, op.Abort:
+		rep.Off = uint64(st.Incarnation()) // see finisher
 	case op.SetLock, op.DropOwner:
 		st.locks.wake(req.Ino)
 	case op.DropSession:

@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"slices"
 	"sync"
 	"time"
 
@@ -20,7 +19,9 @@ type decision struct {
 	tx      op.Tx
 	time    int64
 	parties []sealfs.Shard
-	open    []sealfs.Shard // those that have not said that they have committed
+	// in is the incarnation of its store in which a party has committed. Only the
+	// same one can make that durable: one that came after a power cut may have lost it.
+	in map[sealfs.Shard]uint64
 }
 
 // finisher tells parties of decisions that they have not heard of, makes sure
@@ -83,46 +84,44 @@ func (f *finisher) run(every time.Duration) {
 
 // finish does what can be done for the decisions of a store, and returns those that are left.
 func (f *finisher) finish(st *store, list []decision) (left []decision) {
-	synced := map[sealfs.Shard]bool{} // asked in this round, and the answer
+	synced := map[sealfs.Shard]uint64{} // by which incarnation, in this round
 	for _, d := range list {
-		d.open = slices.DeleteFunc(slices.Clone(d.open), func(s sealfs.Shard) bool {
-			return f.ask(st, op.Request{Type: op.Commit, Shard: s, Coord: d.coord, Tx: d.tx, Mtime: d.time})
-		})
-		if len(d.open) > 0 {
-			left = append(left, d)
-			continue
-		}
 		for _, s := range d.parties {
-			if _, asked := synced[s]; !asked {
-				synced[s] = false
+			if d.in[s] == 0 {
+				d.in[s] = f.ask(st, op.Request{Type: op.Commit, Shard: s, Coord: d.coord, Tx: d.tx, Mtime: d.time})
 			}
+			synced[s] = 0
 		}
 	}
 	for s := range synced {
 		synced[s] = f.ask(st, op.Request{Type: op.Sync, Shard: s})
 	}
 	for _, d := range list {
-		if slices.ContainsFunc(left, func(o decision) bool { return o.tx == d.tx }) {
-			continue
-		}
-		if slices.ContainsFunc(d.parties, func(s sealfs.Shard) bool { return !synced[s] }) {
-			d.open = nil
-			left = append(left, d)
-			continue
+		done := true
+		for _, s := range d.parties {
+			if d.in[s] == 0 || synced[s] != d.in[s] {
+				done = false
+				if synced[s] != 0 {
+					d.in[s] = 0 // it must hear of it again
+				}
+			}
 		}
 		req := op.Request{Type: op.Forget, Shard: d.coord, Coord: d.coord, Tx: d.tx}
 		var rep op.Reply
-		if err := st.change(&req, &rep, nil); err != nil || rep.Code != 0 {
+		if !done || st.change(&req, &rep, nil) != nil || rep.Code != 0 {
 			left = append(left, d)
 		}
 	}
 	return left
 }
 
-// ask reports whether a request was done.
-func (f *finisher) ask(st *store, req op.Request) bool {
+// ask sends a request and returns which incarnation of the store has done it, 0 for none.
+func (f *finisher) ask(st *store, req op.Request) uint64 {
 	ctx, stop := context.WithTimeout(f.ctx, finishTimeout)
 	defer stop()
 	var rep op.Reply
-	return st.srv.peers().Do(ctx, &req, &rep) == nil && rep.Code == 0
+	if st.srv.peers().Do(ctx, &req, &rep) != nil || rep.Code != 0 {
+		return 0
+	}
+	return rep.Off
 }

@@ -147,7 +147,7 @@ func (st *store) loadShards(r pmem.Reader) error {
 			return err
 		}
 		err = meta.Decisions(r, shard, func(tx op.Tx, d meta.Decision) {
-			st.srv.finisher.add(st, decision{shard, tx, d.Time, d.Parties, d.Parties})
+			st.srv.finisher.add(st, decision{shard, tx, d.Time, d.Parties, map[sealfs.Shard]uint64{}})
 		})
 		if err != nil {
 			return err

@@ -17,6 +17,7 @@ import (
 	"sealfs/meta"
 	"sealfs/op"
 	"sealfs/pmem"
+	"sealfs/txn"
 )
 
 // StoreOptions names the parts of one store.
@@ -80,6 +81,8 @@ type store struct {
 	locks   waiters
 	reclaim reclaimer
 	parties parties
+	callsMu sync.Mutex
+	calls   txn.Calls
 }
 
 // Open recovers all stores and begins to answer.
@@ -240,7 +243,11 @@ func (s *Server) Do(ctx context.Context, req *op.Request, rep *op.Reply) error {
 		return fmt.Errorf("server: %w", sealfs.ErrClosed)
 	}
 	st, err := s.route(req)
-	if err == nil {
+	switch {
+	case err != nil:
+	case req.Seq != 0 && req.Session != 0 && req.Session != volumeSession && req.Type.Changes():
+		err = st.once(ctx, req, rep)
+	default:
 		err = st.do(ctx, req, rep)
 	}
 	if err != nil {
@@ -261,6 +268,7 @@ func (st *store) do(ctx context.Context, req *op.Request, rep *op.Reply) error {
 	case op.Read:
 		return st.read(req, rep)
 	case op.Sync:
+		rep.Off = uint64(st.Incarnation())
 		return st.Sync()
 	case op.Open:
 		return st.hold(req, rep)
@@ -288,6 +296,42 @@ func (st *store) do(ctx context.Context, req *op.Request, rep *op.Reply) error {
 		return st.changeWithin(ctx, req, rep)
 	}
 	return st.query(ctx, req, rep)
+}
+
+// once is do for a change that may come twice: the requests for it go one after
+// the other, and what was refused stays refused.
+func (st *store) once(ctx context.Context, req *op.Request, rep *op.Reply) error {
+	for {
+		st.callsMu.Lock()
+		call, first, err := st.calls.Enter(req.Session, req.Seq, req.Low)
+		st.callsMu.Unlock()
+		if err != nil {
+			return err
+		}
+		if first {
+			err := st.do(ctx, req, rep)
+			code := rep.Code
+			errors.As(err, &code)
+			switch code {
+			case sealfs.ErrUnavailable, sealfs.ErrInterrupted, sealfs.ErrClosed, sealfs.ErrBusy:
+				code = 0 // not answered: it will be asked again
+			}
+			st.callsMu.Lock()
+			st.calls.Leave(req.Session, req.Seq, code)
+			st.callsMu.Unlock()
+			return err
+		}
+		select {
+		case <-call.Done:
+		case <-ctx.Done():
+			return fmt.Errorf("%v: %w: %w", req.Type, context.Cause(ctx), sealfs.ErrInterrupted)
+		case <-st.srv.quit:
+			return fmt.Errorf("server: %w", sealfs.ErrClosed)
+		}
+		if call.Code != 0 {
+			return call.Code
+		}
+	}
 }
 
 // query answers what the namespace alone knows.

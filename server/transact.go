@@ -98,7 +98,17 @@ func (st *store) transact(ctx context.Context, req *op.Request, rep *op.Reply) e
 			timer.Stop()
 			return fmt.Errorf("server: %w", sealfs.ErrClosed)
 		}
+		// It may have become an ordinary change meanwhile, or one to be refused.
+		rep.Reset()
+		if err := st.change(req, rep, nil); !isForeign(err) {
+			return err
+		}
 	}
+}
+
+func isForeign(err error) bool {
+	_, is := err.(*meta.Foreign)
+	return is
 }
 
 // attempt is one attempt to do an operation as transaction tx. again says that
@@ -117,12 +127,8 @@ func (st *store) attempt(ctx context.Context, tx op.Tx, req *op.Request, rep *op
 		rep.Attr.Ino = plan.Same
 		return false, nil
 	}
-	if len(plan.Parts) == 0 { // it is not foreign any more
-		err := st.change(req, rep, nil)
-		if _, foreign := err.(*meta.Foreign); foreign {
-			return true, nil
-		}
-		return false, err
+	if len(plan.Parts) == 0 {
+		return true, nil // it is not foreign any more
 	}
 	c := txn.Begin(tx, req.Shard, plan.Parts)
 	st.srv.active.add(tx)
@@ -154,34 +160,52 @@ func (st *store) attempt(ctx context.Context, tx op.Tx, req *op.Request, rep *op
 			return false, ctx.Err()
 		}
 	}
-	st.announce(c, op.Commit, req.Time, commitTimeout)
-	st.srv.finisher.add(st, decision{req.Shard, tx, req.Time, c.Parties(), c.Open()})
+	st.srv.finisher.add(st, decision{
+		coord: req.Shard, tx: tx, time: req.Time, parties: c.Parties(), in: st.announce(c, op.Commit, req.Time, commitTimeout),
+	})
 	return false, nil
 }
 
-// plan says what parts other stores have in the operation.
+// plan says what parts other stores have in the operation. It holds nothing, so
+// it waits for whatever transaction is in the way.
 func (st *store) plan(ctx context.Context, req *op.Request) (meta.Plan, error) {
-	var target meta.Target
-	if req.Type == op.Rename && !st.local(req.Dir2.Home(st.srv.cfg.Shards)) {
-		look := op.Request{Type: op.Lookup, Dir: req.Dir2, Name: req.Name2, Shard: req.Dir2.Home(st.srv.cfg.Shards), Volume: req.Volume}
-		var found op.Reply
-		if err := st.srv.peers().Do(ctx, &look, &found); err != nil {
+	for {
+		target, err := st.target(ctx, req)
+		if err != nil {
 			return meta.Plan{}, err
 		}
-		if found.Code != 0 && found.Code != sealfs.ErrNotExist {
-			return meta.Plan{}, found.Code
+		cfg := st.config()
+		r := st.BeginRead()
+		plan, err := meta.MakePlan(r, cfg, req, target, func(v sealfs.Volume) sealfs.Ino {
+			if info := st.srv.volumeInfo(v); info != nil {
+				return info.Root
+			}
+			return 0
+		})
+		st.EndRead()
+		if err == nil {
+			return plan, nil
 		}
-		target = meta.Target{Ino: found.Attr.Ino, Type: uint8(found.Attr.Mode >> 12)}
+		if err = st.await(ctx, err, op.Tx{}); err != nil {
+			return meta.Plan{}, err
+		}
 	}
-	cfg := st.config()
-	r := st.BeginRead()
-	defer st.EndRead()
-	return meta.MakePlan(r, cfg, req, target, func(v sealfs.Volume) sealfs.Ino {
-		if info := st.srv.volumeInfo(v); info != nil {
-			return info.Root
-		}
-		return 0
-	})
+}
+
+// target asks what the new name of a Rename stands for, if its directory lies elsewhere.
+func (st *store) target(ctx context.Context, req *op.Request) (meta.Target, error) {
+	if req.Type != op.Rename || st.local(req.Dir2.Home(st.srv.cfg.Shards)) {
+		return meta.Target{}, nil
+	}
+	look := op.Request{Type: op.Lookup, Dir: req.Dir2, Name: req.Name2, Shard: req.Dir2.Home(st.srv.cfg.Shards), Volume: req.Volume}
+	var found op.Reply
+	if err := st.srv.peers().Do(ctx, &look, &found); err != nil {
+		return meta.Target{}, err
+	}
+	if found.Code != 0 && found.Code != sealfs.ErrNotExist {
+		return meta.Target{}, found.Code
+	}
+	return meta.Target{Ino: found.Attr.Ino, Type: uint8(found.Attr.Mode >> 12)}, nil
 }
 
 // collect sends the Prepares and gathers the votes.
@@ -238,7 +262,7 @@ func (st *store) decide(ctx context.Context, c *txn.Coordinator, plan meta.Plan,
 	}
 	end, err := st.execute(ctx, &d, rep, nil)
 	req.Time = d.Time
-	if _, foreign := err.(*meta.Foreign); foreign {
+	if isForeign(err) {
 		c.Abort(sealfs.ErrStale) // something else has come into it
 		return nil
 	}
@@ -274,22 +298,28 @@ func (st *store) decided(coord sealfs.Shard, tx op.Tx) bool {
 }
 
 // announce tells the parties of the outcome, and waits no longer than limit.
-// What the client does meanwhile does not matter.
-func (st *store) announce(c *txn.Coordinator, t op.Type, at int64, limit time.Duration) {
+// What the client does meanwhile does not matter. It returns in which incarnation
+// of its store each party has heard of it.
+func (st *store) announce(c *txn.Coordinator, t op.Type, at int64, limit time.Duration) map[sealfs.Shard]uint64 {
 	ctx, stop := context.WithTimeout(context.Background(), limit)
 	defer stop()
 	open := append([]sealfs.Shard(nil), c.Open()...)
-	done := make([]bool, len(open))
+	heard := make([]uint64, len(open))
 	st.each(len(open), func(i int) {
 		req := op.Request{Type: t, Shard: open[i], Coord: c.Parts()[0].Coord, Tx: c.Tx(), Mtime: at}
 		var rep op.Reply
-		done[i] = st.srv.peers().Do(ctx, &req, &rep) == nil && rep.Code == 0
+		if st.srv.peers().Do(ctx, &req, &rep) == nil && rep.Code == 0 {
+			heard[i] = rep.Off
+		}
 	})
-	for i, ok := range done {
-		if ok {
+	in := make(map[sealfs.Shard]uint64, len(open))
+	for i, incarnation := range heard {
+		if incarnation != 0 {
 			c.Acknowledged(open[i])
+			in[open[i]] = incarnation
 		}
 	}
+	return in
 }
 
 // walkMax bounds a walk: no tree is that deep, so it has come into a circle.
