@@ -200,6 +200,21 @@ func loadData(r pmem.Reader, c Config, req *op.Request, in *Inode) error {
 	return nil
 }
 
+// Subject reads the file or, as IsPart then says, the part of it that a request for
+// data at req.Off is about: Read, Write, Fallocate or Seek. Nothing of it may be
+// looked at but its size, generation, bound and bytes. A part without bytes does not exist yet.
+// Refusals are sealfs.Codes: ErrStale for a sender that does not know the file as it is.
+func Subject(r pmem.Reader, c Config, req *op.Request, in *Inode) error {
+	err := loadData(r, c, req, in)
+	if code, ok := err.(refusal); ok {
+		return sealfs.Code(code)
+	}
+	return err
+}
+
+// IsPart reports whether in stands for a part: see Subject.
+func (in *Inode) IsPart() bool { return in.part }
+
 // loadData is loadData for a change.
 func (ch *change) loadData(in *Inode) error {
 	if err := loadData(ch.tx, ch.c, ch.req, in); err != nil {
@@ -307,7 +322,8 @@ func (ch *change) extend() error {
 }
 
 // purge does one bounded step of freeing what the part in req.Shard holds of
-// req.Ino at or beyond req.Off and is older than req.Gen. The reply's Eof says that nothing is left.
+// req.Ino at or beyond req.Off and is older than req.Gen. The reply's Eof says that nothing is
+// left, its attributes are empty if nothing was.
 func (ch *change) purge() error {
 	req := ch.req
 	if req.Ino == 0 || req.Ino > sealfs.InoMax || req.Off < sealfs.HomeBytes || req.Off > boundMax {
@@ -333,6 +349,7 @@ func (ch *change) purge() error {
 		in.Gen, in.Bound = req.Gen, req.Off
 	}
 	ch.rep.Eof = done
+	in.partAttr(&ch.rep.Attr)
 	return ch.putPart(&in)
 }
 

@@ -275,9 +275,6 @@ func (ch *change) fallocate() error {
 	case req.Off > sealfs.FileSizeMax || req.Len > sealfs.FileSizeMax-req.Off:
 		return refusal(sealfs.ErrTooBig)
 	}
-	if in.part {
-		return ch.punchPart(&in)
-	}
 	end, size, zero := req.Off+req.Len, in.Size, true
 	switch req.Mode {
 	case 0, fallocKeepSize:
@@ -285,6 +282,9 @@ func (ch *change) fallocate() error {
 	case fallocPunchHole | fallocKeepSize, fallocZeroRange, fallocZeroRange | fallocKeepSize:
 	default:
 		return refusal(sealfs.ErrNotSupported)
+	}
+	if in.part {
+		return ch.punchPart(&in)
 	}
 	ch.rep.Off = end
 	if zero {

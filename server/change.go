@@ -73,7 +73,7 @@ func (st *store) change(req *op.Request, rep *op.Reply, payload []byte) error {
 // class says which requests may use the reserve of a full store.
 func class(t op.Type) lsfs.Class {
 	switch t {
-	case op.Unlink, op.Rmdir, op.Reclaim, op.Removexattr, op.DropOwner, op.DropSession, op.DropVolume, op.Setattr, op.SetLock:
+	case op.Unlink, op.Rmdir, op.Reclaim, op.Purge, op.Removexattr, op.DropOwner, op.DropSession, op.DropVolume, op.Setattr, op.SetLock:
 		return lsfs.Freeing
 	}
 	return lsfs.Normal
@@ -158,7 +158,7 @@ func (st *store) after(req *op.Request, rep *op.Reply) {
 	if rep.Held != 0 && !rep.Eof && req.Type != op.Reclaim {
 		st.reclaim.add(rep.Held)
 	}
-	if req.Type != op.Reclaim && req.Type != op.DropVolume && req.Type != op.DropSession {
+	if req.Type != op.Reclaim && req.Type != op.Purge && req.Type != op.DropVolume && req.Type != op.DropSession {
 		rep.Held, rep.Eof = 0, false // the server's own business
 	}
 }

@@ -16,7 +16,8 @@ type guests struct{ s *Server }
 
 func (g guests) Do(ctx context.Context, req *op.Request, rep *op.Reply) error {
 	switch req.Type {
-	case op.MakeRoot, op.DropVolume, op.DropSession, op.Reclaim:
+	case op.MakeRoot, op.DropVolume, op.DropSession, op.Reclaim, op.Purge,
+		op.Prepare, op.Commit, op.Abort, op.Forget, op.Resolve, op.Ancestors:
 		rep.Code = sealfs.ErrPerm
 		return nil
 	}

@@ -33,6 +33,10 @@ type Options struct {
 	Stores  []StoreOptions
 	Durable bool // every answer survives a power cut (--durability=sync)
 	Logger  *slog.Logger
+
+	// Peers sends a request to whichever store holds its shard, this server's
+	// own included; nil: all shards are here.
+	Peers op.Handler
 }
 
 // Server owns stores and answers requests. It implements op.Handler.
@@ -58,6 +62,7 @@ type store struct {
 	usage   usage
 	locks   waiters
 	reclaim reclaimer
+	chunks  chunks
 }
 
 // Open recovers all stores and begins to answer.
@@ -141,6 +146,7 @@ func (s *Server) Close() error {
 	s.closed.Store(true)
 	for _, st := range s.stores {
 		st.locks.close() // who waits for a lock goes home
+		st.chunks.cuts.close()
 	}
 	s.gate.Lock()
 	defer s.gate.Unlock()
@@ -155,7 +161,11 @@ func (s *Server) Close() error {
 // Do answers one request: see op.Handler. Changes are visible when it returns
 // and survive SIGKILL; with Options.Durable also a power cut.
 func (s *Server) Do(ctx context.Context, req *op.Request, rep *op.Reply) error {
-	s.gate.RLock()
+	// A request may lead to others of the server itself, which must not wait for
+	// a Close that waits for the request.
+	if !s.gate.TryRLock() {
+		return fmt.Errorf("server: %w", sealfs.ErrClosed)
+	}
 	defer s.gate.RUnlock()
 	if s.closed.Load() {
 		return fmt.Errorf("server: %w", sealfs.ErrClosed)
@@ -174,11 +184,17 @@ func (s *Server) Do(ctx context.Context, req *op.Request, rep *op.Reply) error {
 func (st *store) do(ctx context.Context, req *op.Request, rep *op.Reply) error {
 	switch req.Type {
 	case op.Write:
-		return st.write(req, rep)
+		return st.write(ctx, req, rep)
 	case op.Fallocate:
-		return st.fallocate(req, rep)
+		return st.fallocate(ctx, req, rep)
 	case op.Setattr:
-		return st.setattr(req, rep)
+		return st.setattr(ctx, req, rep)
+	case op.Extend:
+		return st.resize(ctx, req, rep)
+	case op.Purge:
+		return st.purge(req, rep)
+	case op.Getattr:
+		return st.getattr(req, rep)
 	case op.Read:
 		return st.read(req, rep)
 	case op.Sync:

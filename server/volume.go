@@ -157,6 +157,24 @@ func (s *Server) epoch(shard sealfs.Shard) sealfs.Epoch {
 // bounded steps. progress, if not nil, hears how many shards are done. It can
 // be called again after a crash or a cancelled ctx.
 func (s *Server) DropVolume(ctx context.Context, v sealfs.Volume, progress func(done int)) error {
+	if err := s.dropShards(ctx, v, progress); err != nil {
+		return err
+	}
+	// A write under way may have left a chunk in a shard that was done, as long as
+	// its file was there. Now no file is.
+	if err := s.dropShards(ctx, v, nil); err != nil {
+		return err
+	}
+	for _, st := range s.stores {
+		st.reclaim.settle()
+		if err := st.Sync(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Server) dropShards(ctx context.Context, v sealfs.Volume, progress func(done int)) error {
 	for shard := range s.o.Shards {
 		for from := sealfs.Ino(0); ; {
 			if err := ctx.Err(); err != nil {
@@ -177,12 +195,6 @@ func (s *Server) DropVolume(ctx context.Context, v sealfs.Volume, progress func(
 		}
 		if progress != nil {
 			progress(int(shard) + 1)
-		}
-	}
-	for _, st := range s.stores {
-		st.reclaim.settle()
-		if err := st.Sync(); err != nil {
-			return err
 		}
 	}
 	return nil
