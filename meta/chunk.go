@@ -290,7 +290,8 @@ func (ch *change) settleTail(in *Inode) error {
 	return ch.clearOrphan(in.Ino, orphanTail)
 }
 
-// extend notes that chunks are written, or are about to be.
+// extend notes that chunks are written, or are about to be. With the flag Append the
+// sender wants req.Len bytes behind the end, whose place is in the reply's Off.
 func (ch *change) extend() error {
 	req := ch.req
 	var in Inode
@@ -300,19 +301,30 @@ func (ch *change) extend() error {
 	if err := in.refuseNoFile(); err != nil {
 		return err
 	}
+	size, bound := req.Size, req.Off
+	if req.Flags&op.Append != 0 {
+		if req.Len > sealfs.FileSizeMax-in.Size {
+			return refusal(sealfs.ErrTooBig)
+		}
+		size = in.Size + req.Len
+		if bound = max(bound, in.Bound); size > bound {
+			bound = min((size+sealfs.BoundStep-1)/sealfs.BoundStep*sealfs.BoundStep, boundMax)
+		}
+		ch.rep.Off = in.Size
+	}
 	home, chunks := in.Tails()
 	switch {
-	case req.Size > sealfs.FileSizeMax || req.Off > boundMax:
+	case size > sealfs.FileSizeMax || bound > boundMax:
 		return refusal(sealfs.ErrTooBig)
 	case req.Gen != in.Gen:
 		return refusal(sealfs.ErrStale)
 	case in.Bound == 0 && in.Size > sealfs.HomeBytes:
 		return refusal(sealfs.ErrStale) // it is whole, and stays so
-	case home && (in.Bound == 0 || req.Size > in.Size), chunks && (req.Off > in.Bound || req.Size > max(in.Size, sealfs.HomeBytes)):
+	case home && (in.Bound == 0 || size > in.Size), chunks && (bound > in.Bound || size > max(in.Size, sealfs.HomeBytes)):
 		return refusal(sealfs.ErrAgain)
 	}
-	in.Size = max(in.Size, req.Size)
-	in.Bound = max(in.Bound, req.Off, sealfs.HomeBytes)
+	in.Size = max(in.Size, size)
+	in.Bound = max(in.Bound, bound, sealfs.HomeBytes)
 	if req.Flags&op.KillPriv != 0 {
 		in.killPriv()
 	}
@@ -322,8 +334,7 @@ func (ch *change) extend() error {
 }
 
 // purge does one bounded step of freeing what the part in req.Shard holds of
-// req.Ino at or beyond req.Off and is older than req.Gen. The reply's Eof says that nothing is
-// left, its attributes are empty if nothing was.
+// req.Ino at or beyond req.Off and is older than req.Gen. The reply's Eof says that nothing is left.
 func (ch *change) purge() error {
 	req := ch.req
 	if req.Ino == 0 || req.Ino > sealfs.InoMax || req.Off < sealfs.HomeBytes || req.Off > boundMax {
@@ -349,7 +360,6 @@ func (ch *change) purge() error {
 		in.Gen, in.Bound = req.Gen, req.Off
 	}
 	ch.rep.Eof = done
-	in.partAttr(&ch.rep.Attr)
 	return ch.putPart(&in)
 }
 

@@ -79,7 +79,11 @@ func (st *store) settledChange(req *op.Request, rep *op.Reply) error {
 	if err := st.inode(req.Ino, &in); err != nil {
 		return err
 	}
-	if req.Type == op.Extend && req.Off <= in.Bound || req.Type != op.Extend && !in.Chunked() {
+	raises := in.Chunked()
+	if req.Type == op.Extend {
+		raises = req.Off > in.Bound || req.Flags&op.Append != 0 && req.Len > in.Bound-min(in.Size, in.Bound)
+	}
+	if !raises {
 		return st.change(req, rep, nil)
 	}
 	st.chunks.settling.begin(req.Ino)
@@ -311,10 +315,15 @@ func (st *store) purgeStep(req *op.Request, rep *op.Reply) error {
 	mu := st.stripe(req.Ino)
 	mu.Lock()
 	defer mu.Unlock()
-	if err := st.change(req, rep, nil); err != nil || rep.Code != 0 {
+	// Most shards that are asked hold nothing: that takes no record.
+	p, err := st.part(place{req.Ino, req.Shard, true})
+	if err != nil && !errors.Is(err, sealfs.ErrNotExist) {
 		return err
 	}
-	if rep.Attr.Ino != 0 {
+	if rep.Eof = err != nil || p.Gen >= req.Gen; !rep.Eof {
+		if err := st.change(req, rep, nil); err != nil || rep.Code != 0 {
+			return err
+		}
 		st.chunks.purges.Add(1)
 	}
 	st.chunks.cuts.wake(req.Ino)

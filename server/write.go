@@ -26,7 +26,8 @@ func (st *store) stripe(ino sealfs.Ino) *sync.Mutex {
 }
 
 // write answers Write. Data is cut into payloads that a record can hold; each
-// is merged with what the file has in the blocks at its ends. The inode's
+// is merged with what the file has in the blocks at its ends. An Append with a Len must
+// not go beyond HomeBytes: its sender wants the file to get chunks then. The inode's
 // stripe is held over the merge, so that nobody changes those blocks meanwhile.
 // rep.Off says where the data went.
 func (st *store) write(ctx context.Context, req *op.Request, rep *op.Reply) error {
@@ -59,6 +60,9 @@ func (st *store) write(ctx context.Context, req *op.Request, rep *op.Reply) erro
 	switch {
 	case off > sealfs.FileSizeMax || uint64(len(data)) > sealfs.FileSizeMax-off:
 		rep.Code = sealfs.ErrTooBig
+		return nil
+	case req.Flags&op.Append != 0 && (chunked || req.Len != 0) && off+uint64(len(data)) > sealfs.HomeBytes:
+		rep.Code = sealfs.ErrTooBig // Extend gives out the place
 		return nil
 	case chunked && off+uint64(len(data)) > sealfs.HomeBytes:
 		rep.Code = sealfs.ErrStale // the sender thinks that the file is whole
@@ -223,9 +227,10 @@ func (st *store) grow(ctx context.Context, req *op.Request, rep *op.Reply) error
 			return err
 		}
 		var err error
-		if home, _ := in.Tails(); home {
+		switch home, chunks := in.Tails(); {
+		case home:
 			_, err = st.reclaimStep(req.Ino)
-		} else {
+		case chunks || req.Type != op.Extend: // who extends is a writer, and tells of it now
 			err = st.clearChunks(ctx, &in)
 		}
 		if err != nil {
