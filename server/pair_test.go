@@ -113,14 +113,15 @@ func (p *pair) stop(i int) *pmem.Staging {
 	return kept
 }
 
-// cut ends a server as a power cut does, and starts it again on what it left.
-func (p *pair) cut(i int, rng *rand.Rand) {
+// cut ends a server as a power cut does, and starts it again on what it left: the
+// nth of some possible states, of which the first has lost all that was not flushed.
+func (p *pair) cut(i int, rng *rand.Rand, nth int) {
 	s := p.s[i]
 	s.stores[0].reclaim.stop()
 	p.up[i].Lock()
 	defer p.up[i].Unlock()
 	one := func(d *disk.Sim) (state *disk.Sim) {
-		n := rng.IntN(12)
+		n := nth
 		for state = range d.CrashStates(rng, 12) {
 			if n--; n < 0 {
 				break
@@ -322,7 +323,7 @@ func (m *marks) compareAll(lost int) {
 func (m *marks) powerCut(i int) {
 	m.t.Helper()
 	m.hit.cuts++
-	m.cut(i, m.rng)
+	m.cut(i, m.rng, m.rng.IntN(12))
 	size := m.attr().Size
 	if int(m.ino.Home(testShards)%2) == i {
 		if !slices.Contains(m.sizes, size) {
