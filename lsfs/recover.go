@@ -110,7 +110,7 @@ func (rp *replay) run() error {
 	}
 	// The successor of the checkpoint's segment may have been announced before
 	// the checkpoint, so the whole segment is read for its announcements.
-	if err := rp.segment(slot, from.Seq(), from.Off(), true); err != nil {
+	if err := rp.segment(slot, from.Seq(), from.Off(), nil); err != nil {
 		return err
 	}
 	return rp.follow()
@@ -119,14 +119,15 @@ func (rp *replay) run() error {
 // follow replays the segments that continue the log.
 func (rp *replay) follow() error {
 	for {
-		slot, seq, ok, err := rp.successor()
-		if err != nil || !ok {
+		h, err := rp.successor()
+		if err != nil || h == nil {
 			return err
 		}
+		slot, seq := h.Slot, h.Seq
 		before := rp.rec.records
 		end := rp.rec
 		rp.rec.slot, rp.rec.end = slot, sealfs.MakeLSN(seq, layout.BlockSize)
-		if err := rp.segment(slot, seq, layout.BlockSize, false); err != nil {
+		if err := rp.segment(slot, seq, layout.BlockSize, h); err != nil {
 			return err
 		}
 		if rp.rec.records == before {
@@ -137,27 +138,29 @@ func (rp *replay) follow() error {
 	}
 }
 
-// successor finds the segment that continues the log behind the current end.
-func (rp *replay) successor() (slot, seq uint32, ok bool, err error) {
+// successor finds the header of the segment that continues the log behind the
+// current end, nil if there is none.
+func (rp *replay) successor() (*layout.SegmentHeader, error) {
 	s := rp.s
 	sb := s.Superblock()
-	slot = rp.next
+	slot, least := rp.next, uint32(0)
 	if sb.FirstPrev == rp.rec.end {
-		slot = sb.FirstSlot // the log was continued by a recovery
+		// The log was continued by a recovery. An earlier one that came to the same
+		// end may have left a header in the same slot, under the same number.
+		slot, least = sb.FirstSlot, sb.Incarnation
 	}
 	if slot == layout.NoSlot || slot >= uint32(len(s.segs)) {
-		return 0, 0, false, nil
+		return nil, nil
 	}
-	h, err := rp.header(slot)
-	if h == nil || h.Kind != layout.Hot || h.Prev != rp.rec.end || h.Chain != rp.rec.chain || h.Seq <= rp.rec.end.Seq() || h.Incarnation > sb.Incarnation {
-		return 0, 0, false, err
-	}
-	return slot, h.Seq, true, nil
+	return rp.header(slot, func(h *layout.SegmentHeader) bool {
+		return h.Kind == layout.Hot && h.Prev == rp.rec.end && h.Chain == rp.rec.chain && h.Seq > rp.rec.end.Seq() &&
+			h.Incarnation >= least && h.Incarnation <= sb.Incarnation
+	})
 }
 
 // header reads a segment header from the device, or from staging if the device
 // has none that continues the log; nil if neither has.
-func (rp *replay) header(slot uint32) (*layout.SegmentHeader, error) {
+func (rp *replay) header(slot uint32, continues func(*layout.SegmentHeader) bool) (*layout.SegmentHeader, error) {
 	s := rp.s
 	b := disk.AlignedBuffer(layout.BlockSize)
 	off := s.slotOffset(slot)
@@ -165,13 +168,13 @@ func (rp *replay) header(slot uint32) (*layout.SegmentHeader, error) {
 		return nil, fmt.Errorf("read of the header of slot %d of %s: %w: %w", slot, s.dev.Name(), err, sealfs.ErrIO)
 	}
 	h, err := layout.DecodeSegmentHeader(b, s.store, s.dev.Name(), slot, off)
-	if err == nil && h.Prev == rp.rec.end && h.Kind == layout.Hot {
+	if err == nil && continues(h) {
 		return h, nil
 	}
 	if rp.kept != nil {
 		for i := range int(rp.kept.Header().Chunks) {
 			h, err := layout.DecodeSegmentHeader(rp.kept.Chunk(i), s.store, s.o.StagingPath, slot, 0)
-			if err == nil && h.Prev == rp.rec.end && rp.kept.ChunkSeq(i) == h.Seq {
+			if err == nil && continues(h) && rp.kept.ChunkSeq(i) == h.Seq {
 				return h, nil
 			}
 		}
@@ -179,9 +182,10 @@ func (rp *replay) header(slot uint32) (*layout.SegmentHeader, error) {
 	return nil, nil
 }
 
-// segment replays the records of one segment from byte from on. With announced,
-// the records before it are read for the successor they name.
-func (rp *replay) segment(slot, seq, from uint32, announced bool) error {
+// segment replays the records of one segment from byte from on. Its header is
+// known; without one, the device has it, and the records before from are read for the
+// successor they name.
+func (rp *replay) segment(slot, seq, from uint32, known *layout.SegmentHeader) error {
 	s := rp.s
 	dev := &source{data: disk.AlignedBuffer(int(s.seg))}
 	dev.fetch = func(upto int) error {
@@ -212,12 +216,12 @@ func (rp *replay) segment(slot, seq, from uint32, announced bool) error {
 	// header may be missing when only staging has the segment.
 	var seeds []uint32
 	h, err := layout.DecodeSegmentHeader(dev.data, s.store, s.dev.Name(), slot, s.slotOffset(slot))
-	onDevice := err == nil && h.Seq == seq
+	onDevice := err == nil && h.Seq == seq && (known == nil || h.Incarnation == known.Incarnation)
 	if onDevice {
 		seeds = append(seeds, layout.ChainSeed(s.store, h.Incarnation))
 	}
 	if ring != nil {
-		if h, err := layout.DecodeSegmentHeader(ring, s.store, s.o.StagingPath, slot, 0); err == nil && h.Seq == seq {
+		if h, err := layout.DecodeSegmentHeader(ring, s.store, s.o.StagingPath, slot, 0); err == nil && h.Seq == seq && (known == nil || h.Incarnation == known.Incarnation) {
 			seeds = append(seeds, layout.ChainSeed(s.store, h.Incarnation))
 		}
 	}
@@ -225,7 +229,7 @@ func (rp *replay) segment(slot, seq, from uint32, announced bool) error {
 		return &sealfs.Corruption{Where: s.dev.Name(), Off: s.slotOffset(slot), What: fmt.Sprintf("the header of segment %d, where the log continues, does not verify", seq)}
 	}
 	seed := seeds[0]
-	if announced {
+	if known == nil {
 		rp.announcements(dev, seed, seq, from)
 	}
 

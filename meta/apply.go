@@ -103,7 +103,7 @@ func (ch *change) run() error {
 func (ch *change) dispatch() error {
 	req := ch.req
 	switch req.Type {
-	case op.MakeRoot, op.DropSession, op.DropVolume, op.Prepare, op.Commit, op.Abort, op.Forget:
+	case op.MakeRoot, op.DropSession, op.DropVolume, op.Prepare, op.Commit, op.Abort, op.Forget, op.Purge:
 		// Addressed to a shard.
 	case op.Create, op.Mknod, op.Mkdir, op.Symlink, op.Link, op.Unlink, op.Rmdir, op.Rename:
 		if err := ch.at(req.Dir); err != nil {
@@ -114,6 +114,10 @@ func (ch *change) dispatch() error {
 		}
 	case op.Tmpfile:
 		if err := ch.at(req.Dir); err != nil {
+			return err
+		}
+	case op.Write, op.Fallocate:
+		if err := ch.atData(); err != nil {
 			return err
 		}
 	default:
@@ -162,6 +166,10 @@ func (ch *change) dispatch() error {
 		return ch.reclaim()
 	case op.DropVolume:
 		return ch.dropVolume()
+	case op.Extend:
+		return ch.extend()
+	case op.Purge:
+		return ch.purge()
 	case op.Prepare:
 		return ch.prepare()
 	case op.Commit:

@@ -15,7 +15,7 @@ import (
 // that is broken: records that do not decode, keys in the wrong shard, entries
 // without inodes and inodes without entries, wrong link counts, parents, sizes
 // and usage, overlapping extents, missing rows in the orphan table, rows of
-// inodes that are gone. It takes some 100 bytes of memory for each inode. The
+// inodes that are gone, chunks that do not fit their file. It takes some 100 bytes of memory for each inode. The
 // error is for a tree that cannot be walked.
 //
 // A volume that DropVolume is busy with is inconsistent until it is done.
@@ -29,7 +29,7 @@ func CheckAll(stores []pmem.Reader, c Config, fn func(problem string)) error {
 	ck := checker{
 		c: c, fn: fn,
 		inodes: map[sealfs.Ino]*seen{}, usage: map[usageRow]Usage{}, counters: map[sealfs.Shard]uint64{},
-		sessions: map[sessionRow]uint32{},
+		sessions: map[sessionRow]uint32{}, parts: map[partRow]*seenPart{},
 	}
 	for _, r := range stores {
 		if err := ck.read(r); err != nil {
@@ -78,6 +78,18 @@ type seen struct {
 	targetBytes, targetParts uint64
 	attrLeft                 int // bytes of the present attribute that are still to come
 	attrPart                 uint16
+	bound, cut, gen          uint64
+}
+
+// seenPart is what the checker gathers about a part.
+type seenPart struct {
+	Part
+	stored, lastBlock, end uint64 // of the extents so far: bytes, one more than the last block, end
+}
+
+type partRow struct {
+	ino   sealfs.Ino
+	shard sealfs.Shard
 }
 
 type usageRow struct {
@@ -97,6 +109,7 @@ type checker struct {
 	usage    map[usageRow]Usage // rows less what inodes add up to
 	counters map[sealfs.Shard]uint64
 	sessions map[sessionRow]uint32 // rows that are still to come
+	parts    map[partRow]*seenPart
 }
 
 func (ck *checker) problem(format string, args ...any) { ck.fn(fmt.Sprintf(format, args...)) }
@@ -116,6 +129,16 @@ func (ck *checker) record(k *Key, v *record) {
 	if uint32(k.Shard) >= ck.c.Shards {
 		ck.problem("record of kind %#x in shard %d, but there are %d", k.Kind, k.Shard, ck.c.Shards)
 		return
+	}
+	if k.Kind == KindPart {
+		ck.partRecord(k, &v.chunks)
+		return
+	}
+	if k.Kind == KindExtent && v.extent.Off >= sealfs.HomeBytes {
+		if p := ck.parts[partRow{k.Ino, k.Shard}]; p != nil {
+			ck.partExtent(k, p, &v.extent)
+			return
+		}
 	}
 	if k.Ino != 0 && k.Ino.Home(ck.c.Shards) != k.Shard {
 		ck.problem("record of kind %#x of inode %d in shard %d", k.Kind, k.Ino, k.Shard)
@@ -165,6 +188,7 @@ func (ck *checker) inodeRecord(k *Key, in *Inode) {
 	s.exists, s.mode, s.nlink, s.flags = true, in.Mode, in.Nlink, uint32(in.Flags)
 	s.size, s.bytes, s.names = in.Size, in.Bytes, uint64(in.Names)
 	s.volume, s.parent = in.Volume, in.Parent
+	s.gen, s.bound, s.cut = in.Gen, in.Bound, in.Cut
 	if in.First.Len != 0 {
 		ck.extent(k.Ino, &in.First)
 	}
@@ -214,6 +238,53 @@ func (ck *checker) extent(ino sealfs.Ino, e *Extent) {
 	s.stored += uint64(e.Stored())
 	if e.Off+uint64(e.Len) > s.size && (s.flags&flagTail == 0 || e.Off < s.size) {
 		ck.problem("extent at %d of inode %d goes beyond the size %d", e.Off, ino, s.size)
+	}
+	if s.bound != 0 && e.Off+uint64(e.Len) > sealfs.HomeBytes {
+		ck.problem("extent at %d of inode %d stands at home, but the file has chunks", e.Off, ino)
+	}
+}
+
+func (ck *checker) partRecord(k *Key, p *Part) {
+	ck.parts[partRow{k.Ino, k.Shard}] = &seenPart{Part: *p}
+	row := usageRow{k.Shard, p.Volume}
+	u := ck.usage[row]
+	u.Bytes -= int64(p.Bytes)
+	ck.usage[row] = u
+}
+
+// partExtent checks e, the next one of a part.
+func (ck *checker) partExtent(k *Key, p *seenPart, e *Extent) {
+	end := e.Off + uint64(e.Len)
+	if k.Ino.DataShard(e.Off, ck.c.Shards) != k.Shard || end > chunkEnd(e.Off) {
+		ck.problem("extent at %d of inode %d, of %d bytes, stands in shard %d", e.Off, k.Ino, e.Len, k.Shard)
+	}
+	if e.Off/block < p.lastBlock {
+		ck.problem("extent at %d of inode %d overlaps the one before", e.Off, k.Ino)
+	}
+	if end > p.Bound {
+		ck.problem("extent at %d of inode %d goes beyond the bound %d of its part", e.Off, k.Ino, p.Bound)
+	}
+	p.lastBlock, p.end = e.lastBlock()+1, end
+	p.stored += uint64(e.Stored())
+}
+
+// part compares a part with its file.
+func (ck *checker) part(row partRow, p *seenPart) {
+	if p.stored != p.Bytes {
+		ck.problem("part of inode %d in shard %d counts %d bytes and has %d", row.ino, row.shard, p.Bytes, p.stored)
+	}
+	s := ck.inodes[row.ino]
+	switch {
+	case s == nil || !s.exists:
+		ck.problem("inode %d does not exist but has a part in shard %d", row.ino, row.shard)
+	case s.bound == 0 || s.mode&typeMask != typeFile:
+		ck.problem("inode %d has a part in shard %d, but no chunks", row.ino, row.shard)
+	case s.volume != p.Volume:
+		ck.problem("inode %d is of volume %d, its part in shard %d of volume %d", row.ino, s.volume, row.shard, p.Volume)
+	case p.Gen > s.gen:
+		ck.problem("part of inode %d in shard %d has the generation %d, the file has %d", row.ino, row.shard, p.Gen, s.gen)
+	case p.Gen == s.gen && p.Bound > s.bound, p.end > max(s.bound, s.cut):
+		ck.problem("part of inode %d in shard %d reaches up to %d, within %d, the file up to %d and %d", row.ino, row.shard, p.end, p.Bound, s.bound, s.cut)
 	}
 }
 
@@ -270,6 +341,9 @@ func (ck *checker) finish() {
 			ck.problem("inode %d has %d links and %d entries", ino, s.nlink, s.links)
 		}
 	}
+	for row, p := range ck.parts {
+		ck.part(row, p)
+	}
 	for row, u := range ck.usage {
 		if u != (Usage{}) {
 			ck.problem("usage of volume %d in shard %d is wrong by %d bytes, %d inodes", row.volume, row.shard, u.Bytes, u.Inodes)
@@ -299,8 +373,8 @@ func (ck *checker) counts(ino sealfs.Ino, s *seen) {
 	if (s.nlink == 0) != s.rowNameless {
 		ck.problem("inode %d has %d links, its row in the orphan table says nameless: %v", ino, s.nlink, s.rowNameless)
 	}
-	if (s.flags&flagTail != 0) != s.rowTail {
-		ck.problem("inode %d has flags %#x, its row in the orphan table says tail: %v", ino, s.flags, s.rowTail)
+	if (s.flags&flagTail != 0 || s.cut != 0) != s.rowTail {
+		ck.problem("inode %d has flags %#x and the cut %d, its row in the orphan table says tail: %v", ino, s.flags, s.cut, s.rowTail)
 	}
 	if s.flags&flagLinkable != 0 && s.nlink != 0 {
 		ck.problem("inode %d has %d links but never got a name", ino, s.nlink)

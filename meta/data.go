@@ -22,7 +22,7 @@ func (in *Inode) hasRows() bool { return in.Bytes != uint64(in.First.Stored()) }
 // e may alias it.
 func (ch *change) putExtent(in *Inode, e *Extent) error {
 	var b [extentRecordMax]byte
-	k := ExtentKey(ch.c.Shards, in.Ino, e.lastBlock())
+	k := PartExtentKey(in.place(ch.c), in.Ino, e.lastBlock())
 	return ch.tx.Set(k[:], e.Append(b[:0]))
 }
 
@@ -59,7 +59,7 @@ func (e *Extent) cut(from, to uint64) (i, j int) {
 // clear makes a hole of the blocks [from, to) of in, whose record the caller writes.
 // It goes upwards and reports false when the budget ended before the range did.
 func (ch *change) clear(in *Inode, from, to uint64) (done bool, err error) {
-	if from >= to {
+	if to = min(to, in.endBlock()); from >= to {
 		return true, nil
 	}
 	if first := in.first(); first.Len != 0 {
@@ -75,7 +75,7 @@ func (ch *change) clear(in *Inode, from, to uint64) (done bool, err error) {
 	}
 	for in.hasRows() {
 		var e Extent
-		found, err := nextExtent(ch.tx, ch.c, in.Ino, from, &e)
+		found, err := nextExtent(ch.tx, in.place(ch.c), in.Ino, from, &e)
 		if err != nil {
 			return false, err
 		}
@@ -132,7 +132,7 @@ func (ch *change) clearRow(in *Inode, e *Extent, i, j int) error {
 			return err
 		}
 	} else {
-		k := ExtentKey(ch.c.Shards, in.Ino, e.lastBlock())
+		k := PartExtentKey(in.place(ch.c), in.Ino, e.lastBlock())
 		if err := ch.tx.Delete(k[:]); err != nil {
 			return err
 		}
@@ -144,10 +144,10 @@ func (ch *change) clearRow(in *Inode, e *Extent, i, j int) error {
 	return ch.putExtent(in, &front)
 }
 
-// nextExtent finds the extent in the tree that holds block from of ino, or the
+// nextExtent finds the extent in shard s that holds block from of ino, or the
 // next one after it. Sums alias the page.
-func nextExtent(r pmem.Reader, c Config, ino sealfs.Ino, from uint64, e *Extent) (bool, error) {
-	k := ExtentKey(c.Shards, ino, from)
+func nextExtent(r pmem.Reader, s sealfs.Shard, ino sealfs.Ino, from uint64, e *Extent) (bool, error) {
+	k := PartExtentKey(s, ino, from)
 	var cur pmem.Cursor
 	if !cur.Seek(r, k[:]) || !inRange(&cur, k[:11]) {
 		return false, cur.Err()
@@ -176,17 +176,23 @@ func (ch *change) write() error {
 		return refusal(sealfs.ErrTooBig)
 	}
 	var in Inode
-	if err := ch.load(req.Ino, &in); err != nil {
+	if err := ch.loadData(&in); err != nil {
 		return err
 	}
-	if err := in.refuseNoFile(); err != nil {
-		return err
-	}
-	if err := in.grow(req.Size); err != nil {
-		return err
-	}
-	if req.Off+n > in.Size {
-		return refusal(sealfs.ErrInvalid)
+	if in.part {
+		if err := ch.admit(&in, req.Off+n); err != nil {
+			return err
+		}
+	} else {
+		if in.Bound != 0 && req.Off+n > sealfs.HomeBytes {
+			return refusal(sealfs.ErrStale)
+		}
+		if err := in.grow(req.Size); err != nil {
+			return err
+		}
+		if req.Off+n > in.Size {
+			return refusal(sealfs.ErrInvalid)
+		}
 	}
 	var raw [4 * ExtentBlocksMax]byte
 	e := Extent{Off: req.Off, Len: uint32(n), Addr: ch.sp.Payload(), Stamp: req.Stamp}
@@ -214,12 +220,16 @@ func (ch *change) write() error {
 	} else if err := ch.putExtent(&in, &e); err != nil {
 		return err
 	}
+	ch.rep.Off = req.Off
+	if in.part {
+		in.partAttr(&ch.rep.Attr)
+		return ch.putPart(&in)
+	}
 	if req.Flags&op.KillPriv != 0 {
 		in.killPriv()
 	}
 	in.touch(req.Time)
 	in.Attr(&ch.rep.Attr)
-	ch.rep.Off = req.Off
 	return ch.put(&in)
 }
 
@@ -256,10 +266,7 @@ const (
 func (ch *change) fallocate() error {
 	req := ch.req
 	var in Inode
-	if err := ch.load(req.Ino, &in); err != nil {
-		return err
-	}
-	if err := in.refuseNoFile(); err != nil {
+	if err := ch.loadData(&in); err != nil {
 		return err
 	}
 	switch {
@@ -276,6 +283,9 @@ func (ch *change) fallocate() error {
 	default:
 		return refusal(sealfs.ErrNotSupported)
 	}
+	if in.part {
+		return ch.punchPart(&in)
+	}
 	ch.rep.Off = end
 	if zero {
 		if err := ch.punch(&in, end); err != nil {
@@ -283,7 +293,7 @@ func (ch *change) fallocate() error {
 		}
 	}
 	if req.Mode&fallocKeepSize == 0 && ch.rep.Off == end {
-		if err := in.grow(end); err != nil {
+		if err := in.lengthen(end); err != nil {
 			return err
 		}
 	}
@@ -301,7 +311,7 @@ func (ch *change) fallocate() error {
 // last block counts as whole when the range reaches its end.
 func (ch *change) punch(in *Inode, end uint64) error {
 	from, to := blocksOf(ch.req.Off), end/block
-	if end >= in.Size {
+	if !in.part && end >= in.Size {
 		to = blocksOf(in.Size)
 	}
 	done, err := ch.clear(in, from, to)
@@ -309,7 +319,7 @@ func (ch *change) punch(in *Inode, end uint64) error {
 		return err
 	}
 	var e Extent
-	found, err := nextExtent(ch.tx, ch.c, in.Ino, from, &e)
+	found, err := nextExtent(ch.tx, in.place(ch.c), in.Ino, from, &e)
 	if err != nil {
 		return err
 	}
@@ -320,7 +330,8 @@ func (ch *change) punch(in *Inode, end uint64) error {
 }
 
 // Extents calls fn for the extents of ino that overlap the n bytes at off, in
-// order and as far as the file goes, until fn returns false. What lies between
+// order and as far as the file goes, until fn returns false. Of a file that has
+// chunks these are only those at home. What lies between
 // them reads as zeros. The extent and its sums are valid until fn returns. It
 // returns the inode's attributes, or sealfs.ErrNotExist.
 func Extents(r pmem.Reader, c Config, ino sealfs.Ino, off, n uint64, fn func(*Extent) bool) (op.Attr, error) {
@@ -341,6 +352,9 @@ func Extents(r pmem.Reader, c Config, ino sealfs.Ino, off, n uint64, fn func(*Ex
 // record of in must alias its page, not own what stands in it: an extent that
 // reaches an unknown function would drag all of in to the heap.
 func (in *Inode) extents(r pmem.Reader, c Config, off, end uint64, fn func(*Extent) bool) error {
+	if b := in.endBlock(); b != noBlock {
+		end = min(end, b*block)
+	}
 	if off >= end {
 		return nil
 	}
@@ -348,16 +362,22 @@ func (in *Inode) extents(r pmem.Reader, c Config, off, end uint64, fn func(*Exte
 	if e.Len != 0 && uint64(e.Len) > off && !fn(&e) || !in.hasRows() {
 		return nil
 	}
-	k := ExtentKey(c.Shards, in.Ino, off/block)
+	return extentRows(r, in.place(c), in.Ino, off, end, &e, fn)
+}
+
+// extentRows is extents for the rows in a shard, whatever they belong to. e is room
+// for each of them.
+func extentRows(r pmem.Reader, s sealfs.Shard, ino sealfs.Ino, off, end uint64, e *Extent, fn func(*Extent) bool) error {
+	k := PartExtentKey(s, ino, off/block)
 	var cur pmem.Cursor
 	for ok := cur.Seek(r, k[:]); ok && inRange(&cur, k[:11]); ok = cur.Next() {
-		if err := readExtent(&cur, &e); err != nil {
+		if err := readExtent(&cur, e); err != nil {
 			return err
 		}
 		if e.Off >= end {
 			break
 		}
-		if e.Off+uint64(e.Len) > off && !fn(&e) {
+		if e.Off+uint64(e.Len) > off && !fn(e) {
 			break
 		}
 	}
@@ -368,6 +388,23 @@ func (in *Inode) extents(r pmem.Reader, c Config, off, end uint64, fn func(*Exte
 // [addr, addr+n), a payload that was written for file offset off. Their
 // Stored bytes live, everything else of the payload is dead.
 func Live(r pmem.Reader, c Config, ino sealfs.Ino, off uint64, addr sealfs.LSN, n uint32, fn func(*Extent)) error {
+	refers := func(e *Extent) bool {
+		if e.Addr >= addr && e.Addr+sealfs.LSN(e.Stored()) <= addr+sealfs.LSN(n) {
+			fn(e)
+		}
+		return true
+	}
+	// The address tells to whom an extent belongs, so all places are looked at
+	// where one for this offset may stand.
+	if s := ino.DataShard(off, c.Shards); s != ino.Home(c.Shards) {
+		var e Extent
+		if err := extentRows(r, s, ino, off, off+uint64(n), &e, refers); err != nil {
+			return err
+		}
+	} else if off >= sealfs.HomeBytes {
+		var e Extent
+		return extentRows(r, s, ino, off, off+uint64(n), &e, refers)
+	}
 	var in Inode
 	err := GetInode(r, c, ino, &in)
 	if err == sealfs.ErrNotExist {
@@ -377,12 +414,7 @@ func Live(r pmem.Reader, c Config, ino sealfs.Ino, off uint64, addr sealfs.LSN, 
 		return err
 	}
 	// Extents beyond the size, a tail, are referenced until they are freed.
-	return in.extents(r, c, off, off+uint64(n), func(e *Extent) bool {
-		if e.Addr >= addr && e.Addr+sealfs.LSN(e.Stored()) <= addr+sealfs.LSN(n) {
-			fn(e)
-		}
-		return true
-	})
+	return in.extents(r, c, off, off+uint64(n), refers)
 }
 
 // Move makes the extent of ino at off refer to to instead of from, provided
@@ -394,32 +426,16 @@ func Move(tx *pmem.Tx, sp Space, c Config, ino sealfs.Ino, off uint64, n uint32,
 		return false, sealfs.ErrInvalid
 	}
 	ch := change{tx: tx, sp: sp, c: c}
-	var in Inode
-	if err := GetInode(tx, c, ino, &in); err == sealfs.ErrNotExist {
-		return false, nil
-	} else if err != nil {
-		return false, err
+	if off == 0 {
+		moved, err = ch.moveFirst(ino, n, from, to)
 	}
-	in.own()
-	inside := off == 0 && in.First.Len != 0
-	e := in.first()
-	if !inside {
-		found, err := nextExtent(tx, c, ino, off/block, &e)
-		if err != nil || !found {
-			return false, err
+	for _, s := range [...]sealfs.Shard{ino.DataShard(off, c.Shards), ino.Home(c.Shards)} {
+		if err != nil || moved {
+			break
 		}
+		moved, err = ch.moveRow(s, ino, off, n, from, to)
 	}
-	if e.Off != off || e.Addr != from || e.Stored() != n {
-		return false, nil
-	}
-	e.Addr = to
-	if inside {
-		in.First.Addr = to
-		err = ch.put(&in)
-	} else {
-		err = ch.putExtent(&in, &e)
-	}
-	if err != nil {
+	if err != nil || !moved {
 		return false, err
 	}
 	if err := sp.Retain(to, n); err != nil {
@@ -428,27 +444,59 @@ func Move(tx *pmem.Tx, sp Space, c Config, ino sealfs.Ino, off uint64, n uint32,
 	return true, sp.Release(from, n)
 }
 
+// moveFirst is Move for the extent that stands in the inode.
+func (ch *change) moveFirst(ino sealfs.Ino, n uint32, from, to sealfs.LSN) (moved bool, err error) {
+	var in Inode
+	if err := GetInode(ch.tx, ch.c, ino, &in); err == sealfs.ErrNotExist {
+		return false, nil
+	} else if err != nil {
+		return false, err
+	}
+	in.own()
+	e := in.first()
+	if e.Len == 0 || e.Addr != from || e.Stored() != n {
+		return false, nil
+	}
+	in.First.Addr = to
+	return true, ch.put(&in)
+}
+
+// moveRow is Move for an extent in shard s.
+func (ch *change) moveRow(s sealfs.Shard, ino sealfs.Ino, off uint64, n uint32, from, to sealfs.LSN) (moved bool, err error) {
+	var e Extent
+	found, err := nextExtent(ch.tx, s, ino, off/block, &e)
+	if err != nil || !found || e.Off != off || e.Addr != from || e.Stored() != n {
+		return false, err
+	}
+	e.Addr = to
+	return true, ch.putExtent(&Inode{Ino: ino, part: true, at: s}, &e)
+}
+
 // seek answers Seek, for SEEK_DATA (Mode 3) and SEEK_HOLE (Mode 4). Holes are
-// whole blocks, and the end of the file is one.
+// whole blocks, and the end of the file is one. A file's home knows only what
+// it holds itself, and so does the shard of a chunk: neither says what comes behind.
 func seek(r pmem.Reader, c Config, req *op.Request, rep *op.Reply) error {
 	const seekData, seekHole = 3, 4
 	if req.Mode != seekData && req.Mode != seekHole {
 		return refusal(sealfs.ErrInvalid)
 	}
 	var in Inode
-	if err := getInode(r, c, req.Ino, &in); err != nil {
+	if err := loadData(r, c, req, &in); err != nil {
 		return err
 	}
-	if err := in.refuseNoFile(); err != nil {
-		return err
+	end := in.Size
+	if in.part {
+		end = chunkEnd(req.Off)
+		in.partAttr(&rep.Attr)
+	} else {
+		if req.Off >= end {
+			return refusal(sealfs.ErrNoDevice)
+		}
+		in.Attr(&rep.Attr)
 	}
-	if req.Off >= in.Size {
-		return refusal(sealfs.ErrNoDevice)
-	}
-	in.Attr(&rep.Attr)
 	// Data and holes are told apart by whole blocks.
 	at, found := req.Off&^(block-1), false
-	err := in.extents(r, c, at, in.Size, func(e *Extent) bool {
+	err := in.extents(r, c, at, end, func(e *Extent) bool {
 		if req.Mode == seekData {
 			at, found = max(at, e.Off), true
 			return false
@@ -465,6 +513,6 @@ func seek(r pmem.Reader, c Config, req *op.Request, rep *op.Reply) error {
 	if req.Mode == seekData && !found {
 		return refusal(sealfs.ErrNoDevice)
 	}
-	rep.Off = min(max(at, req.Off), in.Size)
+	rep.Off = min(max(at, req.Off), end)
 	return nil
 }

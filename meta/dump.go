@@ -30,6 +30,7 @@ type record struct {
 	shard          ShardState
 	usage          Usage
 	inode          Inode
+	chunks         Part
 	entry          Entry
 	extent         Extent
 	attribute      Attribute // with Part 0
@@ -51,6 +52,8 @@ func (v *record) decode(k *Key, b []byte) (err error) {
 		v.usage, err = DecodeUsage(b)
 	case KindInode:
 		err = DecodeInode(b, k.Ino, &v.inode)
+	case KindPart:
+		v.chunks, err = DecodePart(b)
 	case KindEntry:
 		err = DecodeEntry(b, k.Ino, k.Pos, &v.entry)
 	case KindExtent:
@@ -112,6 +115,12 @@ func (v *record) dump(w io.Writer, k *Key) {
 		if in.First.Len != 0 {
 			in.First.dump(w, k.Ino)
 		}
+		if in.Bound != 0 {
+			fmt.Fprintf(w, "chunks of %d: generation %d bound %d cut %d\n", k.Ino, in.Gen, in.Bound, in.Cut)
+		}
+	case KindPart:
+		p := &v.chunks
+		fmt.Fprintf(w, "part of %d in shard %d: generation %d bound %d bytes %d volume %d\n", k.Ino, k.Shard, p.Gen, p.Bound, p.Bytes, p.Volume)
 	case KindEntry:
 		fmt.Fprintf(w, "entry %d of %d: %q inode %d type %o\n", k.Pos, k.Ino, v.entry.Name, v.entry.Ino, v.entry.Type)
 	case KindExtent:

@@ -134,9 +134,9 @@ func (f *fixture) do(req op.Request) *op.Reply {
 		}
 		return rep
 	}
-	if req.Shard == 0 {
+	if req.Shard == 0 && !(aboutChunk(&req) && req.Volume != 0) {
 		switch req.Type {
-		case op.MakeRoot, op.DropSession, op.DropVolume:
+		case op.MakeRoot, op.DropSession, op.DropVolume, op.Purge:
 		default:
 			if ino := req.Dir; ino != 0 {
 				req.Shard = ino.Home(f.c.Shards)

@@ -14,7 +14,8 @@ func FuzzKey(f *testing.F) {
 	entry := EntryKey(4, 77, 1<<20)
 	attr := AttributeKey(4, 77, 5, 6, 7)
 	session := SessionKey(3, 4, 5)
-	for _, k := range [][]byte{lock[:], entry[:], attr[:], session[:], {0, 0, 1}, {0, 0, 2, 0, 0, 0, 1}, {}, {1}} {
+	part := PartKey(3, 77)
+	for _, k := range [][]byte{lock[:], entry[:], attr[:], session[:], part[:], {0, 0, 1}, {0, 0, 2, 0, 0, 0, 1}, {}, {1}} {
 		f.Add(k)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -32,6 +33,8 @@ func FuzzKey(f *testing.F) {
 func FuzzInode(f *testing.F) {
 	in := Inode{Mode: typeFile | 0o644, Nlink: 2, UID: 1, GID: 1000, Size: 4096, Bytes: 9000, Btime: 1, Atime: 3, Mtime: 2, Ctime: 4, Version: 200, Volume: 1, Names: 5, Flags: flagTail}
 	in.First = Extent{Len: 4000, Cover: 4096, Addr: 1 << 40, Stamp: 7, Sums: []byte{1, 2, 3, 4}}
+	f.Add(in.Append(nil))
+	in.Gen, in.Bound, in.Cut = 3, 1<<30, 1<<31
 	f.Add(in.Append(nil))
 	in = Inode{Mode: typeDir, Nlink: 3, Parent: 5, Size: 7}
 	f.Add(in.Append(nil))

@@ -27,7 +27,7 @@ const (
 
 // Flags of an inode.
 const (
-	flagTail     = 1 << iota // extents beyond the size wait for Reclaim: the file must not grow
+	flagTail     = 1 << iota // extents at home beyond the size wait for Reclaim: the file must not grow
 	flagLinkable             // made by Tmpfile and never linked: Link may give it a name
 	flagDying                // being freed in steps: attributes and target may be gone in part
 	flagsAll     = 1<<iota - 1
@@ -51,6 +51,7 @@ const inlineTarget = 160
 //	      9 parent, 10 flags (one byte), 11 length of the attributes' names: varints, if not 0
 //	   …  12 first extent, when it begins at offset 0 and is short
 //	   …  13 symlink target, when it is short: varint length, bytes
+//	   …  14 generation, bound and cut of a file that has chunks: varints
 //
 // What changes all the time and by a lot, the times and a directory's link
 // count, has a fixed width, so that updates stay in place and their redo is a
@@ -72,12 +73,19 @@ type Inode struct {
 	First                      Extent // Len 0: none
 	Target                     []byte // of a symlink; aliases the page
 
+	// A file with a Bound has chunks: see chunk.go.
+	Gen   uint64 // grows whenever chunks are cut off
+	Bound uint64 // no chunk of this generation has data beyond
+	Cut   uint64 // from the size up to here chunks of earlier generations wait to be purged; 0: none
+
+	part    bool // stands for what shard at holds of the file: see loadPart
+	at      sealfs.Shard
 	foreign bool               // lies in another store: what is known came with the request
 	kept    int                // bytes in keep that stand for First.Sums or Target
 	keep    [inlineTarget]byte // see own
 }
 
-const inodeRecordMax = 2 + 2 + 32 + 4 + 10 + 5 + 3*5 + 10 + 10 + 8 + 1 + 3 + (17 + 4*inlineBlocks) + 2 + inlineTarget
+const inodeRecordMax = 2 + 2 + 32 + 4 + 10 + 5 + 3*5 + 10 + 10 + 8 + 1 + 3 + (17 + 4*inlineBlocks) + 2 + inlineTarget + 3*10
 
 // own copies what aliases the page, so that in outlives changes of the tree.
 func (in *Inode) own() {
@@ -135,6 +143,11 @@ func (in *Inode) Attr(a *op.Attr) {
 		Ino: in.Ino, Mode: in.Mode, Nlink: in.Nlink, UID: in.UID, GID: in.GID, Rdev: in.Rdev,
 		Size: in.Size, Blocks: (in.Bytes + 511) / 512,
 		Atime: in.Atime, Mtime: in.Mtime, Ctime: in.Ctime, Btime: in.Btime, Version: in.Version,
+		Gen: in.Gen, Bound: in.Bound,
+	}
+	if reach := min(in.Size, in.Bound); reach > sealfs.HomeBytes {
+		// What chunks hold is known only where they are: as if they had no holes.
+		a.Blocks = (in.Bytes + 511 + reach - sealfs.HomeBytes) / 512
 	}
 }
 
@@ -182,6 +195,12 @@ func (in *Inode) Append(b []byte) []byte {
 		mask |= 1 << 13
 		b = enc.AppendVarBytes(b, target)
 	}
+	if in.Bound != 0 {
+		mask |= 1 << 14
+		for _, v := range [...]uint64{in.Gen, in.Bound, in.Cut} {
+			b = binary.AppendUvarint(b, v)
+		}
+	}
 	binary.LittleEndian.PutUint16(b[at:], mask)
 	return b
 }
@@ -194,7 +213,7 @@ func DecodeInode(b []byte, ino sealfs.Ino, in *Inode) error {
 	mask := r.U16()
 	in.Mode = uint32(r.U16())
 	in.Btime = int64(r.U64())
-	ok := mask < 1<<14
+	ok := mask < 1<<15
 	in.Ctime, in.Atime = in.Btime, in.Btime
 	if mask&(1<<0) != 0 {
 		in.Ctime = int64(r.U64())
@@ -240,6 +259,11 @@ func DecodeInode(b []byte, ino sealfs.Ino, in *Inode) error {
 	if mask&(1<<13) != 0 {
 		in.Target = r.VarBytes(inlineTarget)
 		ok = ok && len(in.Target) > 0
+	}
+	if mask&(1<<14) != 0 {
+		in.Gen, in.Bound, in.Cut = r.Uvarint(), r.Uvarint(), r.Uvarint()
+		ok = ok && in.isFile() && in.Bound >= sealfs.HomeBytes && in.Bound <= boundMax &&
+			(in.Cut == 0 || in.Cut > sealfs.HomeBytes && in.Cut <= boundMax)
 	}
 	if !ok || !r.Done() || !in.plausible() {
 		return damaged("record %x of inode %d", b, ino)

@@ -18,8 +18,9 @@ const (
 	KindShard     Kind = 0x01 // ShardState
 	KindUsage     Kind = 0x02 // volume(4): Usage
 	KindInode     Kind = 0x10 // ino(8): Inode
+	KindPart      Kind = 0x18 // ino(8): Part, in a shard that holds chunks of the file
 	KindEntry     Kind = 0x20 // directory(8) cookie(8): Entry
-	KindExtent    Kind = 0x30 // ino(8) last block(8): Extent
+	KindExtent    Kind = 0x30 // ino(8) last block(8): Extent, in the file's home or with its part
 	KindAttribute Kind = 0x40 // ino(8) hash(4) ordinal(1) part(2): name and value
 	KindSymlink   Kind = 0x48 // ino(8) part(1): target
 	KindOrphan    Kind = 0x50 // ino(8): why it is there
@@ -41,7 +42,12 @@ func putHead(b []byte, s sealfs.Shard, k Kind) {
 }
 
 func putIno(b []byte, shards uint32, k Kind, ino sealfs.Ino) {
-	putHead(b, ino.Home(shards), k)
+	putInoAt(b, ino.Home(shards), k, ino)
+}
+
+// putInoAt is putIno for what may stand elsewhere than in ino's home.
+func putInoAt(b []byte, s sealfs.Shard, k Kind, ino sealfs.Ino) {
+	putHead(b, s, k)
 	binary.BigEndian.PutUint64(b[3:], uint64(ino))
 }
 
@@ -64,6 +70,12 @@ func InodeKey(shards uint32, ino sealfs.Ino) (b [11]byte) {
 	return b
 }
 
+// PartKey returns the key of what shard s knows of the chunks of ino that it holds.
+func PartKey(s sealfs.Shard, ino sealfs.Ino) (b [11]byte) {
+	putInoAt(b[:], s, KindPart, ino)
+	return b
+}
+
 // EntryKey returns the key of the entry of directory dir at cookie.
 func EntryKey(shards uint32, dir sealfs.Ino, cookie uint64) (b [19]byte) {
 	putIno(b[:], shards, KindEntry, dir)
@@ -75,7 +87,12 @@ func EntryKey(shards uint32, dir sealfs.Ino, cookie uint64) (b [19]byte) {
 // stand under their last block, not their first, so that one seek to a block
 // finds the extent that holds it or else the next one.
 func ExtentKey(shards uint32, ino sealfs.Ino, last uint64) (b [19]byte) {
-	putIno(b[:], shards, KindExtent, ino)
+	return PartExtentKey(ino.Home(shards), ino, last)
+}
+
+// PartExtentKey is ExtentKey for an extent that stands in shard s.
+func PartExtentKey(s sealfs.Shard, ino sealfs.Ino, last uint64) (b [19]byte) {
+	putInoAt(b[:], s, KindExtent, ino)
 	binary.BigEndian.PutUint64(b[11:], last)
 	return b
 }
@@ -164,7 +181,7 @@ func keyLen(k Kind) int {
 		return 3
 	case KindUsage:
 		return 7
-	case KindInode, KindOrphan:
+	case KindInode, KindOrphan, KindPart:
 		return 11
 	case KindSymlink:
 		return 12

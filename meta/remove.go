@@ -11,7 +11,7 @@ import (
 // Why an inode stands in the orphan table: the only byte of its row.
 const (
 	orphanNameless = 1 << iota // it has no name
-	orphanTail                 // extents beyond its size wait to be freed (flagTail)
+	orphanTail                 // what is beyond its size waits to be freed (flagTail, Cut)
 	orphanAll      = 1<<iota - 1
 )
 
@@ -200,6 +200,17 @@ func (ch *change) dropLink(in *Inode, now int64) error {
 // budget ends before, it reports false, and in must be written.
 func (ch *change) free(in *Inode) (done bool, err error) {
 	in.Flags = in.Flags&^flagLinkable | flagDying
+	if ch.req.Type == op.DropVolume {
+		in.Cut = 0 // parts go with their own shards
+	} else if in.Bound != 0 {
+		// From now on the home refuses everything for chunks.
+		in.Size = min(in.Size, sealfs.HomeBytes)
+		if ch.cut(in); in.Cut != 0 {
+			if err := ch.settleTail(in); err != nil {
+				return false, err
+			}
+		}
+	}
 	if done, err = ch.clear(in, 0, noBlock); !done || err != nil {
 		return false, err
 	}
@@ -230,6 +241,9 @@ func (ch *change) free(in *Inode) (done bool, err error) {
 		if ch.budget == 0 {
 			return false, nil
 		}
+	}
+	if in.Cut != 0 {
+		return false, nil
 	}
 	if err := ch.charge(in, 0, -1); err != nil {
 		return false, err
@@ -280,45 +294,60 @@ func (ch *change) deleteRange(prefix []byte) (n int, bytes int64, err error) {
 }
 
 // reclaim does one bounded step of freeing what nobody can reach of req.Ino: an
-// inode without a name, or with the flag Held only the truncated tail of it. The
-// reply names the inode in Held, and its Eof says that nothing is left.
+// inode without a name, or with the flag Held only what is cut off of it. With SetSize
+// in Valid that is also what unknown writers may have left in chunks beyond the
+// size. The reply names the inode in Held, and its Eof says that nothing is left. Otherwise its Off
+// says, if not 0, that parts up to there must be purged for the generation in
+// Attr, from the size in Attr on; the flag Purged with that generation says that it
+// is done.
 func (ch *change) reclaim() error {
+	req := ch.req
 	var in Inode
-	if err := ch.load(ch.req.Ino, &in); err != nil {
+	if err := ch.load(req.Ino, &in); err != nil {
 		return err
 	}
 	ch.rep.Held = in.Ino
 	if err := ch.touch(TouchLinks, in.Ino, ""); err != nil {
 		return err
 	}
-	switch {
-	case in.Nlink == 0 && ch.req.Flags&op.Held == 0:
+	gen, cut, flags := in.Gen, in.Cut, in.Flags
+	if req.Flags&op.Purged != 0 && req.Gen == in.Gen {
+		in.Cut = 0
+	}
+	if req.Valid&op.SetSize != 0 {
+		ch.cut(&in)
+	}
+	nameless := in.Nlink == 0 && req.Flags&op.Held == 0
+	if nameless {
 		done, err := ch.free(&in)
 		if err != nil || done {
 			ch.rep.Eof = done
 			return err
 		}
-	case in.Flags&flagTail != 0:
+	} else if in.Flags&flagTail != 0 {
 		done, err := ch.clear(&in, blocksOf(in.Size), noBlock)
 		if err != nil {
 			return err
 		}
-		if ch.rep.Eof = done; done {
+		if done {
 			in.Flags &^= flagTail
-			if err := ch.clearOrphan(in.Ino, orphanTail); err != nil {
-				return err
-			}
 		}
-	default:
-		ch.rep.Eof = true
-		ch.quiet = true
+	}
+	in.Attr(&ch.rep.Attr)
+	ch.rep.Off = in.Cut
+	home, chunks := in.Tails()
+	ch.rep.Eof = !nameless && !home && !chunks
+	if ch.quiet = in.Gen == gen && in.Cut == cut && in.Flags == flags && ch.budget == FreeMax; ch.quiet {
 		return nil
+	}
+	if err := ch.settleTail(&in); err != nil {
+		return err
 	}
 	return ch.put(&in)
 }
 
-// dropVolume does one bounded step of freeing the inodes of req.Volume in
-// req.Shard, with their entries, without regard to names and holders: it looks at FreeMax inodes
+// dropVolume does one bounded step of freeing the inodes and parts of req.Volume in
+// req.Shard, with their entries, without regard to names and holders: it looks at FreeMax of them
 // at most, from req.Ino on. The reply says in Off where to go on, and in Eof
 // that the end was reached.
 func (ch *change) dropVolume() error {
@@ -327,46 +356,90 @@ func (ch *change) dropVolume() error {
 	if err != nil {
 		return err
 	}
-	if u.Inodes == 0 {
+	if u == (Usage{}) {
 		ch.rep.Eof, ch.quiet = true, true
 		return nil
 	}
-	// Inode numbers of a shard only grow, so ino is a cursor that survives changes.
+	// Inode numbers of a shard only grow, so ino is a cursor that survives
+	// changes. Parts, of inodes of all shards, may come later than it.
 	ino := ch.req.Ino
-	var k [11]byte
-	putHead(k[:], ch.req.Shard, KindInode)
 	for range FreeMax {
-		binary.BigEndian.PutUint64(k[3:], uint64(ino))
-		var cur pmem.Cursor
-		if !cur.Seek(ch.tx, k[:]) || !inRange(&cur, k[:3]) {
-			ch.rep.Eof = true
-			return cur.Err()
-		}
-		key, err := DecodeKey(cur.Key())
+		next, err := ch.nextOf(ino)
 		if err != nil {
 			return err
 		}
-		if key.Ino.Home(ch.c.Shards) != ch.req.Shard {
-			return damaged("inode %d stands in shard %d", key.Ino, ch.req.Shard)
+		if next == 0 {
+			ch.rep.Eof = true
+			return nil
 		}
-		var in Inode
-		if err := DecodeInode(cur.Value(), key.Ino, &in); err != nil {
+		ino = next
+		done, err := ch.dropMember(ino)
+		if err != nil {
 			return err
 		}
-		ino = key.Ino
-		if in.Volume == ch.req.Volume {
-			in.own()
-			done, err := ch.free(&in)
-			if err != nil {
-				return err
-			}
-			if !done {
-				ch.rep.Off = uint64(ino)
-				return ch.put(&in)
-			}
+		if !done {
+			ch.rep.Off = uint64(ino)
+			return nil
 		}
 		ino++
 	}
 	ch.rep.Off = uint64(ino)
 	return nil
+}
+
+// nextOf returns the first inode from ino on that req.Shard has itself or a part of, 0
+// if there is none.
+func (ch *change) nextOf(ino sealfs.Ino) (next sealfs.Ino, err error) {
+	for _, kind := range [...]Kind{KindInode, KindPart} {
+		var k [11]byte
+		putInoAt(k[:], ch.req.Shard, kind, ino)
+		var cur pmem.Cursor
+		if !cur.Seek(ch.tx, k[:]) || !inRange(&cur, k[:3]) {
+			if err := cur.Err(); err != nil {
+				return 0, err
+			}
+			continue
+		}
+		key, err := DecodeKey(cur.Key())
+		if err != nil {
+			return 0, err
+		}
+		if kind == KindInode && key.Ino.Home(ch.c.Shards) != ch.req.Shard {
+			return 0, damaged("inode %d stands in shard %d", key.Ino, ch.req.Shard)
+		}
+		if next == 0 || key.Ino < next {
+			next = key.Ino
+		}
+	}
+	return next, nil
+}
+
+// dropMember does one bounded step of freeing ino and the part of it in
+// req.Shard, as far as they stand there and are of req.Volume.
+func (ch *change) dropMember(ino sealfs.Ino) (done bool, err error) {
+	var in Inode
+	if err := loadPart(ch.tx, ch.req.Shard, ino, &in); err != nil {
+		return false, err
+	}
+	if in.Bytes != 0 && in.Volume == ch.req.Volume {
+		if done, err := ch.dropPart(&in); err != nil || !done {
+			return false, err
+		}
+	}
+	if ino.Home(ch.c.Shards) != ch.req.Shard {
+		return true, nil
+	}
+	if err := GetInode(ch.tx, ch.c, ino, &in); err == sealfs.ErrNotExist {
+		return true, nil
+	} else if err != nil {
+		return false, err
+	}
+	if in.Volume != ch.req.Volume {
+		return true, nil
+	}
+	in.own()
+	if done, err = ch.free(&in); err != nil || done {
+		return done, err
+	}
+	return false, ch.put(&in)
 }

@@ -93,7 +93,24 @@ func (in *Inode) grow(size uint64) error {
 	if in.Flags&flagTail != 0 {
 		return refusal(sealfs.ErrAgain)
 	}
+	// Nor must it uncover what chunks hold, of older generations or of writers
+	// that have not told of it (and may be dead): that is cut off and purged before.
+	if in.Bound != 0 && size > sealfs.HomeBytes && (in.Cut != 0 || in.Bound > max(in.Size, sealfs.HomeBytes)) {
+		return refusal(sealfs.ErrAgain)
+	}
 	in.Size = size
+	return nil
+}
+
+// lengthen is grow without data: what is beyond HomeBytes will stand in chunks.
+func (in *Inode) lengthen(size uint64) error {
+	small := in.Bound == 0 && in.Size <= sealfs.HomeBytes
+	if err := in.grow(size); err != nil {
+		return err
+	}
+	if small && in.Size > sealfs.HomeBytes {
+		in.Bound = sealfs.HomeBytes
+	}
 	return nil
 }
 
@@ -104,22 +121,24 @@ func (ch *change) resize(in *Inode, size uint64) error {
 		return err
 	}
 	if size >= in.Size {
-		return in.grow(size)
+		return in.lengthen(size)
 	}
 	in.Size = size
+	ch.cut(in)
 	done, err := ch.clear(in, blocksOf(size), noBlock)
 	if err != nil {
 		return err
 	}
+	before := in.Flags
+	in.Flags &^= flagTail
 	if !done {
 		in.Flags |= flagTail
+	}
+	if home, chunks := in.Tails(); home || chunks {
 		ch.rep.Held = in.Ino
-		if err := ch.setOrphan(in.Ino, orphanTail); err != nil {
-			return err
-		}
-	} else if in.Flags&flagTail != 0 {
-		in.Flags &^= flagTail
-		if err := ch.clearOrphan(in.Ino, orphanTail); err != nil {
+	}
+	if ch.rep.Held != 0 || before&flagTail != 0 {
+		if err := ch.settleTail(in); err != nil {
 			return err
 		}
 	}
@@ -133,6 +152,9 @@ func (ch *change) trimAt(in *Inode, size uint64) error {
 		return nil
 	}
 	last := size / block
+	if last >= in.endBlock() {
+		return nil
+	}
 	if e := in.first(); e.Len != 0 && e.lastBlock() >= last {
 		if e.lastBlock() == last && uint64(e.Len) > size {
 			e.trim(uint32(size))
@@ -143,7 +165,7 @@ func (ch *change) trimAt(in *Inode, size uint64) error {
 	if !in.hasRows() {
 		return nil
 	}
-	k := ExtentKey(ch.c.Shards, in.Ino, last)
+	k := PartExtentKey(in.place(ch.c), in.Ino, last)
 	b, err := pmem.Get(ch.tx, k[:])
 	if err == sealfs.ErrNotExist {
 		return nil

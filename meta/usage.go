@@ -41,12 +41,12 @@ type usageDelta struct {
 	Usage
 }
 
-// charge changes the usage of in's volume in in's shard, when the operation ends.
+// charge changes the usage of in's volume where in stands, when the operation ends.
 func (ch *change) charge(in *Inode, bytes, inodes int64) error {
 	if in.foreign {
 		return nil // its own store pays
 	}
-	s := in.Ino.Home(ch.c.Shards)
+	s := in.place(ch.c)
 	for i := range ch.usages {
 		if d := &ch.usage[i]; d.shard == s && d.volume == in.Volume {
 			d.Bytes += bytes

@@ -109,7 +109,7 @@ func (st *store) execute(ctx context.Context, req *op.Request, rep *op.Reply, pa
 // class says which requests may use the reserve of a full store.
 func class(t op.Type) lsfs.Class {
 	switch t {
-	case op.Commit, op.Abort, op.Forget, op.Unlink, op.Rmdir, op.Reclaim, op.Removexattr, op.DropOwner, op.DropSession, op.DropVolume, op.Setattr, op.SetLock:
+	case op.Commit, op.Abort, op.Forget, op.Unlink, op.Rmdir, op.Reclaim, op.Purge, op.Removexattr, op.DropOwner, op.DropSession, op.DropVolume, op.Setattr, op.SetLock:
 		return lsfs.Freeing
 	}
 	return lsfs.Normal
@@ -220,7 +220,7 @@ func (st *store) after(req *op.Request, rep *op.Reply) {
 	if rep.Held != 0 && !rep.Eof && req.Type != op.Reclaim {
 		st.reclaim.add(rep.Held)
 	}
-	if req.Type != op.Reclaim && req.Type != op.DropVolume && req.Type != op.DropSession {
+	if req.Type != op.Reclaim && req.Type != op.Purge && req.Type != op.DropVolume && req.Type != op.DropSession {
 		rep.Held, rep.Eof = 0, false // the server's own business
 	}
 }

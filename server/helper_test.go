@@ -20,6 +20,7 @@ type simServer struct {
 	dev, region *disk.Sim
 	logOptions  lsfs.Options
 	root        sealfs.Ino
+	peers       op.Handler
 }
 
 func newSim(t testing.TB, deviceBytes, segment int64) *simServer {
@@ -54,7 +55,7 @@ func newSimWith(t testing.TB, dev, region *disk.Sim, segment uint32, log lsfs.Op
 
 func (s *simServer) start(t testing.TB, kept *pmem.Staging) {
 	t.Helper()
-	s.Server = &Server{o: Options{Shards: testShards}, cfg: meta.Config{Shards: testShards}, log: testLog(t), pace: usualPace}
+	s.Server = &Server{o: Options{Shards: testShards, Peers: s.peers}, cfg: meta.Config{Shards: testShards}, log: testLog(t), pace: usualPace}
 	st, err := s.attach(s.dev, pmem.NewMemory(s.region), kept, StoreOptions{Device: "device", Region: "region", Log: s.logOptions})
 	if err != nil {
 		t.Fatal(err)

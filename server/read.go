@@ -9,6 +9,7 @@ import (
 	"sealfs/lsfs"
 	"sealfs/meta"
 	"sealfs/op"
+	"sealfs/pmem"
 )
 
 // aroundMax is the length of an extent up to which its neighbours in the log
@@ -44,43 +45,95 @@ type reading struct {
 var readings = sync.Pool{New: func() any { return new(reading) }}
 
 // read answers Read: rep.Data gets up to req.Len bytes, fewer only at the end
-// of the file.
+// of the file, or of what stands at home.
 func (st *store) read(req *op.Request, rep *op.Reply) error {
+	d, err := st.place(req)
+	if err != nil {
+		return err
+	}
 	n := int(min(req.Len, sealfs.IOMax))
+	if d.part && req.Off%sealfs.ChunkBytes+uint64(n) > sealfs.ChunkBytes {
+		return fmt.Errorf("read of %d bytes at %d goes beyond a chunk: %w", n, req.Off, sealfs.ErrInvalid)
+	}
 	have := len(rep.Data)
 	if cap(rep.Data)-have < n {
 		rep.Data = append(make([]byte, 0, have+n), rep.Data...)
 	}
-	got, size, err := st.readAt(req.Ino, req.Off, rep.Data[have:have+n])
+	got, size, err := st.readData(d, req.Off, rep.Data[have:have+n])
 	if err != nil {
 		return err
 	}
 	rep.Data = rep.Data[:have+got]
-	rep.Eof = req.Off+uint64(got) >= size
+	rep.Eof = !d.part && req.Off+uint64(got) >= size
 	return nil
 }
 
-// readAt fills dst with the file's bytes from off on, verified, and returns how
-// many there are and the file's size.
-func (st *store) readAt(ino sealfs.Ino, off uint64, dst []byte) (int, uint64, error) {
-	rd := readings.Get().(*reading)
-	defer rd.free()
+// place is where the bytes of a file stand that somebody wants: at the file's
+// home, or in a shard that holds chunks of it.
+type place struct {
+	ino   sealfs.Ino
+	shard sealfs.Shard // of a part
+	part  bool
+}
+
+// place returns where the bytes stand that a request is about.
+func (st *store) place(req *op.Request) (place, error) {
+	if req.Off < sealfs.HomeBytes {
+		return atHome(req.Ino), nil
+	}
 	r := st.BeginRead()
-	attr, err := meta.Extents(r, st.srv.cfg, ino, off, uint64(len(dst)), func(e *meta.Extent) bool {
-		rd.add(e, off, dst)
-		return true
-	})
+	defer st.EndRead()
+	var in meta.Inode
+	if err := meta.Subject(r, st.srv.cfg, req, &in); err != nil {
+		return place{}, err
+	}
+	return place{req.Ino, req.Shard, in.IsPart()}, nil
+}
+
+// extents calls fn for the extents that overlap the n bytes at off, and returns the
+// file's size and where the data that stands there may end at most. With a part nobody
+// knows the size.
+func (st *store) extents(r pmem.Reader, d place, off, n uint64, fn func(*meta.Extent) bool) (size, end uint64, err error) {
+	if d.part {
+		_, err := meta.PartExtents(r, d.shard, d.ino, off, n, fn)
+		if err == sealfs.ErrNotExist {
+			err = nil // nothing was written yet
+		}
+		return sealfs.FileSizeMax, sealfs.FileSizeMax, err
+	}
+	attr, err := meta.Extents(r, st.srv.cfg, d.ino, off, n, fn)
 	if err == nil && attr.Mode&modeType != modeRegular {
 		err = sealfs.ErrInvalid
 		if attr.Mode&modeType == modeDirectory {
 			err = sealfs.ErrIsDir
 		}
 	}
-	if err == nil && attr.Size <= off {
-		st.EndRead()
-		return 0, attr.Size, nil
+	if attr.Bound != 0 {
+		return attr.Size, min(attr.Size, sealfs.HomeBytes), err
 	}
-	dst = dst[:min(uint64(len(dst)), attr.Size-min(off, attr.Size))]
+	return attr.Size, attr.Size, err
+}
+
+// readAt is readData for what stands at home.
+func (st *store) readAt(ino sealfs.Ino, off uint64, dst []byte) (int, uint64, error) {
+	return st.readData(atHome(ino), off, dst)
+}
+
+// readData fills dst with a file's bytes from off on, verified, and returns how
+// many there are and the file's size.
+func (st *store) readData(d place, off uint64, dst []byte) (int, uint64, error) {
+	rd := readings.Get().(*reading)
+	defer rd.free()
+	r := st.BeginRead()
+	size, end, err := st.extents(r, d, off, uint64(len(dst)), func(e *meta.Extent) bool {
+		rd.add(e, off, dst)
+		return true
+	})
+	if err == nil && end <= off {
+		st.EndRead()
+		return 0, size, nil
+	}
+	dst = dst[:min(uint64(len(dst)), end-min(off, end))]
 	loaded := 0
 	if err == nil {
 		rd.place(dst)
@@ -100,7 +153,7 @@ func (st *store) readAt(ino sealfs.Ino, off uint64, dst []byte) (int, uint64, er
 	done := 0
 	for i := range rd.pieces {
 		p := &rd.pieces[i]
-		if err := st.verify(ino, p); err != nil {
+		if err := st.verify(d.ino, p); err != nil {
 			return 0, 0, err
 		}
 		clear(dst[done:p.at])
@@ -110,7 +163,7 @@ func (st *store) readAt(ino sealfs.Ino, off uint64, dst []byte) (int, uint64, er
 		done = p.at + p.n
 	}
 	clear(dst[done:])
-	return len(dst), attr.Size, nil
+	return len(dst), size, nil
 }
 
 // add notes what is needed of extent e for the bytes dst at off of the file.

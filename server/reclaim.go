@@ -26,6 +26,9 @@ type reclaimer struct {
 	busy bool
 	quit bool
 	done sync.WaitGroup
+
+	purges map[sealfs.Ino]*purge
+	purger // of all of them
 }
 
 func (q *reclaimer) add(ino sealfs.Ino) {
@@ -65,6 +68,7 @@ func (q *reclaimer) start(st *store) {
 		q.todo = map[sealfs.Ino]struct{}{}
 		q.kept = map[sealfs.Ino]struct{}{}
 	}
+	q.purger.init()
 	q.done.Add(1)
 	go q.run()
 }
@@ -76,16 +80,18 @@ func (q *reclaimer) stop() {
 		return
 	}
 	q.quit = true
+	q.cancel()
 	q.cond.Broadcast()
 	q.mu.Unlock()
 	q.done.Wait()
 }
 
-// settle waits until the queue is empty: for tests and for DropVolume.
+// settle waits until the queue is empty and no purge is under way but for those
+// that wait for a server that is away: for tests and for DropVolume.
 func (q *reclaimer) settle() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for (len(q.todo) > 0 || q.busy) && !q.quit {
+	for (len(q.todo) > 0 || q.busy || q.running > 0) && !q.quit {
 		q.cond.Wait()
 	}
 }
@@ -138,7 +144,7 @@ func (q *reclaimer) free(ino sealfs.Ino) (keep bool) {
 		if quit {
 			return false
 		}
-		if st.holds.any(ino) && st.lostName(ino) {
+		if st.holds.any(ino) && st.lostName(ino) && !st.hasTail(ino) {
 			return true
 		}
 		done, err := st.reclaimStep(ino)
@@ -152,7 +158,20 @@ func (q *reclaimer) free(ino sealfs.Ino) (keep bool) {
 			// Somebody may have opened it since it was looked at.
 			return st.holds.any(ino) && st.lostName(ino)
 		}
+		if q.purge(ino) {
+			return false // it comes back when its chunks are gone
+		}
 	}
+}
+
+// hasTail reports whether something was cut off of ino and is not freed.
+func (st *store) hasTail(ino sealfs.Ino) bool {
+	var in meta.Inode
+	if st.inode(ino, &in) != nil {
+		return false
+	}
+	home, chunks := in.Tails()
+	return home || chunks
 }
 
 func (st *store) lostName(ino sealfs.Ino) bool {

@@ -83,6 +83,7 @@ type store struct {
 	parties parties
 	callsMu sync.Mutex
 	calls   txn.Calls
+	chunks  chunks
 }
 
 // Open recovers all stores and begins to answer.
@@ -223,6 +224,7 @@ func (s *Server) Close() error {
 	s.mu.Unlock()
 	for _, st := range stores {
 		st.locks.close() // who waits for a lock goes home
+		st.chunks.cuts.close()
 	}
 	s.finisher.stop()
 	s.gate.Lock()
@@ -237,7 +239,11 @@ func (s *Server) Close() error {
 // Do answers one request: see op.Handler. Changes are visible when it returns
 // and survive SIGKILL; with Options.Durable also a power cut.
 func (s *Server) Do(ctx context.Context, req *op.Request, rep *op.Reply) error {
-	s.gate.RLock()
+	// A request may lead to others of the server itself, which must not wait for
+	// a Close that waits for the request.
+	if !s.gate.TryRLock() {
+		return fmt.Errorf("server: %w", sealfs.ErrClosed)
+	}
 	defer s.gate.RUnlock()
 	if s.closed.Load() {
 		return fmt.Errorf("server: %w", sealfs.ErrClosed)
@@ -260,11 +266,17 @@ func (s *Server) Do(ctx context.Context, req *op.Request, rep *op.Reply) error {
 func (st *store) do(ctx context.Context, req *op.Request, rep *op.Reply) error {
 	switch req.Type {
 	case op.Write:
-		return st.write(req, rep)
+		return st.write(ctx, req, rep)
 	case op.Fallocate:
-		return st.fallocate(req, rep)
+		return st.fallocate(ctx, req, rep)
 	case op.Setattr:
 		return st.setattr(ctx, req, rep)
+	case op.Extend:
+		return st.resize(ctx, req, rep)
+	case op.Purge:
+		return st.purge(req, rep)
+	case op.Getattr:
+		return st.getattr(ctx, req, rep)
 	case op.Read:
 		return st.read(req, rep)
 	case op.Sync:

@@ -161,6 +161,24 @@ func (s *Server) epoch(shard sealfs.Shard) sealfs.Epoch {
 // bounded steps, on all stores. progress, if not nil, hears how many shards are done. It can
 // be called again after a crash or a cancelled ctx. It is durable on return.
 func DropVolume(ctx context.Context, h op.Handler, shards uint32, v sealfs.Volume, progress func(done int)) error {
+	if err := dropShards(ctx, h, shards, v, progress); err != nil {
+		return err
+	}
+	// A write under way may have left a chunk in a shard that was done, as long as
+	// its file was there. Now no file is.
+	if err := dropShards(ctx, h, shards, v, nil); err != nil {
+		return err
+	}
+	// A flush costs little where nothing is new, and there are fewer stores than shards.
+	for shard := range shards {
+		if _, err := ask(ctx, h, &op.Request{Type: op.Sync, Shard: sealfs.Shard(shard)}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func dropShards(ctx context.Context, h op.Handler, shards uint32, v sealfs.Volume, progress func(done int)) error {
 	for shard := range shards {
 		for from := sealfs.Ino(0); ; {
 			if err := ctx.Err(); err != nil {
@@ -177,12 +195,6 @@ func DropVolume(ctx context.Context, h op.Handler, shards uint32, v sealfs.Volum
 		}
 		if progress != nil {
 			progress(int(shard) + 1)
-		}
-	}
-	// A flush costs little where nothing is new, and there are fewer stores than shards.
-	for shard := range shards {
-		if _, err := ask(ctx, h, &op.Request{Type: op.Sync, Shard: sealfs.Shard(shard)}); err != nil {
-			return err
 		}
 	}
 	return nil

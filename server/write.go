@@ -12,9 +12,11 @@ import (
 
 // writing is the room for one merged payload; pooled.
 type writing struct {
-	req  op.Request
-	buf  []byte
-	sums []uint32
+	to    place
+	bound uint64 // what the file's home has just said, for a part: see meta.Part
+	req   op.Request
+	buf   []byte
+	sums  []uint32
 }
 
 var writings = sync.Pool{New: func() any { return new(writing) }}
@@ -24,32 +26,65 @@ func (st *store) stripe(ino sealfs.Ino) *sync.Mutex {
 }
 
 // write answers Write. Data is cut into payloads that a record can hold; each
-// is merged with what the file has in the blocks at its ends. The inode's
+// is merged with what the file has in the blocks at its ends. An Append with a Len must
+// not go beyond HomeBytes: its sender wants the file to get chunks then. The inode's
 // stripe is held over the merge, so that nobody changes those blocks meanwhile.
 // rep.Off says where the data went.
-func (st *store) write(req *op.Request, rep *op.Reply) error {
-	mu := st.stripe(req.Ino)
-	mu.Lock()
-	defer mu.Unlock()
+func (st *store) write(ctx context.Context, req *op.Request, rep *op.Reply) error {
 	off, data := req.Off, req.Data
-	var size uint64
 	if len(data) == 0 || len(data) > sealfs.IOMax {
 		rep.Code = sealfs.ErrInvalid
 		return nil
 	}
-	size, err := st.size(req.Ino)
+	if req.Flags&op.Append == 0 {
+		if off > sealfs.FileSizeMax || uint64(len(data)) > sealfs.FileSizeMax-off {
+			rep.Code = sealfs.ErrTooBig
+			return nil
+		}
+		if d, err := st.place(req); err != nil {
+			return err
+		} else if d.part {
+			return st.writePart(ctx, req, rep, d)
+		}
+	}
+	mu := st.stripe(req.Ino)
+	mu.Lock()
+	defer mu.Unlock()
+	size, chunked, err := st.size(req.Ino)
 	if err != nil {
 		return err
 	}
 	if req.Flags&op.Append != 0 {
 		off = size
 	}
-	if off > sealfs.FileSizeMax || uint64(len(data)) > sealfs.FileSizeMax-off {
+	switch {
+	case off > sealfs.FileSizeMax || uint64(len(data)) > sealfs.FileSizeMax-off:
 		rep.Code = sealfs.ErrTooBig
 		return nil
+	case req.Flags&op.Append != 0 && (chunked || req.Len != 0) && off+uint64(len(data)) > sealfs.HomeBytes:
+		rep.Code = sealfs.ErrTooBig // Extend gives out the place
+		return nil
+	case chunked && off+uint64(len(data)) > sealfs.HomeBytes:
+		rep.Code = sealfs.ErrStale // the sender thinks that the file is whole
+		return nil
 	}
-	w := writings.Get().(*writing)
+	w := st.writing(atHome(req.Ino))
 	defer w.free()
+	return st.writePieces(w, req, rep, off, size)
+}
+
+// writing returns room for payloads.
+func (st *store) writing(to place) *writing {
+	w := writings.Get().(*writing)
+	w.to = to
+	return w
+}
+
+func atHome(ino sealfs.Ino) place { return place{ino: ino} }
+
+// writePieces writes req.Data at off.
+func (st *store) writePieces(w *writing, req *op.Request, rep *op.Reply, off, size uint64) error {
+	data := req.Data
 	for at, rest := off, data; len(rest) > 0; {
 		n := int(min(uint64(len(rest)), at&^(sealfs.BlockSize-1)+uint64(st.PayloadMax())-at))
 		last := n == len(rest)
@@ -65,19 +100,19 @@ func (st *store) write(req *op.Request, rep *op.Reply) error {
 }
 
 func (w *writing) free() {
-	w.req = op.Request{}
+	w.req, w.bound = op.Request{}, 0
 	writings.Put(w)
 }
 
-// size returns the size of a file.
-func (st *store) size(ino sealfs.Ino) (uint64, error) {
+// size returns the size of a file and whether it has chunks.
+func (st *store) size(ino sealfs.Ino) (size uint64, chunked bool, err error) {
 	r := st.BeginRead()
 	defer st.EndRead()
 	var in meta.Inode
 	if err := meta.GetInode(r, st.srv.cfg, ino, &in); err != nil {
-		return 0, err
+		return 0, false, err
 	}
-	return in.Size, nil
+	return in.Size, in.Chunked(), nil
 }
 
 // writePiece writes what fits one record. Only the last piece of a request
@@ -86,9 +121,15 @@ func (st *store) writePiece(w *writing, req *op.Request, rep *op.Reply, off uint
 	w.req = *req
 	r := &w.req
 	r.Flags &^= op.Append
-	r.Data, r.Off, r.Size = data, off, off+uint64(len(data))
+	r.Data, r.Off, r.Size, r.Len = data, off, off+uint64(len(data)), w.bound
 	if !last {
 		r.Session, r.Seq, r.Low = 0, 0, 0
+	}
+	if w.to.part {
+		var err error
+		if size, err = st.partEnd(w.to, r.Size); err != nil {
+			return err
+		}
 	}
 	if err := st.merge(w, size); err != nil {
 		return err
@@ -135,12 +176,12 @@ func (st *store) merge(w *writing, size uint64) error {
 	b := w.buf[:n]
 	head, tail := int(r.Off-from), int(r.Size-from)
 	if head > 0 {
-		if err := st.fill(r.Ino, from, b[:head]); err != nil {
+		if err := st.fill(w.to, from, b[:head]); err != nil {
 			return err
 		}
 	}
 	if tail < n {
-		if err := st.fill(r.Ino, r.Size, b[tail:]); err != nil {
+		if err := st.fill(w.to, r.Size, b[tail:]); err != nil {
 			return err
 		}
 	}
@@ -150,8 +191,8 @@ func (st *store) merge(w *writing, size uint64) error {
 }
 
 // fill reads b from the file; what lies beyond its end is zeros.
-func (st *store) fill(ino sealfs.Ino, off uint64, b []byte) error {
-	n, _, err := st.readAt(ino, off, b)
+func (st *store) fill(from place, off uint64, b []byte) error {
+	n, _, err := st.readData(from, off, b)
 	clear(b[n:])
 	return err
 }
@@ -161,21 +202,38 @@ func (st *store) setattr(ctx context.Context, req *op.Request, rep *op.Reply) er
 	if req.Valid&op.SetSize == 0 {
 		return st.changeWithin(ctx, req, rep)
 	}
+	return st.resize(ctx, req, rep)
+}
+
+// resize answers what changes the size of a file, or how far its chunks reach.
+func (st *store) resize(ctx context.Context, req *op.Request, rep *op.Reply) error {
 	mu := st.stripe(req.Ino)
 	mu.Lock()
 	defer mu.Unlock()
-	return st.grow(req, rep)
+	return st.grow(ctx, req, rep)
 }
 
 // grow executes a change that may lengthen a file. A file is not lengthened
-// over a tail that an earlier truncation left to be freed: that comes first.
-func (st *store) grow(req *op.Request, rep *op.Reply) error {
+// over a tail that an earlier truncation left to be freed: that comes first. The
+// inode's stripe must be held; it is given up while others purge their chunks.
+func (st *store) grow(ctx context.Context, req *op.Request, rep *op.Reply) error {
 	for {
 		rep.Reset()
-		if err := st.change(req, rep, nil); err != nil || rep.Code != sealfs.ErrAgain {
+		if err := st.settledChange(req, rep); err != nil || rep.Code != sealfs.ErrAgain {
 			return err
 		}
-		if _, err := st.reclaimStep(req.Ino); err != nil {
+		var in meta.Inode
+		if err := st.inode(req.Ino, &in); err != nil {
+			return err
+		}
+		var err error
+		switch home, chunks := in.Tails(); {
+		case home:
+			_, err = st.reclaimStep(req.Ino)
+		case chunks || req.Type != op.Extend: // who extends is a writer, and tells of it now
+			err = st.clearChunks(ctx, &in)
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -190,16 +248,31 @@ const (
 
 // fallocate answers Fallocate. The namespace makes holes of whole blocks; the
 // parts of blocks at the ends of the range are overwritten with zeros first.
-func (st *store) fallocate(req *op.Request, rep *op.Reply) error {
+func (st *store) fallocate(ctx context.Context, req *op.Request, rep *op.Reply) error {
+	if req.Mode&(punchHole|zeroRange) != 0 {
+		if d, err := st.place(req); err != nil {
+			return err
+		} else if d.part {
+			return st.punchPart(ctx, req, rep, d)
+		}
+	}
 	mu := st.stripe(req.Ino)
 	mu.Lock()
 	defer mu.Unlock()
-	size, err := st.size(req.Ino)
+	size, _, err := st.size(req.Ino)
 	if err != nil {
 		return err
 	}
+	w := st.writing(atHome(req.Ino))
+	defer w.free()
+	return st.punch(w, req, rep, size, func(step *op.Request) error { return st.grow(ctx, step, rep) })
+}
+
+// punch does what Fallocate asks for, by steps that execute one change each. The
+// inode's stripe must be held.
+func (st *store) punch(w *writing, req *op.Request, rep *op.Reply, size uint64, execute func(*op.Request) error) error {
 	if req.Mode&(punchHole|zeroRange) != 0 && req.Len > 0 && req.Off < size && req.Len <= sealfs.FileSizeMax-min(req.Off, sealfs.FileSizeMax) {
-		if err := st.zeroEdges(req, rep, size); err != nil || rep.Code != 0 {
+		if err := st.zeroEdges(w, req, rep, size); err != nil || rep.Code != 0 {
 			return err
 		}
 	}
@@ -209,11 +282,11 @@ func (st *store) fallocate(req *op.Request, rep *op.Reply) error {
 	end := req.Off + req.Len
 	for step := *req; ; {
 		step.Session, step.Seq, step.Low = 0, 0, 0
-		last := st.fewExtents(req, step.Off)
+		last := st.fewExtents(w.to, req, step.Off)
 		if last {
 			step.Session, step.Seq, step.Low = req.Session, req.Seq, req.Low
 		}
-		err := st.grow(&step, rep)
+		err := execute(&step)
 		req.Time = step.Time
 		if err != nil || rep.Code != 0 || rep.Off >= end {
 			return err
@@ -227,14 +300,14 @@ func (st *store) fallocate(req *op.Request, rep *op.Reply) error {
 }
 
 // fewExtents reports whether what a fallocate has left to do is one step's work.
-func (st *store) fewExtents(req *op.Request, from uint64) bool {
+func (st *store) fewExtents(d place, req *op.Request, from uint64) bool {
 	if req.Mode&(punchHole|zeroRange) == 0 || req.Len == 0 || req.Len > sealfs.FileSizeMax || from > req.Off+req.Len {
 		return true
 	}
 	r := st.BeginRead()
 	defer st.EndRead()
 	n := 0
-	_, err := meta.Extents(r, st.srv.cfg, req.Ino, from, req.Off+req.Len-from, func(*meta.Extent) bool {
+	_, _, err := st.extents(r, d, from, req.Off+req.Len-from, func(*meta.Extent) bool {
 		n++
 		return n < meta.FreeMax
 	})
@@ -243,7 +316,7 @@ func (st *store) fewExtents(req *op.Request, from uint64) bool {
 
 // zeroEdges writes zeros over the parts of blocks at the ends of the range, as
 // far as the file has bytes there.
-func (st *store) zeroEdges(req *op.Request, rep *op.Reply, size uint64) error {
+func (st *store) zeroEdges(w *writing, req *op.Request, rep *op.Reply, size uint64) error {
 	const mask = sealfs.BlockSize - 1
 	end := min(req.Off+req.Len, size)
 	headEnd := min((req.Off+mask)&^mask, end)
@@ -251,18 +324,26 @@ func (st *store) zeroEdges(req *op.Request, rep *op.Reply, size uint64) error {
 	if end == size && size <= req.Off+req.Len {
 		tail = end // the file's last block counts as whole
 	}
-	w := writings.Get().(*writing)
-	defer w.free()
 	var zeros [sealfs.BlockSize]byte
 	for _, p := range [][2]uint64{{req.Off, headEnd}, {tail, end}} {
 		if p[0] >= p[1] {
 			continue
 		}
-		if data, err := st.hasData(req.Ino, p[0]&^mask); err != nil || !data {
+		if data, err := st.hasData(w.to, p[0]&^mask); err != nil || !data {
 			if err != nil {
 				return err
 			}
 			continue
+		}
+		if w.to.part {
+			// Beyond its data a chunk has zeros already, and maybe no bound.
+			end, err := st.partEnd(w.to, p[0]|1)
+			if err != nil {
+				return err
+			}
+			if p[1] = min(p[1], end); p[0] >= p[1] {
+				continue
+			}
 		}
 		z := *req
 		z.Type, z.Mode, z.Len, z.Flags = op.Write, 0, 0, req.Flags&op.KillPriv
@@ -274,10 +355,10 @@ func (st *store) zeroEdges(req *op.Request, rep *op.Reply, size uint64) error {
 }
 
 // hasData reports whether the block at off is no hole.
-func (st *store) hasData(ino sealfs.Ino, off uint64) (data bool, err error) {
+func (st *store) hasData(d place, off uint64) (data bool, err error) {
 	r := st.BeginRead()
 	defer st.EndRead()
-	_, err = meta.Extents(r, st.srv.cfg, ino, off, sealfs.BlockSize, func(*meta.Extent) bool {
+	_, _, err = st.extents(r, d, off, sealfs.BlockSize, func(*meta.Extent) bool {
 		data = true
 		return false
 	})

@@ -39,7 +39,7 @@ func (fs *FS) setattr(req *op.Request, rep *op.Reply, in *inode, now int64) seal
 		return 0
 	}
 	if req.Valid&op.SetSize != 0 {
-		in.resize(req.Size)
+		fs.resize(in, req.Size)
 		in.attr.Mtime = now
 	}
 	if req.Valid&op.SetMode != 0 {
@@ -71,8 +71,20 @@ func (fs *FS) setattr(req *op.Request, rep *op.Reply, in *inode, now int64) seal
 	return 0
 }
 
-// resize cuts or extends a file; what is cut reads as zeros if it ever comes back.
-func (in *inode) resize(size uint64) {
+// resize cuts or extends a file; what is cut reads as zeros if it ever comes
+// back, and so does what chunks got beyond the size.
+func (fs *FS) resize(in *inode, size uint64) {
+	before := in.attr.Size
+	fs.chunked(in, size)
+	in.clip(min(size, before))
+	if size != before && (size < before || size > sealfs.HomeBytes) {
+		in.cut()
+	}
+	in.attr.Size = size
+}
+
+// clip makes the file end at size.
+func (in *inode) clip(size uint64) {
 	for n := range in.blocks {
 		if n*block >= size {
 			delete(in.blocks, n)
@@ -105,6 +117,7 @@ func (fs *FS) write(req *op.Request, rep *op.Reply, in *inode, now int64) sealfs
 	if req.Flags&op.Append != 0 {
 		off = in.attr.Size
 	}
+	appends := req.Flags&op.Append != 0
 	switch {
 	case n > sealfs.IOMax:
 		return sealfs.ErrInvalid
@@ -113,33 +126,60 @@ func (fs *FS) write(req *op.Request, rep *op.Reply, in *inode, now int64) sealfs
 	case n == 0:
 		rep.Attr, rep.Off = in.attr, off
 		return 0
+	case off+n <= sealfs.HomeBytes || fs.whole:
+	case appends && (in.attr.Bound != 0 || req.Len != 0):
+		return sealfs.ErrTooBig
+	case in.attr.Bound != 0:
+		return sealfs.ErrStale
 	}
-	if fs.limit != 0 {
-		grow := uint64(0)
-		pieces(off, n, func(b uint64, _, _ int) {
-			if in.blocks[b] == nil {
-				grow += block
-			}
-		})
-		if grow > 0 && fs.used()+grow > fs.limit {
-			return sealfs.ErrNoSpace
-		}
+	if code := fs.room(in, off, n); code != 0 {
+		return code
 	}
-	data := req.Data
-	pieces(off, n, func(b uint64, from, to int) {
-		if in.blocks[b] == nil {
-			in.blocks[b] = new(dataBlock)
-		}
-		data = data[copy(in.blocks[b][from:to], data):]
-	})
+	in.fill(off, req.Data)
 	in.attr.Size = max(in.attr.Size, off+n)
-	in.count()
 	if req.Flags&op.KillPriv != 0 {
 		in.killPriv()
 	}
 	in.touched(now)
 	rep.Attr, rep.Off = in.attr, off
 	return 0
+}
+
+// room says whether the n bytes at off may take the blocks that they need.
+func (fs *FS) room(in *inode, off, n uint64) sealfs.Code {
+	if fs.limit == 0 {
+		return 0
+	}
+	grow := uint64(0)
+	pieces(off, n, func(b uint64, _, _ int) {
+		if in.blocks[b] == nil {
+			grow += block
+		}
+	})
+	if grow > 0 && fs.used()+grow > fs.limit {
+		return sealfs.ErrNoSpace
+	}
+	return 0
+}
+
+func (in *inode) fill(off uint64, data []byte) {
+	pieces(off, uint64(len(data)), func(b uint64, from, to int) {
+		if in.blocks[b] == nil {
+			in.blocks[b] = new(dataBlock)
+		}
+		data = data[copy(in.blocks[b][from:to], data):]
+	})
+	in.count()
+}
+
+func (in *inode) copyTo(rep *op.Reply, off, n uint64) {
+	pieces(off, n, func(b uint64, from, to int) {
+		if have := in.blocks[b]; have != nil {
+			rep.Data = append(rep.Data, have[from:to]...)
+		} else {
+			rep.Data = append(rep.Data, make([]byte, to-from)...)
+		}
+	})
 }
 
 func (fs *FS) read(req *op.Request, rep *op.Reply, in *inode) sealfs.Code {
@@ -151,13 +191,13 @@ func (fs *FS) read(req *op.Request, rep *op.Reply, in *inode) sealfs.Code {
 	}
 	left := in.attr.Size - min(req.Off, in.attr.Size)
 	n := min(req.Len, left)
-	pieces(req.Off, n, func(b uint64, from, to int) {
-		if have := in.blocks[b]; have != nil {
-			rep.Data = append(rep.Data, have[from:to]...)
-		} else {
-			rep.Data = append(rep.Data, make([]byte, to-from)...)
+	if in.attr.Bound != 0 {
+		if req.Off >= sealfs.HomeBytes {
+			return sealfs.ErrStale
 		}
-	})
+		n = min(n, sealfs.HomeBytes-req.Off)
+	}
+	in.copyTo(rep, req.Off, n)
 	rep.Eof = n == left
 	rep.Attr = in.attr
 	return 0
@@ -189,20 +229,17 @@ func (fs *FS) fallocate(req *op.Request, rep *op.Reply, in *inode, now int64) se
 		return sealfs.ErrNotSupported
 	}
 	if zero {
-		for n, b := range in.blocks {
-			from, to := max(req.Off, n*block), min(end, (n+1)*block)
-			if from >= to {
-				continue
-			}
-			clear(b[from-n*block : to-n*block])
-			if from == n*block && (to == (n+1)*block || end >= size) {
-				delete(in.blocks, n)
-			}
+		if req.Off >= sealfs.HomeBytes && in.attr.Bound != 0 {
+			return sealfs.ErrStale
 		}
-		in.count()
+		to := end
+		if in.attr.Bound != 0 {
+			to = min(end, sealfs.HomeBytes)
+		}
+		in.zero(req.Off, to, size)
 	}
-	if req.Mode&keepSize == 0 {
-		in.attr.Size = max(size, end)
+	if req.Mode&keepSize == 0 && end > size {
+		fs.resize(in, end)
 	}
 	if zero || in.attr.Size != size {
 		in.touched(now)
@@ -211,19 +248,47 @@ func (fs *FS) fallocate(req *op.Request, rep *op.Reply, in *inode, now int64) se
 	return 0
 }
 
+// zero makes a hole of [off, end); a block is whole also up to the size.
+func (in *inode) zero(off, end, size uint64) {
+	for n, b := range in.blocks {
+		from, to := max(off, n*block), min(end, (n+1)*block)
+		if from >= to {
+			continue
+		}
+		clear(b[from-n*block : to-n*block])
+		if from == n*block && (to == (n+1)*block || end >= size) {
+			delete(in.blocks, n)
+		}
+	}
+	in.count()
+}
+
+const seekData, seekHole = 3, 4
+
 func (fs *FS) seek(req *op.Request, rep *op.Reply, in *inode) sealfs.Code {
-	const seekData, seekHole = 3, 4
 	if req.Mode != seekData && req.Mode != seekHole {
 		return sealfs.ErrInvalid
 	}
 	if code := in.refuseNoFile(); code != 0 {
 		return code
 	}
+	rep.Attr = in.attr
+	end := in.attr.Size
+	if in.attr.Bound != 0 {
+		if req.Off >= sealfs.HomeBytes {
+			return sealfs.ErrStale
+		}
+		end = min(end, sealfs.HomeBytes)
+	}
 	if req.Off >= in.attr.Size {
 		return sealfs.ErrNoDevice
 	}
-	rep.Attr = in.attr
-	for at := req.Off; at < in.attr.Size; at = (at/block + 1) * block {
+	return in.seekTo(req, rep, end)
+}
+
+// seekTo looks for data or a hole up to end.
+func (in *inode) seekTo(req *op.Request, rep *op.Reply, end uint64) sealfs.Code {
+	for at := req.Off; at < end; at = (at/block + 1) * block {
 		if (in.blocks[at/block] != nil) == (req.Mode == seekData) {
 			rep.Off = at
 			return 0
@@ -232,7 +297,7 @@ func (fs *FS) seek(req *op.Request, rep *op.Reply, in *inode) sealfs.Code {
 	if req.Mode == seekData {
 		return sealfs.ErrNoDevice
 	}
-	rep.Off = in.attr.Size
+	rep.Off = end
 	return 0
 }
 

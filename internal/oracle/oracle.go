@@ -32,6 +32,7 @@ type FS struct {
 	lastTime int64
 	unlocked chan struct{} // closed and replaced whenever a lock goes
 	limit    uint64        // bytes that all files may take, 0: no limit
+	whole    bool          // no file gets chunks
 }
 
 // hold says which session holds which inode open.
@@ -145,6 +146,9 @@ func (fs *FS) dispatch(req *op.Request, rep *op.Reply) sealfs.Code {
 		return fs.statfs(rep)
 	case op.Sync:
 		return 0
+	case op.Purge:
+		rep.Eof = true // nothing waits to be purged here
+		return 0
 	}
 	// Everything else is addressed to an inode or a directory.
 	ino, isDir := req.Ino, false
@@ -156,6 +160,8 @@ func (fs *FS) dispatch(req *op.Request, rep *op.Reply) sealfs.Code {
 	switch {
 	case in == nil:
 		return sealfs.ErrNotExist
+	case fs.aboutChunk(req, in):
+		return fs.chunk(req, rep, in)
 	case ino.Home(fs.shards) != req.Shard:
 		return sealfs.ErrInvalid
 	case isDir && !in.isDir():
@@ -205,6 +211,8 @@ func (fs *FS) dispatch(req *op.Request, rep *op.Reply) sealfs.Code {
 		return fs.write(req, rep, in, now)
 	case op.Fallocate:
 		return fs.fallocate(req, rep, in, now)
+	case op.Extend:
+		return fs.extend(req, rep, in, now)
 	case op.Read:
 		return fs.read(req, rep, in)
 	case op.Seek:
