@@ -17,6 +17,12 @@ DESTDIR ?=
 
 FUZZTIME ?= 10s
 ROUNDS   ?= 100
+# Where `make cluster` keeps everything, and the first port it takes (free ones without it).
+CLUSTER      ?= /tmp/sealfs-cluster
+CLUSTER_PORT ?=
+# Of the simulator: one seed to replay, or how many to try.
+SEED  ?=
+SEEDS ?= 5000
 
 PROGRAMS := sealfs mkfs.sealfs sealfs-fsck
 
@@ -28,7 +34,7 @@ TOOL := $(GO) tool -modfile=internal/devtools/go.mod
 export SEALFS_BIN := $(CURDIR)/bin
 
 .DEFAULT_GOAL := build
-.PHONY: build up down test check e2e crash fuzz soak bench install uninstall clean help go
+.PHONY: build up down cluster cluster-down test check e2e e2e-cluster sim crash fuzz soak bench install uninstall clean help go
 
 build: go ## build bin/sealfs, bin/mkfs.sealfs and bin/sealfs-fsck
 	@$(GO) build -trimpath -o bin/ $(PROGRAMS:%=./cmd/%)
@@ -39,6 +45,13 @@ up: build ## format DATA if it is empty, start everything, mount at MNT [MNT= DA
 down: ## unmount and end everything that belongs to DATA [DATA=]
 	@test -x bin/sealfs || $(MAKE) --no-print-directory build
 	@bin/sealfs down --data '$(DATA)'
+
+cluster: build ## 3 managers, 4 servers with 2 disks each and 2 mounts on loopback, under CLUSTER [CLUSTER= CLUSTER_PORT=]
+	@bin/sealfs dev-cluster up --dir '$(CLUSTER)' $(if $(CLUSTER_PORT),--port $(CLUSTER_PORT))
+
+cluster-down: ## unmount and end everything that belongs to CLUSTER; its data stay [CLUSTER=]
+	@test -x bin/sealfs || $(MAKE) --no-print-directory build
+	@bin/sealfs dev-cluster down --dir '$(CLUSTER)'
 
 test: build ## build, and run all tests (a few minutes)
 	@test -w /dev/fuse || echo 'note: /dev/fuse cannot be used here, so tests that mount are skipped'
@@ -56,6 +69,12 @@ check: build ## formatting, vet, staticcheck, rules of the project, short tests 
 
 e2e: build ## real programs on a real mount, and SIGKILL of everything ten times
 	$(GO) test -count=1 -v -timeout 30m ./e2e -full
+
+e2e-cluster: build ## a cluster of real processes, on loopback and in network namespaces, while each is killed, paused and cut off
+	$(GO) test -count=1 -v -timeout 40m ./e2e -run Cluster -full
+
+sim: go ## the simulator of two-phase commit: SEEDS seeds, or one that is replayed [SEED= SEEDS=5000]
+	$(GO) test -count=1 -v -timeout 24h ./txn -run Simulate -args $(if $(SEED),-seed $(SEED),-seeds $(SEEDS))
 
 crash: build ## every test of crashes, kills and faults, afresh
 	$(GO) test -count=1 -timeout 20m -run 'Crash|Fault|Kill|Torn|Rot' ./...
@@ -77,15 +96,21 @@ install: ## install the programs [PREFIX=/usr/local DESTDIR=]
 	@for p in $(PROGRAMS); do test -x bin/$$p || exec $(MAKE) --no-print-directory build; done
 	install -d '$(DESTDIR)$(PREFIX)/bin'
 	install -m 755 $(PROGRAMS:%=bin/%) '$(DESTDIR)$(PREFIX)/bin'
+	ln -sf sealfs-fsck '$(DESTDIR)$(PREFIX)/bin/fsck.sealfs'
+	ln -sf sealfs '$(DESTDIR)$(PREFIX)/bin/mount.sealfs'
+	@# mount(8) and fsck(8) look for their helpers in /sbin.
+	@if test -z '$(DESTDIR)' && test -w /sbin; then set -x; \
+	  ln -sf '$(PREFIX)/bin/sealfs-fsck' /sbin/fsck.sealfs; ln -sf '$(PREFIX)/bin/sealfs' /sbin/mount.sealfs; fi
 
 uninstall: ## remove the installed programs [PREFIX= DESTDIR=]
-	rm -f $(PROGRAMS:%='$(DESTDIR)$(PREFIX)/bin/%')
+	rm -f $(PROGRAMS:%='$(DESTDIR)$(PREFIX)/bin/%') '$(DESTDIR)$(PREFIX)/bin/fsck.sealfs' '$(DESTDIR)$(PREFIX)/bin/mount.sealfs'
+	@if test -z '$(DESTDIR)' && test -w /sbin; then set -x; rm -f /sbin/fsck.sealfs /sbin/mount.sealfs; fi
 
 clean: ## remove what was built; data directories are left alone
 	rm -rf bin
 
 help: ## list the targets
-	@sed -n 's/^\([a-z0-9]*\):[^#]*## \(.*\)/  \1\t\2/p' Makefile | expand -t 14
+	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
 	@echo; echo '  defaults: MNT=$(MNT) DATA=$(DATA)'
 
 # Before anything is built: is this Go new enough? A newer `go` may fetch the
