@@ -134,6 +134,9 @@ func (s *Store) PayloadMax() int {
 // ID returns the identity of the store.
 func (s *Store) ID() sealfs.UUID { return s.store }
 
+// Incarnation returns how often the store was recovered: it grows with every Open.
+func (s *Store) Incarnation() uint32 { return s.incarnation }
+
 // Superblock returns a copy of the superblock as last written.
 func (s *Store) Superblock() layout.Superblock {
 	s.super.Lock()

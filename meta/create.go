@@ -96,7 +96,7 @@ func (ch *change) create() error {
 		return err
 	}
 	in.Attr(&ch.rep.Attr)
-	return nil
+	return ch.touch(TouchLinks, in.Ino, "")
 }
 
 // mknod makes what is neither directory nor symlink.
@@ -260,7 +260,7 @@ func (ch *change) link() error {
 	if found {
 		return refusal(sealfs.ErrExist)
 	}
-	if err := ch.addLink(&in); err != nil {
+	if err := ch.addLink(&in, ch.req.Time); err != nil {
 		return err
 	}
 	return ch.enter(&dir, &e, &in)
@@ -284,7 +284,7 @@ func (in *Inode) refuseLink(dir *Inode) error {
 }
 
 // addLink counts another name of in, whose record the caller writes.
-func (ch *change) addLink(in *Inode) error {
+func (ch *change) addLink(in *Inode, now int64) error {
 	if err := ch.touch(TouchLinks, in.Ino, ""); err != nil {
 		return err
 	}
@@ -295,6 +295,6 @@ func (ch *change) addLink(in *Inode) error {
 		in.Flags &^= flagLinkable
 	}
 	in.Nlink++
-	in.change(ch.req.Time)
+	in.change(now)
 	return nil
 }

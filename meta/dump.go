@@ -40,7 +40,7 @@ type record struct {
 	session        SessionState
 	result         ResultRow
 	prepared       *op.Request
-	parties        []sealfs.Shard // of a decision
+	decision       Decision
 }
 
 // decode decodes the value b under the key k.
@@ -77,7 +77,7 @@ func (v *record) decode(k *Key, b []byte) (err error) {
 	case KindPrepared:
 		v.prepared, err = DecodePrepared(b)
 	case KindDecision:
-		v.parties, err = DecodeDecision(b)
+		v.decision, err = DecodeDecision(b)
 	}
 	return err
 }
@@ -149,7 +149,7 @@ func (v *record) dump(w io.Writer, k *Key) {
 		fmt.Fprintf(w, "prepared in shard %d for %d.%x: part %d inode %d directories %d %d name %q now %d mode %o coordinator %d\n",
 			k.Shard, k.Tx.Age, k.Tx.Nonce, p.Part, p.Ino, p.Dir, p.Dir2, p.Name, p.Off, p.Mode, p.Coord)
 	case KindDecision:
-		fmt.Fprintf(w, "decision in shard %d for %d.%x: parties %d\n", k.Shard, k.Tx.Age, k.Tx.Nonce, v.parties)
+		fmt.Fprintf(w, "decision in shard %d for %d.%x: time %d parties %d\n", k.Shard, k.Tx.Age, k.Tx.Nonce, v.decision.Time, v.decision.Parties)
 	}
 }
 

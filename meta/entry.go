@@ -152,7 +152,7 @@ func lookup(r pmem.Reader, c Config, req *op.Request, rep *op.Reply) error {
 		return err
 	}
 	in.Attr(&rep.Attr)
-	return nil
+	return c.touch(req, TouchLinks, in.Ino, "")
 }
 
 // What an entry counts for against the length of a readdir, in bytes.

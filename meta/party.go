@@ -91,7 +91,7 @@ func (ch *change) vote(ino sealfs.Ino, in *Inode) error {
 func (in *Inode) fromVote(a *op.Attr) {
 	*in = Inode{
 		Ino: a.Ino, Mode: a.Mode, Nlink: a.Nlink, UID: a.UID, GID: a.GID, Rdev: a.Rdev, Size: a.Size, Bytes: a.Blocks * 512,
-		Atime: a.Atime, Mtime: a.Mtime, Ctime: a.Ctime, Btime: a.Btime, Version: a.Version, foreign: true,
+		Atime: a.Atime, Mtime: a.Mtime, Ctime: a.Ctime, Btime: a.Btime, Version: a.Version, Gen: a.Gen, Bound: a.Bound, foreign: true,
 	}
 }
 
@@ -108,6 +108,8 @@ func (ch *change) votedChild(in, dir *Inode, mode uint32) error {
 			return refusal(sealfs.ErrStale) // what dir hands down has changed since
 		}
 		in.fromVote(a)
+		now := ch.req.Time
+		in.Atime, in.Mtime, in.Ctime, in.Btime = now, now, now, now
 		return nil
 	}
 	return &Foreign{sealfs.Ino(ch.req.Shard2)}
@@ -118,25 +120,40 @@ func (ch *change) decide() error {
 	if ch.req.Tx.IsZero() || ch.req.Part != 0 || len(ch.req.Votes) == 0 {
 		return nil
 	}
-	var b []byte
+	d := Decision{Time: ch.req.Time}
 	for i := range ch.req.Votes {
-		b = binary.LittleEndian.AppendUint16(b, uint16(ch.req.Votes[i].Ino.Home(ch.c.Shards)))
+		d.Parties = append(d.Parties, ch.req.Votes[i].Ino.Home(ch.c.Shards))
 	}
 	k := DecisionKey(ch.req.Shard, ch.req.Tx)
-	return ch.tx.Set(k[:], b)
+	return ch.tx.Set(k[:], d.Append(nil))
 }
 
-// DecodeDecision reads the shards of a decision's other parties, or returns a
-// *sealfs.Corruption.
-func DecodeDecision(b []byte) ([]sealfs.Shard, error) {
-	if len(b) == 0 || len(b)%2 != 0 || len(b) > 2*op.VotesMax {
-		return nil, damaged("decision %x", b)
+// Decision is the row that says that a transaction is committed: eight bytes
+// of time, then two for each party, little-endian.
+type Decision struct {
+	Time    int64          // of the operation, in nanoseconds since 1970
+	Parties []sealfs.Shard // the other ones; some may come twice
+}
+
+// Append appends the record of d to b.
+func (d *Decision) Append(b []byte) []byte {
+	b = binary.LittleEndian.AppendUint64(b, uint64(d.Time))
+	for _, s := range d.Parties {
+		b = binary.LittleEndian.AppendUint16(b, uint16(s))
 	}
-	var shards []sealfs.Shard
-	for ; len(b) > 0; b = b[2:] {
-		shards = append(shards, sealfs.Shard(binary.LittleEndian.Uint16(b)))
+	return b
+}
+
+// DecodeDecision reads what Append wrote, or returns a *sealfs.Corruption.
+func DecodeDecision(b []byte) (Decision, error) {
+	if len(b) <= 8 || len(b)%2 != 0 || len(b) > 8+2*op.VotesMax {
+		return Decision{}, damaged("decision %x", b)
 	}
-	return shards, nil
+	d := Decision{Time: int64(binary.LittleEndian.Uint64(b))}
+	for b = b[8:]; len(b) > 0; b = b[2:] {
+		d.Parties = append(d.Parties, sealfs.Shard(binary.LittleEndian.Uint16(b)))
+	}
+	return d, nil
 }
 
 // DecodePrepared reads a prepared row, or returns a *sealfs.Corruption. The
@@ -181,13 +198,12 @@ func Prepared(r pmem.Reader, s sealfs.Shard, fn func(part *op.Request)) error {
 	})
 }
 
-// Decisions calls fn for all decisions in a shard that are not forgotten, with
-// the shards of their other parties.
-func Decisions(r pmem.Reader, s sealfs.Shard, fn func(tx op.Tx, parties []sealfs.Shard)) error {
+// Decisions calls fn for all decisions in a shard that are not forgotten.
+func Decisions(r pmem.Reader, s sealfs.Shard, fn func(tx op.Tx, d Decision)) error {
 	return eachTx(r, s, KindDecision, func(k *Key, b []byte) error {
-		parties, err := DecodeDecision(b)
+		d, err := DecodeDecision(b)
 		if err == nil {
-			fn(k.Tx, parties)
+			fn(k.Tx, d)
 		}
 		return err
 	})
@@ -398,8 +414,11 @@ func (ch *change) settle(fn func(p *op.Request) error) error {
 	return nil
 }
 
-// commit does what was prepared.
+// commit does what was prepared. It happens at the time of the decision, Mtime.
 func (ch *change) commit() error {
+	if ch.req.Mtime <= 0 {
+		return refusal(sealfs.ErrInvalid)
+	}
 	return ch.settle(func(p *op.Request) error {
 		err := ch.commitPart(p)
 		if err == refusal(sealfs.ErrNotExist) {
@@ -414,6 +433,8 @@ func (ch *change) commitPart(p *op.Request) error {
 	switch p.Part {
 	case op.PartNew:
 		in.fromPart(p)
+		now := ch.req.Mtime
+		in.Atime, in.Mtime, in.Ctime, in.Btime = now, now, now, now
 		return ch.put(&in)
 	case op.PartName:
 		return ch.commitName(p)
@@ -423,18 +444,19 @@ func (ch *change) commitPart(p *op.Request) error {
 	if err := ch.load(p.Ino, &in); err != nil {
 		return err
 	}
+	now := max(ch.req.Mtime, in.Ctime)
 	switch p.Part {
 	case op.PartDrop:
-		return ch.dropLink(&in)
+		return ch.dropLink(&in, now)
 	case op.PartLink:
-		if err := ch.addLink(&in); err != nil {
+		if err := ch.addLink(&in, now); err != nil {
 			return err
 		}
 	case op.PartMove:
 		if in.isDir() {
 			in.Parent = p.Dir
 		}
-		in.change(ch.req.Time)
+		in.change(now)
 	}
 	return ch.put(&in)
 }
@@ -468,7 +490,7 @@ func (ch *change) commitName(p *op.Request) error {
 	if err != nil {
 		return err
 	}
-	dir.touch(ch.req.Time)
+	dir.touch(max(ch.req.Mtime, dir.Ctime))
 	return ch.put(&dir)
 }
 
@@ -499,15 +521,17 @@ func (ch *change) forget() error {
 // still under way is known to the server alone.
 func resolve(r pmem.Reader, req *op.Request, rep *op.Reply) error {
 	k := DecisionKey(req.Shard, req.Tx)
-	switch _, err := pmem.Get(r, k[:]); err {
-	case nil:
-		rep.Off = op.FateCommitted
-	case sealfs.ErrNotExist:
+	b, err := pmem.Get(r, k[:])
+	if err == sealfs.ErrNotExist {
 		rep.Off = op.FateAborted
-	default:
+		return nil
+	}
+	if err != nil {
 		return err
 	}
-	return nil
+	d, err := DecodeDecision(b)
+	rep.Off, rep.Attr.Mtime = op.FateCommitted, d.Time
+	return err
 }
 
 // ancestorsMax bounds one answer to Ancestors.

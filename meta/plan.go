@@ -10,7 +10,8 @@ import (
 type Plan struct {
 	Parts []op.Request // a Prepare each, but for the transaction itself
 	Walks []Walk       // to be done when all have voted
-	Ino   sealfs.Ino   // Rename: for what Name2 stands; goes into the decision
+	Src   sealfs.Ino   // Rename: for what Name stands, and
+	Ino   sealfs.Ino   // Name2; both go into the decision, as Off and Ino
 	Same  sealfs.Ino   // Rename: both names are this inode's, so nothing is to be done
 }
 
@@ -27,7 +28,7 @@ type Target struct {
 // MakePlan says what parts other stores have in the operation req, which Apply
 // has found to be foreign. target is what Name2 of a Rename stands for, if Dir2 lies
 // elsewhere. root returns the root directory of a volume, 0 if it is unknown. A refusal
-// is a sealfs.Code; other errors mean damage.
+// is a sealfs.Code; other errors are Guard's, or mean damage.
 func MakePlan(r pmem.Reader, c Config, req *op.Request, target Target, root func(sealfs.Volume) sealfs.Ino) (Plan, error) {
 	p := planner{r: r, c: c, req: req}
 	err := p.make(target, root)
@@ -48,7 +49,7 @@ type planner struct {
 func (p *planner) make(target Target, root func(sealfs.Volume) sealfs.Ino) error {
 	req := p.req
 	if err := getDir(p.r, p.c, req.Dir, &p.dir); err != nil {
-		return err
+		return p.c.absent(req, req.Dir, err)
 	}
 	switch req.Type {
 	case op.Mkdir:
@@ -61,13 +62,19 @@ func (p *planner) make(target Target, root func(sealfs.Volume) sealfs.Ino) error
 		return nil
 	case op.Unlink, op.Rmdir:
 		t, err := p.find(&p.dir, req.Name)
-		if err == nil && t.Ino == 0 {
-			err = refusal(sealfs.ErrNotExist)
+		isDir := t.Type == typeDir>>12
+		switch {
+		case err != nil:
+			return err
+		case t.Ino == 0:
+			return refusal(sealfs.ErrNotExist)
+		case isDir && req.Type == op.Unlink:
+			return refusal(sealfs.ErrIsDir)
+		case !isDir && req.Type == op.Rmdir:
+			return refusal(sealfs.ErrNotDir)
 		}
-		if err == nil {
-			p.part(op.PartDrop, t.Ino, req.Dir, 0)
-		}
-		return err
+		p.part(op.PartDrop, t.Ino, req.Dir, 0)
+		return nil
 	case op.Rename:
 		return p.rename(target, root)
 	}
@@ -77,6 +84,9 @@ func (p *planner) make(target Target, root func(sealfs.Volume) sealfs.Ino) error
 // find returns what a name stands for.
 func (p *planner) find(dir *Inode, name string) (Target, error) {
 	if err := checkName(name, sealfs.NameMax); err != nil {
+		return Target{}, err
+	}
+	if err := p.c.touch(p.req, TouchName, dir.Ino, name); err != nil {
 		return Target{}, err
 	}
 	var e Entry
@@ -112,7 +122,7 @@ func (p *planner) rename(target Target, root func(sealfs.Volume) sealfs.Ino) err
 	if p.c.local(req.Dir2) {
 		var to Inode
 		if err := getDir(p.r, p.c, req.Dir2, &to); err != nil {
-			return err
+			return p.c.absent(req, req.Dir2, err)
 		}
 		if target, err = p.find(&to, req.Name2); err != nil {
 			return err
@@ -131,6 +141,7 @@ func (p *planner) rename(target Target, root func(sealfs.Volume) sealfs.Ino) err
 	case !isDir && otherDir:
 		return refusal(sealfs.ErrIsDir)
 	}
+	p.plan.Src = src.Ino
 	if p.plan.Ino = target.Ino; target.Ino == src.Ino {
 		p.plan.Same = src.Ino
 		return nil

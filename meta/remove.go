@@ -129,6 +129,9 @@ func (ch *change) rmdir() error {
 
 // detach removes the entry e from dir and a link from its inode.
 func (ch *change) detach(dir *Inode, e *Entry, in *Inode) error {
+	if votes := ch.req.Votes; len(votes) > 0 && votes[0].Ino != e.Ino {
+		return refusal(sealfs.ErrStale) // not what the other party has prepared for
+	}
 	if err := ch.loadEntry(e, in); err != nil {
 		return err
 	}
@@ -150,7 +153,7 @@ func (ch *change) detach(dir *Inode, e *Entry, in *Inode) error {
 	if err := ch.put(dir); err != nil {
 		return err
 	}
-	return ch.dropLink(in)
+	return ch.dropLink(in, ch.req.Time)
 }
 
 // loseSubdir takes from the directory in the link that a subdirectory's ".." was.
@@ -164,14 +167,14 @@ func (in *Inode) loseSubdir() error {
 
 // dropLink takes a name from in, a directory its only one, and writes in or
 // frees it. It answers in's attributes.
-func (ch *change) dropLink(in *Inode) error {
+func (ch *change) dropLink(in *Inode, now int64) error {
 	if in.Nlink == 0 {
 		return damaged("inode %d has an entry but no links", in.Ino)
 	}
 	if err := ch.touch(TouchLinks, in.Ino, ""); err != nil {
 		return err
 	}
-	in.change(ch.req.Time)
+	in.change(now)
 	if in.Nlink--; in.isDir() {
 		in.Nlink = 0
 	}

@@ -25,7 +25,7 @@ func (ch *change) rename() error {
 		if err := ch.loadDir(req.Dir2, to); err != nil {
 			return err
 		}
-		if to.Volume != from.Volume {
+		if !to.foreign && to.Volume != from.Volume {
 			return refusal(sealfs.ErrCrossDevice)
 		}
 	}
@@ -48,6 +48,9 @@ func (ch *change) rename() error {
 		found, dst = req.Ino != 0, Entry{Dir: to.Ino, Ino: req.Ino}
 	} else if found, err = findEntry(ch.tx, ch.c, to, req.Name2, &dst); err != nil {
 		return err
+	}
+	if !req.Tx.IsZero() && (uint64(src.Ino) != req.Off || dst.Ino != req.Ino) {
+		return refusal(sealfs.ErrStale) // not what the other parties have prepared for
 	}
 	switch {
 	case found && req.Flags&op.NoReplace != 0:
@@ -152,7 +155,7 @@ func (ch *change) move(from, to *Inode, src, dst *Entry, moved, other *Inode) er
 		return err
 	}
 	if replaced {
-		if err := ch.dropLink(other); err != nil {
+		if err := ch.dropLink(other, now); err != nil {
 			return err
 		}
 	}

@@ -21,7 +21,7 @@ const (
 	Link        // Name in Dir for Ino
 	Unlink      // Name in Dir, not a directory
 	Rmdir       // Name in Dir, an empty directory
-	Rename      // Name in Dir to Name2 in Dir2; flags NoReplace, Exchange
+	Rename      // Name in Dir to Name2 in Dir2; flags NoReplace, Exchange. Resolved, in a decision: Off and Ino are what the names stand for
 	Setattr     // Ino: the fields that Valid names
 	Write       // Ino: payload at Off; flags Append, KillPriv. Resolved: Off and Data cover whole blocks (but for the file's tail), Size is where the sender's bytes end
 	Fallocate   // Ino: Off, Len, Mode (the FALLOC_FL bits)
@@ -54,13 +54,13 @@ const (
 	// Changes between servers, and those of large files: they came later.
 
 	Prepare // a party's Part of Tx, on the object that the part names; Coord decides. Answers the object's attributes: the vote
-	Commit  // shard Shard: what was prepared there for Tx happens
+	Commit  // shard Shard: what was prepared there for Tx happens, at the time Mtime
 	Abort   // shard Shard: what was prepared there for Tx is forgotten
 	Forget  // shard Shard of a coordinator: every party has Tx durably
 	Extend  // Ino, of generation Gen: Size is raised to Size and Bound to Off, if they are less; the times are touched
 	Purge   // shard Shard: one bounded step of freeing what it holds of Ino's chunks at or beyond Off, of generations before Gen. Answers Eof when nothing is left
 
-	Resolve   // shard Shard of a coordinator: the fate of Tx, in the reply's Off
+	Resolve   // shard Shard of a coordinator: the fate of Tx, in the reply's Off, and when it was decided, in Attr.Mtime
 	Ancestors // Ino, a directory: it and what is above it, as far as the store knows, in the reply's Entries; Off is the next to ask for elsewhere, 0 after a root. Tx, if any, may see its own parties
 	Register  // shard Shard: the files of its store that the session holds open, listed in Data (see AppendOpens); flag Excl: all earlier ones are let go first
 

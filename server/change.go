@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"errors"
 	"sync"
 	"time"
@@ -21,9 +22,13 @@ type change struct {
 	rep      *op.Reply
 	in       lsfs.Intent
 	buf      []byte // the encoded operation
+	cfg      meta.Config
 	charges  []charge
-	paid     bool       // the charges are booked
-	held     sealfs.Ino // registered as held by this change
+	paid     bool        // the charges are booked
+	held     sealfs.Ino  // registered as held by this change
+	locked   *op.Request // the part whose locks were taken
+	freed    []*op.Request
+	tell     func() // those who wait for what was freed
 }
 
 // errRefused carries a refusal through the store, errHeld the news that what
@@ -38,6 +43,29 @@ var changes = sync.Pool{New: func() any { return new(change) }}
 // change executes a request that changes the namespace. payload is what a Write
 // logs.
 func (st *store) change(req *op.Request, rep *op.Reply, payload []byte) error {
+	end, err := st.execute(context.Background(), req, rep, payload)
+	if err != nil || !st.srv.o.Durable || rep.Code != 0 {
+		return err
+	}
+	return st.SyncTo(end)
+}
+
+// changeWithin is change of a request without a payload, that may have to wait for
+// transactions, and may become one itself.
+func (st *store) changeWithin(ctx context.Context, req *op.Request, rep *op.Reply) error {
+	end, err := st.execute(ctx, req, rep, nil)
+	if isForeign(err) {
+		return st.transact(ctx, req, rep)
+	}
+	if err != nil || !st.srv.o.Durable || rep.Code != 0 {
+		return err
+	}
+	return st.SyncTo(end)
+}
+
+// execute executes a change and returns where its record ends. It waits for
+// transactions that are in its way, unless it must die: then it answers ErrDeadlock.
+func (st *store) execute(ctx context.Context, req *op.Request, rep *op.Reply, payload []byte) (sealfs.LSN, error) {
 	c := changes.Get().(*change)
 	c.st, c.req, c.rep = st, req, rep
 	defer c.free()
@@ -48,32 +76,40 @@ func (st *store) change(req *op.Request, rep *op.Reply, payload []byte) error {
 		c.in.PayloadCRC = enc.CRC(0, payload)
 	}
 	for {
+		c.cfg = st.config()
 		c.buf = req.AppendTo(c.buf[:0])
 		c.in.Op = c.buf
 		end, err := st.Update(&c.in, c)
 		switch {
+		case err == nil:
+			if c.tell != nil {
+				c.tell()
+			}
+			st.after(req, rep)
+			return end, nil
 		case err == errHeld:
 			req.Flags |= op.Held
 			continue
-		case err != nil:
-			c.undo()
-			if err == errRefused {
-				return nil
-			}
-			return err
 		}
-		st.after(req, rep)
-		if st.srv.o.Durable {
-			return st.SyncTo(end)
+		c.undo()
+		if err == errRefused {
+			return end, nil
 		}
-		return nil
+		if err = st.await(ctx, err, req.Tx); err == errDie {
+			rep.Reset()
+			rep.Code = sealfs.ErrDeadlock
+			return end, nil
+		}
+		if err != nil {
+			return end, err
+		}
 	}
 }
 
 // class says which requests may use the reserve of a full store.
 func class(t op.Type) lsfs.Class {
 	switch t {
-	case op.Unlink, op.Rmdir, op.Reclaim, op.Purge, op.Removexattr, op.DropOwner, op.DropSession, op.DropVolume, op.Setattr, op.SetLock:
+	case op.Commit, op.Abort, op.Forget, op.Unlink, op.Rmdir, op.Reclaim, op.Purge, op.Removexattr, op.DropOwner, op.DropSession, op.DropVolume, op.Setattr, op.SetLock:
 		return lsfs.Freeing
 	}
 	return lsfs.Normal
@@ -96,7 +132,11 @@ func (c *change) Apply(tx *lsfs.Tx) error {
 	c.undo()
 	c.Tx = tx
 	c.rep.Reset()
-	if err := meta.Apply(tx.Tx, c, c.st.srv.cfg, c.req, c.rep); err != nil {
+	if c.st.srv.ended(c.req.Session) {
+		c.rep.Code = sealfs.ErrSession
+		return errRefused
+	}
+	if err := meta.Apply(tx.Tx, c, c.cfg, c.req, c.rep); err != nil {
 		return err
 	}
 	if c.rep.Code != 0 {
@@ -105,7 +145,7 @@ func (c *change) Apply(tx *lsfs.Tx) error {
 	if c.rep.Held != 0 && c.req.Flags&op.Held == 0 && c.st.holds.any(c.rep.Held) {
 		return errHeld
 	}
-	if c.paid = c.st.pay(c.charges); !c.paid {
+	if c.paid = c.st.pay(c.req.Type, c.charges); !c.paid {
 		c.rep.Reset()
 		c.rep.Code = sealfs.ErrNoSpace
 		return errRefused
@@ -113,6 +153,15 @@ func (c *change) Apply(tx *lsfs.Tx) error {
 	if c.req.Flags&op.OpenIt != 0 && c.rep.Attr.Ino != 0 {
 		c.held = c.rep.Attr.Ino
 		c.st.holds.add(c.req.Session, c.held)
+	}
+	switch c.req.Type {
+	case op.Prepare:
+		part := *c.req
+		if c.st.parties.locks.Add(&part) {
+			c.locked = &part
+		}
+	case op.Commit, op.Abort:
+		c.freed, c.tell = c.st.parties.locks.Drop(c.req.Tx, c.req.Shard)
 	}
 	return nil
 }
@@ -128,6 +177,17 @@ func (c *change) undo() {
 		c.st.holds.drop(c.req.Session, c.held, 1)
 		c.held = 0
 	}
+	if c.locked != nil {
+		c.st.parties.locks.Remove(c.locked)
+		c.locked = nil
+	}
+	for _, p := range c.freed {
+		c.st.parties.locks.Add(p)
+	}
+	if c.tell != nil {
+		c.tell() // to find it held by a new holder
+	}
+	c.freed, c.tell = nil, nil
 }
 
 // Charge keeps account for the volume (meta.Space).
@@ -150,6 +210,8 @@ func (c *change) free() {
 // after does what a change that happened entails.
 func (st *store) after(req *op.Request, rep *op.Reply) {
 	switch req.Type {
+	case op.Commit, op.Abort:
+		rep.Off = uint64(st.Incarnation()) // see finisher
 	case op.SetLock, op.DropOwner:
 		st.locks.wake(req.Ino)
 	case op.DropSession:

@@ -102,23 +102,12 @@ func (st *store) inode(ino sealfs.Ino, in *meta.Inode) error {
 }
 
 // getattr answers Getattr.
-func (st *store) getattr(req *op.Request, rep *op.Reply) error {
-	r := st.BeginRead()
-	err := meta.Query(r, st.srv.cfg, req, rep)
-	st.EndRead()
+func (st *store) getattr(ctx context.Context, req *op.Request, rep *op.Reply) error {
+	err := st.query(ctx, req, rep)
 	if err == nil && rep.Attr.Bound != 0 {
 		st.chunks.settling.wait(req.Ino)
 	}
 	return err
-}
-
-// ask sends a request to whoever holds its shard.
-func (s *Server) ask(ctx context.Context, req *op.Request, rep *op.Reply) error {
-	req.Epoch = s.epoch(req.Shard)
-	if s.o.Peers != nil {
-		return s.o.Peers.Do(ctx, req, rep)
-	}
-	return s.Do(ctx, req, rep)
 }
 
 // writePart answers a Write of a part of one chunk.
@@ -243,7 +232,7 @@ func (st *store) known(req *op.Request, d place, end uint64) (bool, error) {
 func (st *store) askHome(ctx context.Context, req *op.Request) (op.Attr, error) {
 	q := op.Request{Type: op.Getattr, Ino: req.Ino, Shard: req.Ino.Home(st.srv.cfg.Shards), Volume: req.Volume}
 	var rep op.Reply
-	err := st.srv.ask(ctx, &q, &rep)
+	err := st.srv.peers().Do(ctx, &q, &rep)
 	if err == nil && rep.Code != 0 {
 		err = fmt.Errorf("home of inode %d: %w", req.Ino, rep.Code)
 	}

@@ -40,14 +40,19 @@ func TestModelKill(t *testing.T) {
 		for until := w.n + 1 + w.rng.IntN(600); w.n < until; {
 			w.step()
 		}
-		w.s.kill(t)
-		w.s.check(t)
-		// A restart ends the sessions.
-		for shard := range sealfs.Shard(testShards) {
-			req := op.Request{Type: op.DropSession, Shard: shard}
-			if err := w.o.Do(context.Background(), &req, &op.Reply{}); err != nil {
-				t.Fatal(err)
-			}
+		w.sim.kill(t)
+		w.sim.check(t)
+		w.forgetLocks()
+	}
+}
+
+// forgetLocks ends the oracle's sessions, as a restart does.
+func (w *twin) forgetLocks() {
+	w.t.Helper()
+	for shard := range sealfs.Shard(testShards) {
+		req := op.Request{Type: op.DropSession, Shard: shard}
+		if err := w.o.Do(context.Background(), &req, &op.Reply{}); err != nil {
+			w.t.Fatal(err)
 		}
 	}
 }

@@ -13,11 +13,20 @@ import (
 type holds struct {
 	mu    sync.Mutex
 	files map[sealfs.Ino]map[sealfs.Session]uint64
+	// grace is true after a start, as long as sessions may still register what
+	// they hold: everything counts as held.
+	grace      bool
+	registered map[sealfs.Session]struct{}
 }
 
 func (h *holds) add(sess sealfs.Session, ino sealfs.Ino) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.put(sess, ino, 1)
+}
+
+// put is add of n, with the lock held.
+func (h *holds) put(sess sealfs.Session, ino sealfs.Ino, n uint64) {
 	if h.files == nil {
 		h.files = map[sealfs.Ino]map[sealfs.Session]uint64{}
 	}
@@ -26,7 +35,7 @@ func (h *holds) add(sess sealfs.Session, ino sealfs.Ino) {
 		m = make(map[sealfs.Session]uint64, 1)
 		h.files[ino] = m
 	}
-	m[sess]++
+	m[sess] += n
 }
 
 // drop reports whether nobody holds the file any more.
@@ -43,13 +52,13 @@ func (h *holds) drop(sess sealfs.Session, ino sealfs.Ino, n uint64) bool {
 		return false
 	}
 	delete(h.files, ino)
-	return true
+	return !h.grace
 }
 
 func (h *holds) any(ino sealfs.Ino) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return len(h.files[ino]) > 0
+	return h.grace || len(h.files[ino]) > 0
 }
 
 // end drops everything that a session holds and returns what nobody holds any more.
@@ -72,6 +81,9 @@ func (h *holds) end(sess sealfs.Session) []sealfs.Ino {
 // hold answers Open. The inode is looked up under the same lock under which
 // changes decide whether a file is held, so it cannot vanish in between.
 func (st *store) hold(req *op.Request, rep *op.Reply) error {
+	if st.srv.ended(req.Session) {
+		return sealfs.ErrSession
+	}
 	r := st.BeginRead()
 	defer st.EndRead()
 	q := op.Request{Type: op.Getattr, Ino: req.Ino, Shard: req.Shard, Volume: req.Volume}

@@ -126,7 +126,10 @@ func (st *store) waitLock(ctx context.Context, req *op.Request, rep *op.Reply) e
 
 // EndSession drops what a client held: its open files and its locks.
 func (s *Server) EndSession(sess sealfs.Session) error {
-	for _, st := range s.stores {
+	for _, st := range s.all() {
+		st.callsMu.Lock()
+		st.calls.End(sess)
+		st.callsMu.Unlock()
 		for _, ino := range st.holds.end(sess) {
 			if st.reclaim.nameless(ino) {
 				st.reclaim.add(ino)

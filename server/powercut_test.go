@@ -65,23 +65,23 @@ func TestCrashNamespace(t *testing.T) {
 		steps = 300
 	}
 	w := newTwinOn(t, 3, disk.NewSim("device", 64<<20), disk.NewSim("region", 8<<20), 256<<10)
-	c := &cutter{rng: rand.New(rand.NewPCG(11, 11)), dev: w.s.dev, region: w.s.region, every: 2}
-	st := w.s.stores[0]
+	c := &cutter{rng: rand.New(rand.NewPCG(11, 11)), dev: w.sim.dev, region: w.sim.region, every: 2}
+	st := w.sim.stores[0]
 	look := func() uint64 {
 		r := st.BeginRead()
 		defer st.EndRead()
 		return digest(t, r)
 	}
 	history := map[uint64]int{look(): 0} // digest → last operation after which it was so
-	w.s.dev.SetHook(c.hook)
-	w.s.region.SetHook(c.hook)
+	w.sim.dev.SetHook(c.hook)
+	w.sim.region.SetHook(c.hook)
 	judged, files, between := 0, 0, 0
 	for i := 1; i <= steps; i++ {
 		w.step()
 		st.reclaim.settle()
 		history[look()] = i
 		if w.rng.IntN(15) == 0 {
-			w.do(op.Request{Type: op.Sync, Ino: w.s.root})
+			w.do(op.Request{Type: op.Sync, Ino: w.root})
 			c.mu.Lock()
 			c.synced = i
 			c.mu.Unlock()
@@ -99,8 +99,8 @@ func TestCrashNamespace(t *testing.T) {
 			}
 		}
 	}
-	w.s.dev.SetHook(nil)
-	w.s.region.SetHook(nil)
+	w.sim.dev.SetHook(nil)
+	w.sim.region.SetHook(nil)
 	t.Logf("%d power cuts recovered, %d files read, %d cuts fell between the records of one operation", judged, files, between)
 	if judged < steps/20 || files < steps/20 || between > judged/3 {
 		t.Errorf("%d cuts, %d files, %d between: the test did not reach its point", judged, files, between)
@@ -111,7 +111,7 @@ func TestCrashNamespace(t *testing.T) {
 // namespace is that after a whole operation.
 func judge(t *testing.T, w *twin, k cut, history map[uint64]int) (int, bool) {
 	t.Helper()
-	s := &simServer{Server: &Server{o: w.s.o, cfg: w.s.cfg, log: w.s.Server.log}}
+	s := &simServer{Server: &Server{o: w.sim.o, cfg: w.sim.cfg, log: w.sim.Server.log}}
 	ls, err := lsfs.Open(k.dev, pmem.NewMemory(k.region), nil, &owner{s.cfg}, lsfs.Options{StagingBytes: 1 << 20})
 	if err != nil {
 		t.Fatalf("after a power cut: %v", err)
@@ -164,7 +164,7 @@ func newTwinOn(t *testing.T, seed uint64, dev, region *disk.Sim, segment uint32)
 }
 
 func newTwinFor(t *testing.T, seed uint64, s *simServer) *twin {
-	w := &twin{t: t, s: s, o: oracle.New(testShards), rng: rand.New(rand.NewPCG(seed, 1))}
+	w := &twin{t: t, s: s, sim: s, root: s.root, o: oracle.New(testShards), rng: rand.New(rand.NewPCG(seed, 1))}
 	w.begin()
 	for i := range 12 {
 		w.names = append(w.names, fmt.Sprintf("name%d", i))

@@ -1,6 +1,8 @@
 package server
 
 import (
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -50,6 +52,13 @@ func (q *reclaimer) nameless(ino sealfs.Ino) bool {
 	return ok
 }
 
+// keptFiles returns the nameless files that somebody holds open.
+func (q *reclaimer) keptFiles() []sealfs.Ino {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return slices.Collect(maps.Keys(q.kept))
+}
+
 func (q *reclaimer) start(st *store) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -78,7 +87,7 @@ func (q *reclaimer) stop() {
 }
 
 // settle waits until the queue is empty and no purge is under way but for those
-// that wait for a server that is away: for tests and for DropVolume.
+// that wait for a server that is away: for tests.
 func (q *reclaimer) settle() {
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"sealfs/meta"
 	"sealfs/op"
 	"sealfs/pmem"
+	"sealfs/txn"
 )
 
 // StoreOptions names the parts of one store.
@@ -37,16 +39,32 @@ type Options struct {
 	// Peers sends a request to whichever store holds its shard, this server's
 	// own included; nil: all shards are here.
 	Peers op.Handler
+	// KeepSessions lets sessions outlive the server: SetSessions says which ones
+	// there are. Otherwise a start ends all of them.
+	KeepSessions bool
+	// Grace is for how long after a start sessions may register what they hold
+	// open. Default 60 s.
+	Grace time.Duration
+	// Others returns what other servers hold of a volume, for its limits; nil: nothing.
+	Others func(sealfs.Volume) (bytes, inodes int64)
 }
 
 // Server owns stores and answers requests. It implements op.Handler.
 type Server struct {
 	o      Options
-	cfg    meta.Config
+	cfg    meta.Config // of a store that holds all shards
 	log    *slog.Logger
-	stores []*store
+	mu     sync.Mutex // guards changes of stores and way
+	stores []*store   // replaced, never changed
+	way    atomic.Pointer[routes]
 	closed atomic.Bool
-	gate   sync.RWMutex // held shared by requests under way, so that Close comes after them
+	quit   chan struct{} // closed when closed becomes true
+	gate   sync.RWMutex  // held shared by requests under way, so that Close comes after them
+
+	sessions atomic.Pointer[sessionList] // nil: not known yet
+	pace     pace
+	active   active
+	finisher finisher
 }
 
 // store is one open store with what the server keeps about it in memory.
@@ -62,6 +80,9 @@ type store struct {
 	usage   usage
 	locks   waiters
 	reclaim reclaimer
+	parties parties
+	callsMu sync.Mutex
+	calls   txn.Calls
 	chunks  chunks
 }
 
@@ -73,18 +94,53 @@ func Open(ctx context.Context, o Options) (*Server, error) {
 	if o.Shards == 0 || o.Shards > sealfs.ShardsMax || o.Shards&(o.Shards-1) != 0 {
 		return nil, fmt.Errorf("%d shards: not a power of two up to %d: %w", o.Shards, sealfs.ShardsMax, sealfs.ErrInvalid)
 	}
-	if len(o.Stores) != 1 {
-		return nil, fmt.Errorf("%d stores: a server owns one: %w", len(o.Stores), sealfs.ErrNotSupported)
+	if o.Grace == 0 {
+		o.Grace = time.Minute
 	}
-	s := &Server{o: o, cfg: meta.Config{Shards: o.Shards}, log: o.Logger}
+	s := &Server{o: o, cfg: meta.Config{Shards: o.Shards}, log: o.Logger, quit: make(chan struct{}), pace: usualPace}
 	for _, so := range o.Stores {
-		st, err := s.openStore(so)
-		if err != nil {
+		if err := s.AddStore(ctx, so); err != nil {
 			return nil, errors.Join(err, s.Close())
 		}
-		s.stores = append(s.stores, st)
 	}
-	return s, ctx.Err()
+	return s, nil
+}
+
+// AddStore recovers another store and begins to answer for it.
+func (s *Server) AddStore(ctx context.Context, so StoreOptions) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	st, err := s.openStore(so)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed.Load() {
+		return errors.Join(fmt.Errorf("server: %w", sealfs.ErrClosed), st.close())
+	}
+	for _, o := range s.stores {
+		if o.ID() == st.ID() {
+			return errors.Join(fmt.Errorf("store %s is open already, at %s: %w", st.ID(), o.opts.Device, sealfs.ErrExist), st.close())
+		}
+	}
+	s.stores = append(slices.Clip(s.stores), st)
+	s.way.Store(nil)
+	st.run()
+	return nil
+}
+
+// Owns reports whether the store is one of this server's.
+func (s *Server) Owns(id sealfs.UUID) bool {
+	return slices.ContainsFunc(s.all(), func(st *store) bool { return st.ID() == id })
+}
+
+// all returns the stores.
+func (s *Server) all() []*store {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stores
 }
 
 func (s *Server) openStore(so StoreOptions) (*store, error) {
@@ -119,13 +175,27 @@ func (s *Server) attach(dev disk.Device, region pmem.Backing, kept *pmem.Staging
 	if err := st.load(); err != nil {
 		return nil, errors.Join(err, ls.Close())
 	}
-	// No session outlives the server yet: what those of the last run held is
-	// free. The rows that make volumes' roots idempotent stay.
-	if err := st.dropSessions(func(at sealfs.Session) bool { return at != volumeSession }); err != nil {
+	if s.o.KeepSessions {
+		st.holds.grace = true
+	} else if err := st.dropSessions(func(at sealfs.Session) bool { return at != volumeSession }); err != nil {
+		// What sessions of the last run held is free; the rows that make volumes'
+		// roots idempotent stay.
 		return nil, errors.Join(err, ls.Close())
 	}
-	st.reclaim.start(st)
 	return st, nil
+}
+
+// run starts what goes on in the background, once the store is found by its shards.
+func (st *store) run() {
+	st.reclaim.start(st)
+	st.parties.start(st)
+}
+
+// close ends what runs for the store, and makes it durable.
+func (st *store) close() error {
+	st.parties.stop()
+	st.reclaim.stop()
+	return st.Close()
 }
 
 // load rebuilds usage from the region and queues what a crash left to be freed.
@@ -133,6 +203,9 @@ func (st *store) load() error {
 	r := st.BeginRead()
 	defer st.EndRead()
 	if err := meta.VolumeUsage(r, st.srv.cfg.Shards, st.usage.add); err != nil {
+		return err
+	}
+	if err := st.loadShards(r); err != nil {
 		return err
 	}
 	return meta.Orphans(r, func(ino sealfs.Ino) bool {
@@ -143,17 +216,22 @@ func (st *store) load() error {
 
 // Close makes everything durable and gives the devices back.
 func (s *Server) Close() error {
-	s.closed.Store(true)
-	for _, st := range s.stores {
+	s.mu.Lock()
+	if !s.closed.Swap(true) && s.quit != nil {
+		close(s.quit)
+	}
+	stores := s.stores
+	s.mu.Unlock()
+	for _, st := range stores {
 		st.locks.close() // who waits for a lock goes home
 		st.chunks.cuts.close()
 	}
+	s.finisher.stop()
 	s.gate.Lock()
 	defer s.gate.Unlock()
 	var errs []error
-	for _, st := range s.stores {
-		st.reclaim.stop()
-		errs = append(errs, st.Close())
+	for _, st := range stores {
+		errs = append(errs, st.close())
 	}
 	return errors.Join(errs...)
 }
@@ -171,7 +249,11 @@ func (s *Server) Do(ctx context.Context, req *op.Request, rep *op.Reply) error {
 		return fmt.Errorf("server: %w", sealfs.ErrClosed)
 	}
 	st, err := s.route(req)
-	if err == nil {
+	switch {
+	case err != nil:
+	case req.Seq != 0 && req.Session != 0 && req.Session != volumeSession && req.Type.Changes():
+		err = st.once(ctx, req, rep)
+	default:
 		err = st.do(ctx, req, rep)
 	}
 	if err != nil {
@@ -194,10 +276,11 @@ func (st *store) do(ctx context.Context, req *op.Request, rep *op.Reply) error {
 	case op.Purge:
 		return st.purge(req, rep)
 	case op.Getattr:
-		return st.getattr(req, rep)
+		return st.getattr(ctx, req, rep)
 	case op.Read:
 		return st.read(req, rep)
 	case op.Sync:
+		rep.Off = uint64(st.Incarnation())
 		return st.Sync()
 	case op.Open:
 		return st.hold(req, rep)
@@ -211,13 +294,78 @@ func (st *store) do(ctx context.Context, req *op.Request, rep *op.Reply) error {
 	case op.Statfs:
 		st.statfs(req, rep)
 		return nil
+	case op.Prepare:
+		return st.prepare(ctx, req, rep)
+	case op.Resolve:
+		if st.srv.active.has(req.Tx) {
+			rep.Off = op.FatePending
+			return nil
+		}
+	case op.Register:
+		return st.register(req)
 	}
 	if req.Type.Changes() {
-		return st.change(req, rep, nil)
+		return st.changeWithin(ctx, req, rep)
 	}
-	r := st.BeginRead()
-	defer st.EndRead()
-	return meta.Query(r, st.srv.cfg, req, rep)
+	return st.query(ctx, req, rep)
+}
+
+// once is do for a change that may come twice: the requests for it go one after
+// the other, and what was refused stays refused.
+func (st *store) once(ctx context.Context, req *op.Request, rep *op.Reply) error {
+	for {
+		st.callsMu.Lock()
+		call, first, err := st.calls.Enter(req.Session, req.Seq, req.Low)
+		st.callsMu.Unlock()
+		if err != nil {
+			return err
+		}
+		if first {
+			err := st.do(ctx, req, rep)
+			code := rep.Code
+			errors.As(err, &code)
+			switch code {
+			case sealfs.ErrUnavailable, sealfs.ErrInterrupted, sealfs.ErrClosed, sealfs.ErrBusy:
+				code = 0 // not answered: it will be asked again
+			}
+			st.callsMu.Lock()
+			st.calls.Leave(req.Session, req.Seq, code)
+			st.callsMu.Unlock()
+			return err
+		}
+		select {
+		case <-call.Done:
+		case <-ctx.Done():
+			return fmt.Errorf("%v: %w: %w", req.Type, context.Cause(ctx), sealfs.ErrInterrupted)
+		case <-st.srv.quit:
+			return fmt.Errorf("server: %w", sealfs.ErrClosed)
+		}
+		if call.Code != 0 {
+			return call.Code
+		}
+	}
+}
+
+// query answers what the namespace alone knows.
+func (st *store) query(ctx context.Context, req *op.Request, rep *op.Reply) error {
+	for {
+		cfg := st.config()
+		r := st.BeginRead()
+		err := meta.Query(r, cfg, req, rep)
+		st.EndRead()
+		if err == nil {
+			return nil
+		}
+		// A transaction on its walk holds locks itself, so it must not wait for an older one.
+		if err = st.await(ctx, err, req.Tx); err == errDie {
+			rep.Reset()
+			rep.Code = sealfs.ErrDeadlock
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
 }
 
 // answer turns an error of the store into the reply's code and logs what an

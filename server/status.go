@@ -28,7 +28,7 @@ type StoreStatus struct {
 // Status returns the state of the server.
 func (s *Server) Status() Status {
 	var out Status
-	for _, st := range s.stores {
+	for _, st := range s.all() {
 		x := StoreStatus{
 			ID: st.ID(), Device: absolute(st.opts.Device), Region: absolute(st.opts.Region), Staging: absolute(st.opts.Staging),
 			State: "up", Stats: st.Stats(), Files: st.usage.inodes(),

@@ -1,9 +1,12 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 	"sync"
 
 	"sealfs"
@@ -59,18 +62,22 @@ func (s *Server) volumeInfo(v sealfs.Volume) *cluster.VolumeInfo {
 
 // pay books charges and reports whether every volume may hold what it then
 // holds; if not, nothing is booked.
-func (st *store) pay(cs []charge) bool {
+func (st *store) pay(t op.Type, cs []charge) bool {
 	for _, c := range cs {
-		if c.bytes <= 0 && c.inodes <= 0 {
-			continue
+		if c.bytes <= 0 && c.inodes <= 0 || t == op.Commit {
+			continue // what was voted for is paid for
 		}
 		v := st.srv.volumeInfo(c.volume)
 		if v == nil || v.Bytes == 0 && v.Inodes == 0 {
 			continue
 		}
-		u := st.usage.get(c.volume)
-		if c.bytes > 0 && v.Bytes != 0 && uint64(u.bytes+c.bytes) > v.Bytes ||
-			c.inodes > 0 && v.Inodes != 0 && uint64(u.inodes+c.inodes) > v.Inodes {
+		bytes, inodes := st.srv.Usage(c.volume)
+		if st.srv.o.Others != nil {
+			b, i := st.srv.o.Others(c.volume)
+			bytes, inodes = bytes+b, inodes+i
+		}
+		if c.bytes > 0 && v.Bytes != 0 && uint64(bytes+c.bytes) > v.Bytes ||
+			c.inodes > 0 && v.Inodes != 0 && uint64(inodes+c.inodes) > v.Inodes {
 			return false
 		}
 	}
@@ -89,25 +96,14 @@ func (st *store) refund(cs []charge) {
 // bytesPerInode is a cautious guess of region bytes per file, for statfs.
 const bytesPerInode = 300
 
-// statfs answers with the smaller of what the volume may hold and what the
-// store has room for.
+// statfs answers with what the volume holds on this store and what the store
+// has room for. The limits of the volume are for who adds the stores up.
 func (st *store) statfs(req *op.Request, rep *op.Reply) {
 	s := st.Stats()
 	u := st.usage.get(req.Volume)
 	free := uint64(max(s.Usable-s.Live, 0))
 	ifree := uint64(max(st.regionMax()-int64(s.Region.Used)*sealfs.BlockSize, 0)) / bytesPerInode
-	sp := op.Space{Bytes: uint64(u.bytes) + free, BytesFree: free, Inodes: uint64(u.inodes) + ifree, InodesFree: ifree}
-	if v := st.srv.volumeInfo(req.Volume); v != nil {
-		if v.Bytes != 0 {
-			sp.Bytes = v.Bytes
-			sp.BytesFree = min(free, uint64(max(int64(v.Bytes)-u.bytes, 0)))
-		}
-		if v.Inodes != 0 {
-			sp.Inodes = v.Inodes
-			sp.InodesFree = min(ifree, uint64(max(int64(v.Inodes)-u.inodes, 0)))
-		}
-	}
-	rep.Space = sp
+	rep.Space = op.Space{Bytes: uint64(max(u.bytes, 0)) + free, BytesFree: free, Inodes: uint64(max(u.inodes, 0)) + ifree, InodesFree: ifree}
 }
 
 // regionMax returns how large the store's region may grow.
@@ -122,26 +118,34 @@ func (st *store) regionMax() int64 {
 // rows make that idempotent, also over restarts.
 const volumeSession sealfs.Session = math.MaxUint64
 
-// MakeRoot makes the root directory of a volume, or returns the one made
-// before. It is durable on return.
-func (s *Server) MakeRoot(ctx context.Context, v sealfs.Volume, mode, uid, gid uint32) (sealfs.Ino, error) {
+// rootShard is where the root directory of a volume lies.
+func rootShard(v sealfs.Volume, shards uint32) sealfs.Shard {
+	return sealfs.Shard(uint32(v) * 2654435761 >> 8 & (shards - 1))
+}
+
+// MakeRoot has the root directory of a volume made by whichever store it
+// belongs to, or finds the one made before. It is durable on return. h sends
+// requests to the stores, for a server of the cluster.
+func MakeRoot(ctx context.Context, h op.Handler, shards uint32, v sealfs.Volume, mode, uid, gid uint32) (sealfs.Ino, error) {
 	req := op.Request{
-		Type: op.MakeRoot, Volume: v, Shard: sealfs.Shard(uint32(v) * 2654435761 >> 8 & (s.o.Shards - 1)),
+		Type: op.MakeRoot, Volume: v, Shard: rootShard(v, shards),
 		Mode: mode, UID: uid, GID: gid, Session: volumeSession, Seq: uint64(v),
 	}
-	req.Epoch = s.epoch(req.Shard)
-	var rep op.Reply
-	if err := s.Do(ctx, &req, &rep); err != nil {
-		return 0, err
-	}
-	if rep.Code != 0 {
-		return 0, fmt.Errorf("root of volume %d: %w", v, rep.Code)
-	}
-	st, err := s.route(&req)
+	rep, err := ask(ctx, h, &req)
 	if err != nil {
-		return 0, err
+		return 0, fmt.Errorf("root of volume %d: %w", v, err)
 	}
-	return rep.Attr.Ino, st.Sync()
+	_, err = ask(ctx, h, &op.Request{Type: op.Sync, Shard: req.Shard})
+	return rep.Attr.Ino, err
+}
+
+// ask sends a request that must succeed.
+func ask(ctx context.Context, h op.Handler, req *op.Request) (*op.Reply, error) {
+	rep := &op.Reply{}
+	if err := h.Do(ctx, req, rep); err != nil {
+		return rep, err
+	}
+	return rep, rep.Err()
 }
 
 func (s *Server) epoch(shard sealfs.Shard) sealfs.Epoch {
@@ -154,39 +158,35 @@ func (s *Server) epoch(shard sealfs.Shard) sealfs.Epoch {
 }
 
 // DropVolume frees everything that belongs to a volume, shard by shard in
-// bounded steps. progress, if not nil, hears how many shards are done. It can
-// be called again after a crash or a cancelled ctx.
-func (s *Server) DropVolume(ctx context.Context, v sealfs.Volume, progress func(done int)) error {
-	if err := s.dropShards(ctx, v, progress); err != nil {
+// bounded steps, on all stores. progress, if not nil, hears how many shards are done. It can
+// be called again after a crash or a cancelled ctx. It is durable on return.
+func DropVolume(ctx context.Context, h op.Handler, shards uint32, v sealfs.Volume, progress func(done int)) error {
+	if err := dropShards(ctx, h, shards, v, progress); err != nil {
 		return err
 	}
 	// A write under way may have left a chunk in a shard that was done, as long as
 	// its file was there. Now no file is.
-	if err := s.dropShards(ctx, v, nil); err != nil {
+	if err := dropShards(ctx, h, shards, v, nil); err != nil {
 		return err
 	}
-	for _, st := range s.stores {
-		st.reclaim.settle()
-		if err := st.Sync(); err != nil {
+	// A flush costs little where nothing is new, and there are fewer stores than shards.
+	for shard := range shards {
+		if _, err := ask(ctx, h, &op.Request{Type: op.Sync, Shard: sealfs.Shard(shard)}); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (s *Server) dropShards(ctx context.Context, v sealfs.Volume, progress func(done int)) error {
-	for shard := range s.o.Shards {
+func dropShards(ctx context.Context, h op.Handler, shards uint32, v sealfs.Volume, progress func(done int)) error {
+	for shard := range shards {
 		for from := sealfs.Ino(0); ; {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			req := op.Request{Type: op.DropVolume, Volume: v, Ino: from, Shard: sealfs.Shard(shard), Epoch: s.epoch(sealfs.Shard(shard))}
-			var rep op.Reply
-			if err := s.Do(ctx, &req, &rep); err != nil {
-				return err
-			}
-			if rep.Code != 0 {
-				return fmt.Errorf("shard %d of volume %d: %w", shard, v, rep.Code)
+			rep, err := ask(ctx, h, &op.Request{Type: op.DropVolume, Volume: v, Ino: from, Shard: sealfs.Shard(shard)})
+			if err != nil {
+				return fmt.Errorf("shard %d of volume %d: %w", shard, v, err)
 			}
 			if rep.Eof {
 				break
@@ -200,12 +200,44 @@ func (s *Server) dropShards(ctx context.Context, v sealfs.Volume, progress func(
 	return nil
 }
 
+// MakeRoot is MakeRoot of a volume whose stores are all in this cluster.
+func (s *Server) MakeRoot(ctx context.Context, v sealfs.Volume, mode, uid, gid uint32) (sealfs.Ino, error) {
+	return MakeRoot(ctx, s.peers(), s.o.Shards, v, mode, uid, gid)
+}
+
+// DropVolume is DropVolume by way of this server.
+func (s *Server) DropVolume(ctx context.Context, v sealfs.Volume, progress func(done int)) error {
+	return DropVolume(ctx, s.peers(), s.o.Shards, v, progress)
+}
+
 // Usage returns what a volume holds.
 func (s *Server) Usage(v sealfs.Volume) (bytes, inodes int64) {
-	for _, st := range s.stores {
+	for _, st := range s.all() {
 		c := st.usage.get(v)
 		bytes += c.bytes
 		inodes += c.inodes
 	}
 	return bytes, inodes
+}
+
+// VolumeUsage is what one volume holds on the stores of a server.
+type VolumeUsage struct {
+	ID            sealfs.Volume
+	Bytes, Inodes int64
+}
+
+// Usages returns what each volume holds here, by its number.
+func (s *Server) Usages() []VolumeUsage {
+	sum := map[sealfs.Volume]VolumeUsage{}
+	for _, st := range s.all() {
+		st.usage.mu.Lock()
+		for v, c := range st.usage.of {
+			u := sum[v]
+			sum[v] = VolumeUsage{v, u.Bytes + c.bytes, u.Inodes + c.inodes}
+		}
+		st.usage.mu.Unlock()
+	}
+	list := slices.Collect(maps.Values(sum))
+	slices.SortFunc(list, func(a, b VolumeUsage) int { return cmp.Compare(a.ID, b.ID) })
+	return list
 }

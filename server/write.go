@@ -200,7 +200,7 @@ func (st *store) fill(from place, off uint64, b []byte) error {
 // setattr answers Setattr; changes of the size are changes of the data.
 func (st *store) setattr(ctx context.Context, req *op.Request, rep *op.Reply) error {
 	if req.Valid&op.SetSize == 0 {
-		return st.change(req, rep, nil)
+		return st.changeWithin(ctx, req, rep)
 	}
 	return st.resize(ctx, req, rep)
 }

@@ -71,6 +71,10 @@ func (c *Coordinator) Voted(i int, code sealfs.Code, vote op.Attr) {
 	if c.state != Preparing || c.voted[i] {
 		return
 	}
+	if p := c.parts[i].Part; code == sealfs.ErrNotExist && (p == op.PartDrop || p == op.PartMove) {
+		// A name stood for it when the parts were planned: somebody was faster.
+		code = sealfs.ErrStale
+	}
 	if code != 0 {
 		c.Abort(code)
 		return

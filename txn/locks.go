@@ -2,15 +2,21 @@ package txn
 
 import (
 	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
 
 	"sealfs"
 	"sealfs/meta"
 	"sealfs/op"
 )
 
-// Locks are what the transactions prepared in one store hold. Its owner guards
-// it with the lock that also guards the store's state.
+// Locks are what the transactions prepared in one store hold. Its owner changes
+// it under the lock that also guards the store's state, so that an operation sees
+// both alike; its own lock is for those who give up afterwards.
 type Locks struct {
+	held   atomic.Int64 // transactions in txs
+	mu     sync.RWMutex
 	inodes map[sealfs.Ino]*holder
 	names  map[name]*holder
 	within map[sealfs.Ino]int // names held in a directory
@@ -46,24 +52,25 @@ func (b *Blocked) Error() string {
 func (b *Blocked) Dies(tx op.Tx) bool { return !tx.IsZero() && b.By.Before(tx) }
 
 // Empty reports whether nothing is held.
-func (l *Locks) Empty() bool { return len(l.txs) == 0 }
+func (l *Locks) Empty() bool { return l.held.Load() == 0 }
 
 // Len returns how many transactions hold something.
-func (l *Locks) Len() int { return len(l.txs) }
+func (l *Locks) Len() int { return int(l.held.Load()) }
 
 // Add takes the locks of a part that was prepared. The part is kept. One that
 // was added before changes nothing, and Add reports false.
 func (l *Locks) Add(part *op.Request) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	if l.txs == nil {
-		*l = Locks{
-			inodes: map[sealfs.Ino]*holder{}, names: map[name]*holder{}, within: map[sealfs.Ino]int{},
-			roots: map[sealfs.Ino]*holder{}, txs: map[op.Tx]*holder{},
-		}
+		l.inodes, l.names, l.within = map[sealfs.Ino]*holder{}, map[name]*holder{}, map[sealfs.Ino]int{}
+		l.roots, l.txs = map[sealfs.Ino]*holder{}, map[op.Tx]*holder{}
 	}
 	h := l.txs[part.Tx]
 	if h == nil {
 		h = &holder{tx: part.Tx, done: make(chan struct{})}
 		l.txs[part.Tx] = h
+		l.held.Add(1)
 	}
 	for _, p := range h.parts {
 		if p.Part == part.Part && p.Ino == part.Ino && p.Dir == part.Dir && p.Name == part.Name {
@@ -86,13 +93,26 @@ func (l *Locks) Add(part *op.Request) bool {
 // Drop gives up what tx holds for its parts in a shard, and returns them. Who
 // waits for it is told by the function it returns, nil when there is nobody to tell.
 func (l *Locks) Drop(tx op.Tx, shard sealfs.Shard) (parts []*op.Request, tell func()) {
+	return l.drop(tx, func(p *op.Request) bool { return p.Shard == shard })
+}
+
+// Remove undoes an Add of the same part, which has come to nothing.
+func (l *Locks) Remove(part *op.Request) {
+	if _, tell := l.drop(part.Tx, func(p *op.Request) bool { return p == part }); tell != nil {
+		tell()
+	}
+}
+
+func (l *Locks) drop(tx op.Tx, match func(*op.Request) bool) (parts []*op.Request, tell func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	h := l.txs[tx]
 	if h == nil {
 		return nil, nil
 	}
 	var rest []*op.Request
 	for _, p := range h.parts {
-		if p.Shard != shard {
+		if !match(p) {
 			rest = append(rest, p)
 			continue
 		}
@@ -113,15 +133,18 @@ func (l *Locks) Drop(tx op.Tx, shard sealfs.Shard) (parts []*op.Request, tell fu
 		return parts, nil
 	}
 	delete(l.txs, tx)
+	l.held.Add(-1)
 	return parts, func() { close(h.done) }
 }
 
 // Guard is meta.Config.Guard: it returns a *Blocked when another transaction
 // than tx is in the way of t.
 func (l *Locks) Guard(tx op.Tx, t meta.Touch) error {
-	if len(l.txs) == 0 {
+	if l.Empty() {
 		return nil
 	}
+	l.mu.RLock()
+	defer l.mu.RUnlock()
 	var h *holder
 	switch t.Kind {
 	case meta.TouchExists:
@@ -165,9 +188,17 @@ func (h *holder) has(part op.Part, ino sealfs.Ino) bool {
 }
 
 // Each calls fn for each transaction that holds something, with the shard that
-// decides it and one of the shards in which it is prepared.
-func (l *Locks) Each(fn func(tx op.Tx, coord sealfs.Shard, parts []*op.Request)) {
+// decides it and those in which it is prepared. fn must not call l.
+func (l *Locks) Each(fn func(tx op.Tx, coord sealfs.Shard, in []sealfs.Shard)) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
 	for _, h := range l.txs {
-		fn(h.tx, h.parts[0].Coord, h.parts)
+		var in []sealfs.Shard
+		for _, p := range h.parts {
+			if !slices.Contains(in, p.Shard) {
+				in = append(in, p.Shard)
+			}
+		}
+		fn(h.tx, h.parts[0].Coord, in)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"sealfs"
 	"sealfs/op"
@@ -20,7 +21,17 @@ import (
 func BenchmarkRoundTrip(b *testing.B) {
 	for _, network := range []string{"unix", "tcp"} {
 		for _, size := range []int{16, 4096} {
-			b.Run(fmt.Sprintf("%s/%dB/raw", network, size), func(b *testing.B) { benchRaw(b, network, size) })
+			b.Run(fmt.Sprintf("%s/%dB/raw", network, size), func(b *testing.B) {
+				nc, there, back := benchRaw(b, network, headerSize+16+size, headerSize+3)
+				for b.Loop() {
+					if _, err := nc.Write(there); err != nil {
+						b.Fatal(err)
+					}
+					if _, err := io.ReadFull(nc, back); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
 			for _, callers := range []int{1, 64} {
 				b.Run(fmt.Sprintf("%s/%dB/write/%d", network, size, callers), func(b *testing.B) {
 					benchCalls(b, network, callers, op.Request{Type: op.Write, Ino: 5000, Data: make([]byte, size)})
@@ -33,6 +44,49 @@ func BenchmarkRoundTrip(b *testing.B) {
 		for _, callers := range []int{1, 64} {
 			b.Run(fmt.Sprintf("%s/getattr/%d", network, callers), func(b *testing.B) {
 				benchCalls(b, network, callers, op.Request{Type: op.Getattr, Ino: 5000})
+			})
+		}
+	}
+}
+
+// BenchmarkLoneReader measures, turn by turn, the round trip of a lone caller
+// that reads, and that of the same bytes over a socket of their own in lock-step:
+// the second is what the machine allows at best.
+func BenchmarkLoneReader(b *testing.B) {
+	for _, network := range []string{"unix", "tcp"} {
+		for _, size := range []int{16, 4096} {
+			b.Run(fmt.Sprintf("%s/%dB", network, size), func(b *testing.B) {
+				c, _ := benchServe(b, network)
+				req := op.Request{Type: op.Read, Ino: 5000, Len: uint64(size)}
+				rep := op.Reply{Data: make([]byte, 0, sealfs.BlockSize)}
+				raw, there, back := benchRaw(b, network, headerSize+len(req.AppendTo(nil)), headerSize+3+size)
+				var ours, least time.Duration
+				const turn = 100
+				for range b.N/turn + 1 {
+					begun := time.Now()
+					for range turn {
+						rep.Reset()
+						if err := c.Do(context.Background(), &req, &rep); err != nil {
+							b.Fatal(err)
+						}
+					}
+					between := time.Now()
+					for range turn {
+						if _, err := raw.Write(there); err != nil {
+							b.Fatal(err)
+						}
+						if _, err := io.ReadFull(raw, back); err != nil {
+							b.Fatal(err)
+						}
+					}
+					ours += between.Sub(begun)
+					least += time.Since(between)
+				}
+				n := float64(b.N/turn+1) * turn
+				b.ReportMetric(0, "ns/op")
+				b.ReportMetric(float64(ours)/n, "wire-ns/op")
+				b.ReportMetric(float64(least)/n, "raw-ns/op")
+				b.ReportMetric(float64(ours)/float64(least), "wire/raw")
 			})
 		}
 	}
@@ -51,21 +105,22 @@ func benchListen(b *testing.B, network string) (net.Listener, string) {
 	return l, l.Addr().String()
 }
 
-func benchRaw(b *testing.B, network string, size int) {
+// benchRaw returns a connection whose other end answers messages of as many
+// bytes as there with as many as back, in lock-step.
+func benchRaw(b *testing.B, network string, request, reply int) (nc net.Conn, there, back []byte) {
 	l, address := benchListen(b, network)
-	n := headerSize + 16 + size
 	go func() {
 		nc, err := l.Accept()
 		if err != nil {
 			return
 		}
 		defer nc.Close()
-		buf := make([]byte, n)
+		in, out := make([]byte, request), make([]byte, reply)
 		for {
-			if _, err := io.ReadFull(nc, buf); err != nil {
+			if _, err := io.ReadFull(nc, in); err != nil {
 				return
 			}
-			if _, err := nc.Write(buf[:headerSize+3]); err != nil {
+			if _, err := nc.Write(out); err != nil {
 				return
 			}
 		}
@@ -74,19 +129,12 @@ func benchRaw(b *testing.B, network string, size int) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer nc.Close()
-	buf := make([]byte, n)
-	for b.Loop() {
-		if _, err := nc.Write(buf); err != nil {
-			b.Fatal(err)
-		}
-		if _, err := io.ReadFull(nc, buf[:headerSize+3]); err != nil {
-			b.Fatal(err)
-		}
-	}
+	b.Cleanup(func() { nc.Close() })
+	return nc, make([]byte, request), make([]byte, reply)
 }
 
-func benchCalls(b *testing.B, network string, callers int, req op.Request) {
+// benchServe returns both ends of a connection to a server whose handler does next to nothing.
+func benchServe(b *testing.B, network string) (*Conn, *Server) {
 	l, address := benchListen(b, network)
 	data := make([]byte, sealfs.BlockSize)
 	h := handlerFunc(func(_ context.Context, req *op.Request, rep *op.Reply) error {
@@ -98,7 +146,7 @@ func benchCalls(b *testing.B, network string, callers int, req op.Request) {
 		}
 		return nil
 	})
-	ctx, cancel := context.WithCancel(b.Context())
+	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error)
 	s := NewServer(h, ServerOptions{Cluster: testCluster})
 	go func() { served <- s.Serve(ctx, l) }()
@@ -106,6 +154,18 @@ func benchCalls(b *testing.B, network string, callers int, req op.Request) {
 	if err != nil {
 		b.Fatal(err)
 	}
+	b.Cleanup(func() {
+		c.Close()
+		cancel()
+		if err := <-served; err != nil {
+			b.Error(err)
+		}
+	})
+	return c, s
+}
+
+func benchCalls(b *testing.B, network string, callers int, req op.Request) {
+	c, s := benchServe(b, network)
 	b.ReportAllocs()
 	b.ResetTimer()
 	var left atomic.Int64
@@ -127,11 +187,8 @@ func benchCalls(b *testing.B, network string, callers int, req op.Request) {
 	wg.Wait()
 	b.StopTimer()
 	cs, ss, n := c.Stats(), s.Stats(), float64(b.N)
-	b.ReportMetric(float64(cs.Reads+cs.Writes+ss.Reads+ss.Writes)/n, "syscalls/op")
+	calls := float64(cs.Reads + cs.Writes + ss.Reads + ss.Writes) // of both ends
+	b.ReportMetric(calls/n, "syscalls/op")
+	b.ReportMetric(n/float64(max(cs.Writes, 1)), "reqs/write")
 	b.ReportMetric(float64(cs.Wakeups+ss.Wakeups)/n, "wakeups/op")
-	c.Close()
-	cancel()
-	if err := <-served; err != nil {
-		b.Fatal(err)
-	}
 }

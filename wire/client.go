@@ -23,7 +23,10 @@ type Options struct {
 	Cluster sealfs.UUID
 	// Program is the name and version of this program, told to the server. Default "sealfs".
 	Program string
-	// HandshakeTimeout bounds the exchange of hellos. Default 10 s.
+	// Peer says that this process is a server of Cluster, which must be named. A
+	// server that takes no peers refuses it with ErrPerm.
+	Peer bool
+	// HandshakeTimeout bounds dialling and the exchange of hellos. Default 10 s.
 	HandshakeTimeout time.Duration
 	// Keepalive is the silence after which the server is asked whether it
 	// lives. It must be well below the server's Timeout. Default 10 s.
@@ -136,6 +139,9 @@ func (k *call) signal() {
 // bounds dialling only, not the connection's life.
 func Dial(ctx context.Context, network, address string, o Options) (*Conn, error) {
 	o.setDefaults()
+	if o.Peer && o.Cluster.IsZero() {
+		return nil, fmt.Errorf("server at %s: a peer needs its cluster's id: %w", address, sealfs.ErrInvalid)
+	}
 	ctx, cancel := context.WithTimeout(ctx, o.HandshakeTimeout)
 	defer cancel()
 	var nc net.Conn
@@ -154,8 +160,8 @@ func Dial(ctx context.Context, network, address string, o Options) (*Conn, error
 	c.in = inbox{nc: nc, n: &c.n, buf: make([]byte, inboxSize)}
 	stop := context.AfterFunc(ctx, func() { nc.Close() })
 	err = c.handshake()
-	if !stop() && err == nil {
-		err = fmt.Errorf("%w: %w", sealfs.ErrUnavailable, context.Cause(ctx))
+	if !stop() && (err == nil || errors.Is(err, net.ErrClosed)) {
+		err = fmt.Errorf("%w: no hello: %w", sealfs.ErrUnavailable, context.Cause(ctx))
 	}
 	if err != nil {
 		nc.Close()
@@ -171,6 +177,9 @@ func Dial(ctx context.Context, network, address string, o Options) (*Conn, error
 // handshake sends our hello and judges the server's.
 func (c *Conn) handshake() error {
 	ours := hello{protocolMin, ProtocolVersion, featuresKnown, 0, c.opts.Cluster, c.opts.Program}
+	if c.opts.Peer {
+		ours.required = featurePeer
+	}
 	if _, err := c.out.add(header{typ: typeHello}, &ours, nil, nil, 0); err != nil {
 		return err
 	}

@@ -34,7 +34,8 @@ type Stats struct {
 	Handoffs uint64
 }
 
-func (s *Stats) add(o Stats) {
+// Add adds what o counted to s.
+func (s *Stats) Add(o Stats) {
 	s.FramesIn += o.FramesIn
 	s.FramesOut += o.FramesOut
 	s.BytesIn += o.BytesIn

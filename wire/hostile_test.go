@@ -161,26 +161,74 @@ func TestHostileServer(t *testing.T) {
 	}
 }
 
-// TestDoubledReply: the second answer to one request ends the connection.
-func TestDoubledReply(t *testing.T) {
-	address := hostileServer(t, func(p *peer) {
-		for {
-			h, _, _, ok := p.next()
-			if !ok {
-				return
-			}
-			r := reply(t, h.id, new(op.Reply))
-			p.write(r, r)
+// TestDoubledFrames: a frame that comes twice ends the connection, whoever
+// waits meanwhile, and nobody gets the answer of another.
+func TestDoubledFrames(t *testing.T) {
+	answer := func(p *peer, h *header, req *op.Request) []byte {
+		switch {
+		case h.typ == typePing:
+			return frame(p.t, header{typ: typePong, id: h.id}, nil, nil)
+		case req.Type == op.Statfs:
+			return frame(p.t, header{typ: typeReply, id: h.id, flags: flagFailed}, &refusal{code: sealfs.ErrIO, text: "no"}, nil)
 		}
-	})
-	c := dial(t, "unix", address, Options{})
-	var err error
-	for range 3 {
-		if err = c.Do(t.Context(), &op.Request{Type: op.Getattr}, new(op.Reply)); err != nil {
-			break
-		}
+		return reply(p.t, h.id, &op.Reply{Off: req.Off, Data: pattern(make([]byte, req.Len), req.Off)})
 	}
-	wantCode(t, err, sealfs.ErrUnavailable, "not asked for")
+	for name, c := range map[string]struct {
+		req    op.Request // zero: a ping
+		double func(p *peer, h *header, frame []byte)
+		says   string
+	}{
+		"reply":         {op.Request{Type: op.Getattr}, func(p *peer, h *header, b []byte) { p.write(b, b) }, "not asked for"},
+		"failed reply":  {op.Request{Type: op.Statfs}, func(p *peer, h *header, b []byte) { p.write(b, b) }, "not asked for"},
+		"pong":          {op.Request{}, func(p *peer, h *header, b []byte) { p.write(b, b) }, "not asked for"},
+		"hello":         {op.Request{Type: op.Getattr}, func(p *peer, h *header, b []byte) { p.write(b, frame(p.t, header{typ: typeHello}, &testHello, nil)) }, "hello"},
+		"long reply":    {op.Request{Type: op.Read, Len: 100000}, func(p *peer, h *header, b []byte) { p.write(b); p.write(b) }, "not asked for"},
+		"header alone":  {op.Request{Type: op.Getattr}, func(p *peer, h *header, b []byte) { p.write(b, b[:headerSize]) }, "unavailable"},
+		"pong as reply": {op.Request{}, func(p *peer, h *header, b []byte) { p.write(reply(p.t, h.id, new(op.Reply))) }, "not asked for"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			address := hostileServer(t, func(p *peer) {
+				for first := true; ; first = false {
+					h, head, _, ok := p.next()
+					var req op.Request
+					if !ok || h.typ == typeRequest && op.DecodeRequest(&req, head) != nil {
+						return
+					}
+					if req.Type == op.WaitLock {
+						continue // it waits all the time
+					}
+					if b := answer(p, &h, &req); first {
+						p.write(b)
+					} else {
+						c.double(p, &h, b)
+					}
+				}
+			})
+			conn := dial(t, "unix", address, Options{})
+			if err := conn.Do(t.Context(), &op.Request{Type: op.Read, Off: 7, Len: 9}, new(op.Reply)); err != nil {
+				t.Fatal(err)
+			}
+			waits := start(context.Background(), conn, &op.Request{Type: op.WaitLock}, new(op.Reply))
+			eventually(t, "the one that waits", func() bool { return conn.Stats().FramesOut == 3 })
+			var err error
+			for off := range uint64(3) {
+				if c.req.Type == 0 {
+					err = conn.Ping(t.Context())
+				} else {
+					req, rep := c.req, op.Reply{}
+					req.Off = off
+					if err = conn.Do(t.Context(), &req, &rep); err == nil && (rep.Off != off || len(rep.Data) != int(req.Len)) {
+						t.Errorf("request %d got another one's answer: %+v", off, rep)
+					}
+				}
+				if errors.Is(err, sealfs.ErrUnavailable) {
+					break
+				}
+			}
+			wantCode(t, within(t, "the one that waits", waits), sealfs.ErrUnavailable, c.says, address)
+			wantCode(t, conn.Ping(t.Context()), sealfs.ErrUnavailable, c.says)
+		})
+	}
 }
 
 // TestReorderedReplies: answers may come in any order and in any cut of bytes.
@@ -267,9 +315,9 @@ func TestNoHandshake(t *testing.T) {
 		"http":          {[]byte("HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n"), sealfs.ErrCorrupt},
 		"pong":          {frame(t, header{typ: typePong}, nil, nil), sealfs.ErrInvalid},
 		"bad hello":     {frame(t, header{typ: typeHello}, rawHead("hello"), nil), sealfs.ErrInvalid},
-		"other cluster": {frame(t, header{typ: typeHello}, &hello{1, 1, 0, 0, sealfs.UUID{3}, "x"}, nil), sealfs.ErrInvalid},
-		"later version": {frame(t, header{typ: typeHello}, &hello{2, 7, 0, 0, testCluster, "x"}, nil), sealfs.ErrVersion},
-		"feature":       {frame(t, header{typ: typeHello}, &hello{1, 1, 1 << 40, 1 << 40, testCluster, "x"}, nil), sealfs.ErrVersion},
+		"other cluster": {frame(t, header{typ: typeHello}, &hello{2, 2, 0, 0, sealfs.UUID{3}, "x"}, nil), sealfs.ErrInvalid},
+		"later version": {frame(t, header{typ: typeHello}, &hello{3, 7, 0, 0, testCluster, "x"}, nil), sealfs.ErrVersion},
+		"feature":       {frame(t, header{typ: typeHello}, &hello{2, 2, 1 << 40, 1 << 40, testCluster, "x"}, nil), sealfs.ErrVersion},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := listen(t, "unix")
@@ -428,6 +476,28 @@ func TestHostileClient(t *testing.T) {
 				t.Fatalf("%+v", h)
 			}
 		}
+	})
+	t.Run("cancels early and twice", func(t *testing.T) { // as if the frames had changed places
+		p := hostileClient(t, s)
+		cancel := frame(t, header{typ: typeCancel, id: 1}, nil, nil)
+		p.write(cancel, request(1, op.WaitLock, nil), cancel, cancel, cancel, request(1, op.Getattr, nil), cancel)
+		for range 2 {
+			if h, _, _, ok := p.next(); !ok || h.id != 1 || h.typ != typeReply {
+				t.Fatalf("%+v", h)
+			}
+		}
+		check(t, good)
+	})
+	t.Run("request before hello", func(t *testing.T) {
+		nc, err := net.Dial(s.network, s.address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer nc.Close()
+		p := newPeer(t, nc)
+		p.write(request(1, op.Getattr, nil), frame(t, header{typ: typeHello}, &testHello, nil))
+		p.wantGoaway(sealfs.ErrInvalid)
+		check(t, good)
 	})
 	t.Run("cut anywhere", func(t *testing.T) {
 		whole := bytes.Join([][]byte{request(1, op.Getattr, nil), request(2, op.Write, make([]byte, 600)), request(3, op.WaitLock, nil)}, nil)

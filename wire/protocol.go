@@ -73,9 +73,14 @@
 // versions and are skipped.
 //
 //	protocol  since
-//	       1  first
+//	       2  several servers; nothing was released before
 //
-// No feature bits are defined yet.
+//	feature  supported by a server    required by a client
+//	  bit 0  other servers may call   the caller is a server of the same cluster (a
+//	         it as peers              peer) and names that cluster
+//
+// The server treats all requests of a peer's connection as those of a peer. Who
+// may not be one is refused with a goaway.
 package wire
 
 import (
@@ -91,13 +96,16 @@ import (
 )
 
 // protocolMin is the lowest protocol version that this program speaks.
-const protocolMin = 1
+const protocolMin = 2
 
 // ProtocolVersion is the highest protocol version that this program speaks.
-const ProtocolVersion = 1
+const ProtocolVersion = 2
 
-// featuresKnown holds the feature bits that this program understands.
-const featuresKnown = 0
+// The feature bits of a hello, and all that this program understands.
+const (
+	featurePeer   = 1 << 0
+	featuresKnown = featurePeer
+)
 
 const (
 	magic        = "SEAW"

@@ -45,7 +45,7 @@ type rawHead []byte
 
 func (r rawHead) AppendTo(b []byte) []byte { return append(b, r...) }
 
-var testHello = hello{1, 1, 0, 0, testCluster, "golden"}
+var testHello = hello{2, 2, 0, 0, testCluster, "golden"}
 
 // TestGolden holds every frame to its bytes.
 func TestGolden(t *testing.T) {
@@ -54,8 +54,8 @@ func TestGolden(t *testing.T) {
 		want string
 	}{
 		"hello": {frame(t, header{typ: typeHello}, &testHello, nil), `
-			53454157 01 01 0000 0000000000000000 2f000000 00000000 be809f77 00000000 000000000000000000000000 3eef46b9
-			0100 0100 00000000 0000000000000000 0000000000000000 5ea100000000000000000000000000f5 06 676f6c64656e`},
+			53454157 01 01 0000 0000000000000000 2f000000 00000000 89e43715 00000000 000000000000000000000000 0353281e
+			0200 0200 00000000 0000000000000000 0000000000000000 5ea100000000000000000000000000f5 06 676f6c64656e`},
 		"goaway": {frame(t, header{typ: typeGoaway}, &refusal{code: sealfs.ErrBusy, text: "full"}, nil), `
 			53454157 01 02 0000 0000000000000000 07000000 00000000 1f2c9870 00000000 000000000000000000000000 c911dbab
 			1700 04 66756c6c`},

@@ -24,6 +24,10 @@ type ServerOptions struct {
 	Cluster sealfs.UUID
 	// Program is the name and version of this program, told to clients. Default "sealfs".
 	Program string
+	// Peer answers the requests of other servers of the cluster, which get memory
+	// of their own (another MaxInflightBytes), so that clients cannot hold them
+	// up. nil refuses such connections.
+	Peer op.Handler
 	// MaxConns bounds the connections; further ones are refused with ErrBusy. Default 4096.
 	MaxConns int
 	// MaxInflightPerConn bounds the requests of one connection whose reply is
@@ -33,7 +37,7 @@ type ServerOptions struct {
 	// are answered ErrNoLocks. They are apart from the others, because the request
 	// that ends their wait must still get through. Default 1024.
 	MaxWaitersPerConn int
-	// MaxInflightBytes bounds the memory of all requests and replies under way;
+	// MaxInflightBytes bounds the memory of all clients' requests and replies under way;
 	// no more requests are read then. Default 256 MiB.
 	MaxInflightBytes int64
 	// HandshakeTimeout bounds the exchange of hellos. Default 10 s.
@@ -82,7 +86,8 @@ var errShutdown = fmt.Errorf("the server shuts down: %w", sealfs.ErrUnavailable)
 type Server struct {
 	handler op.Handler
 	opts    ServerOptions
-	memory  budget
+	memory  budget // of clients
+	peers   budget // of peers
 
 	mu       sync.Mutex
 	conns    map[*serverConn]struct{}
@@ -96,7 +101,7 @@ type Server struct {
 func NewServer(h op.Handler, o ServerOptions) *Server {
 	o.setDefaults()
 	s := &Server{handler: h, opts: o, conns: make(map[*serverConn]struct{})}
-	s.memory.free = o.MaxInflightBytes
+	s.memory.free, s.peers.free = o.MaxInflightBytes, o.MaxInflightBytes
 	return s
 }
 
@@ -111,7 +116,7 @@ func (s *Server) Stats() Stats {
 	defer s.mu.Unlock()
 	sum := s.past
 	for c := range s.conns {
-		sum.add(c.n.stats())
+		sum.Add(c.n.stats())
 	}
 	return sum
 }
@@ -171,16 +176,16 @@ func (s *Server) accept(ctx context.Context, l net.Listener, g *group) error {
 			continue
 		}
 		delay = 0
-		c := s.newConn(ctx, nc, g)
+		var c *serverConn
 		s.mu.Lock()
 		full := len(s.conns) >= s.opts.MaxConns
 		switch {
 		case !full:
+			c = s.newConn(ctx, nc, g)
 			s.conns[c] = struct{}{}
 		case s.refusers < refusersMax:
+			c = s.newConn(ctx, nc, g)
 			s.refusers++
-		default:
-			c = nil
 		}
 		s.mu.Unlock()
 		if c == nil {
@@ -274,17 +279,19 @@ func (g *group) ended() chan struct{} {
 //
 // Goroutines are bounded by MaxInflightPerConn + MaxWaitersPerConn + 1.
 type serverConn struct {
-	s      *Server
-	g      *group
-	nc     net.Conn
-	peer   string
-	n      counters
-	in     inbox // of the reader
-	out    outbox
-	watch  watch // of Server.watch
-	pauses atomic.Uint64
-	ctx    context.Context // of handlers
-	cancel context.CancelFunc
+	s       *Server
+	g       *group
+	nc      net.Conn
+	peer    string     // its address
+	handler op.Handler // for clients or for peers, since the hello
+	memory  *budget    // likewise
+	n       counters
+	in      inbox // of the reader
+	out     outbox
+	watch   watch // of Server.watch
+	pauses  atomic.Uint64
+	ctx     context.Context // of handlers
+	cancel  context.CancelFunc
 
 	closing atomic.Bool   // the server shuts down
 	turn    atomic.Uint64 // odd: the reader runs a request; who makes it even has the role
@@ -310,7 +317,8 @@ type cancellable struct {
 }
 
 func (s *Server) newConn(ctx context.Context, nc net.Conn, g *group) *serverConn {
-	c := &serverConn{s: s, g: g, nc: nc, peer: "unix", fell: make(chan struct{}, 1), cancels: make(map[uint64]cancellable)}
+	c := &serverConn{s: s, g: g, nc: nc, peer: "unix", handler: s.handler, memory: &s.memory,
+		fell: make(chan struct{}, 1), cancels: make(map[uint64]cancellable)}
 	if a := nc.RemoteAddr(); a != nil && a.String() != "" {
 		c.peer = a.String()
 	}
@@ -363,12 +371,32 @@ func (c *serverConn) greet(timeout time.Duration, refused error) error {
 	if _, err := agree(&ours, &theirs); err != nil {
 		return err
 	}
+	if theirs.required&featurePeer != 0 {
+		if err := c.greetPeer(&theirs); err != nil {
+			return err
+		}
+	}
+	if c.s.opts.Peer == nil {
+		ours.supported &^= featurePeer
+	}
 	if refused != nil {
 		return refused
 	}
 	c.send(header{typ: typeHello}, &ours)
 	c.out.flush(false)
 	return c.nc.SetDeadline(time.Time{})
+}
+
+// greetPeer makes the connection that of a peer, or says why it may not be one.
+func (c *serverConn) greetPeer(theirs *hello) error {
+	if theirs.cluster.IsZero() {
+		return fmt.Errorf("another server (%q) must name its cluster: %w", theirs.program, sealfs.ErrInvalid)
+	}
+	if c.s.opts.Peer == nil {
+		return fmt.Errorf("other servers (%q) may not call here: %w", theirs.program, sealfs.ErrPerm)
+	}
+	c.handler, c.memory = c.s.opts.Peer, &c.s.peers
+	return nil
 }
 
 // turnAway tells a client beyond MaxConns why it is refused.
@@ -528,8 +556,9 @@ func (c *serverConn) request(h *header, head []byte) (reader bool, err error) {
 	switch t.req.Type {
 	case op.WaitLock, op.Sync:
 		return true, c.runCancellable(t)
-	case op.Read, op.Write, op.Fallocate, op.Reclaim, op.DropSession, op.DropVolume:
-		// These may wait for a device.
+	case op.Read, op.Write, op.Fallocate, op.Reclaim, op.DropSession, op.DropVolume, op.Purge,
+		op.Prepare, op.Mkdir, op.Rmdir, op.Rename, op.Link, op.Register:
+		// These may wait for a device, or for other servers.
 		if c.in.w > c.in.r || c.open.Load() > 1 {
 			c.spawn(func() { c.run(c.ctx, t) })
 			return true, nil
@@ -552,10 +581,10 @@ func (c *serverConn) admit(n int64) error {
 		}
 		c.stalled.Store(false)
 	}
-	if granted := c.s.memory.take(n); granted != nil {
+	if granted := c.memory.take(n); granted != nil {
 		c.out.flush(false)
 		if err := c.pause(granted); err != nil {
-			c.s.memory.leave(granted, n)
+			c.memory.leave(granted, n)
 			return err
 		}
 	}
@@ -590,7 +619,7 @@ func (c *serverConn) wrote(frames int, charge int64) {
 		default:
 		}
 	}
-	c.s.memory.give(charge)
+	c.memory.give(charge)
 }
 
 // send queues a frame that no task accounts for. Its head is never too long.
@@ -699,7 +728,7 @@ func (c *serverConn) runCancellable(t *task) error {
 	c.cancels[id] = cancellable{cancel, waits}
 	c.mu.Unlock()
 	c.spawn(func() {
-		err := c.s.handler.Do(ctx, &t.req, &t.rep)
+		err := c.handler.Do(ctx, &t.req, &t.rep)
 		if err != nil && context.Cause(ctx) == errShutdown {
 			err = errShutdown // nobody has interrupted the client
 		}
@@ -728,7 +757,7 @@ func (c *serverConn) run(ctx context.Context, t *task) {
 		room = getBuffer(int(min(t.req.Len, sealfs.IOMax)))
 		t.rep.Data = room.b[:0]
 	}
-	err := c.s.handler.Do(ctx, &t.req, &t.rep)
+	err := c.handler.Do(ctx, &t.req, &t.rep)
 	c.answer(t, room, err)
 }
 
@@ -798,7 +827,7 @@ func (c *serverConn) finish(cause error) {
 	c.s.mu.Lock()
 	if _, ok := c.s.conns[c]; ok {
 		delete(c.s.conns, c)
-		c.s.past.add(c.n.stats())
+		c.s.past.Add(c.n.stats())
 	}
 	c.s.mu.Unlock()
 	c.g.remove(c)
@@ -812,56 +841,4 @@ func (c *serverConn) linger() {
 	if c.nc.SetReadDeadline(time.Now().Add(lingerMax)) == nil {
 		_, _ = io.CopyN(io.Discard, c.nc, payloadMax)
 	}
-}
-
-// budget is an amount of memory that requests share. Those who ask for more
-// than is free are served in the order in which they came.
-type budget struct {
-	mu    sync.Mutex
-	free  int64
-	queue []budgetClaim
-}
-
-type budgetClaim struct {
-	n       int64
-	granted chan struct{}
-}
-
-// take takes n bytes; if it must be waited for, it returns a channel that says when.
-func (b *budget) take(n int64) <-chan struct{} {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if n == 0 || len(b.queue) == 0 && n <= b.free {
-		b.free -= n
-		return nil
-	}
-	granted := make(chan struct{})
-	b.queue = append(b.queue, budgetClaim{n, granted})
-	return granted
-}
-
-// give gives n bytes back.
-func (b *budget) give(n int64) {
-	b.mu.Lock()
-	b.free += n
-	for len(b.queue) > 0 && b.queue[0].n <= b.free {
-		b.free -= b.queue[0].n
-		close(b.queue[0].granted)
-		b.queue = b.queue[1:]
-	}
-	b.mu.Unlock()
-}
-
-// leave ends the wait for n bytes, or gives them back if they came meanwhile.
-func (b *budget) leave(granted <-chan struct{}, n int64) {
-	b.mu.Lock()
-	for i, q := range b.queue {
-		if q.granted == granted {
-			b.queue = append(b.queue[:i], b.queue[i+1:]...)
-			n = 0
-			break
-		}
-	}
-	b.mu.Unlock()
-	b.give(n) // with 0, too: the next in the queue may be content with what is free
 }

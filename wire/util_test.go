@@ -123,8 +123,10 @@ func serve(t testing.TB, network string, h handlerFunc, o ServerOptions) *testSe
 			t.Errorf("Serve did not return:\n%s", stacks())
 		}
 		// Whatever happened, nothing is left: no memory held, no connection.
-		if free := s.memory.free; free != s.opts.MaxInflightBytes || len(s.memory.queue) != 0 {
-			t.Errorf("%d of %d bytes are free after the end, %d wait", free, s.opts.MaxInflightBytes, len(s.memory.queue))
+		for _, m := range []*budget{&s.memory, &s.peers} {
+			if m.free != s.opts.MaxInflightBytes || len(m.queue) != 0 {
+				t.Errorf("%d of %d bytes are free after the end, %d wait", m.free, s.opts.MaxInflightBytes, len(m.queue))
+			}
 		}
 		if len(s.conns) != 0 || s.refusers != 0 {
 			t.Errorf("%d connections and %d refusals are left", len(s.conns), s.refusers)

@@ -26,7 +26,7 @@ func TestEveryKind(t *testing.T) {
 			s := serve(t, network, echo, ServerOptions{Program: "server 1"})
 			c := s.dial(t, Options{Program: "client 1"})
 			check(t, c)
-			if c.Cluster() != testCluster || c.Program() != "server 1" || c.Protocol() != 1 {
+			if c.Cluster() != testCluster || c.Program() != "server 1" || c.Protocol() != ProtocolVersion {
 				t.Errorf("cluster %v, program %q, protocol %d", c.Cluster(), c.Program(), c.Protocol())
 			}
 			if err := c.Err(); err != nil {
@@ -157,7 +157,13 @@ func TestConcurrent(t *testing.T) {
 
 // TestBatching: many callers share writes and reads.
 func TestBatching(t *testing.T) {
-	s := serve(t, "unix", echo, ServerOptions{})
+	for _, network := range networks {
+		t.Run(network, func(t *testing.T) { testBatching(t, network) })
+	}
+}
+
+func testBatching(t *testing.T, network string) {
+	s := serve(t, network, echo, ServerOptions{})
 	c := s.dial(t, Options{})
 	const callers, each = 64, 200
 	var wg sync.WaitGroup

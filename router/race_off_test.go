@@ -1,0 +1,6 @@
+//go:build !race
+
+package router
+
+// raceEnabled is false: see the other file.
+const raceEnabled = false

@@ -1,0 +1,158 @@
+package server
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"sealfs"
+	"sealfs/meta"
+	"sealfs/op"
+	"sealfs/pmem"
+	"sealfs/txn"
+)
+
+// resolveTimeout bounds one question.
+const resolveTimeout = 2 * time.Second
+
+// pace says how patient a server is.
+type pace struct {
+	doubt  time.Duration // how long a party waits to hear of a transaction before it asks
+	finish time.Duration // how long committed transactions are gathered before they are made durable and forgotten
+}
+
+var usualPace = pace{doubt: time.Second, finish: time.Second}
+
+// parties are the transactions in which a store is a party: what they hold, and
+// a goroutine that asks for the fate of those that nobody comes back for.
+type parties struct {
+	st    *store
+	locks txn.Locks
+	mu    sync.Mutex
+	since map[op.Tx]time.Time // when it was prepared, or last asked for
+	ctx   context.Context
+	end   context.CancelFunc
+	done  sync.WaitGroup
+}
+
+// noted says that tx was prepared just now.
+func (p *parties) noted(tx op.Tx) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.since == nil {
+		p.since = map[op.Tx]time.Time{}
+	}
+	p.since[tx] = time.Now()
+}
+
+func (p *parties) start(st *store) {
+	p.st = st
+	p.ctx, p.end = context.WithCancel(context.Background())
+	p.done.Go(p.run)
+}
+
+func (p *parties) stop() {
+	if p.end != nil {
+		p.end()
+		p.done.Wait()
+	}
+}
+
+func (p *parties) run() {
+	tick := time.NewTicker(p.st.srv.pace.doubt / 4)
+	defer tick.Stop()
+	for {
+		for _, d := range p.doubtful() {
+			if p.ctx.Err() == nil {
+				p.resolve(d)
+			}
+		}
+		select {
+		case <-p.ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// doubt is a transaction that nobody has come back for.
+type doubt struct {
+	tx    op.Tx
+	coord sealfs.Shard
+	in    []sealfs.Shard
+}
+
+func (p *parties) doubtful() []doubt {
+	if p.locks.Empty() {
+		p.mu.Lock()
+		clear(p.since)
+		p.mu.Unlock()
+		return nil
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var list []doubt
+	left := make(map[op.Tx]time.Time, len(p.since))
+	p.locks.Each(func(tx op.Tx, coord sealfs.Shard, in []sealfs.Shard) {
+		at := p.since[tx]
+		if time.Since(at) >= p.st.srv.pace.doubt {
+			list = append(list, doubt{tx, coord, in})
+			at = time.Now()
+		}
+		left[tx] = at
+	})
+	p.since = left
+	return list
+}
+
+// resolve asks the coordinator, and does what it says.
+func (p *parties) resolve(d doubt) {
+	ctx, stop := context.WithTimeout(p.ctx, resolveTimeout)
+	defer stop()
+	req := op.Request{Type: op.Resolve, Shard: d.coord, Coord: d.coord, Tx: d.tx}
+	var rep op.Reply
+	if err := p.st.srv.peers().Do(ctx, &req, &rep); err != nil || rep.Code != 0 {
+		p.st.srv.log.Warn("a transaction is in doubt: its coordinator does not answer", "shard", d.coord, "age", time.Since(time.Unix(0, d.tx.Age)).Round(time.Second).String(), "err", err)
+		return
+	}
+	t := op.Abort
+	switch rep.Off {
+	case op.FatePending:
+		return
+	case op.FateCommitted:
+		t = op.Commit
+	}
+	for _, shard := range d.in {
+		req := op.Request{Type: t, Shard: shard, Coord: d.coord, Tx: d.tx, Mtime: rep.Attr.Mtime}
+		var rep op.Reply
+		if err := p.st.change(&req, &rep, nil); err != nil || rep.Code != 0 {
+			p.st.srv.log.Error("a transaction is not brought to its end", "outcome", t.String(), "shard", shard, "code", rep.Code, "err", err)
+		}
+	}
+}
+
+// loadShards rebuilds from the region what is prepared, what is decided and not
+// yet forgotten, and the time of the last change.
+func (st *store) loadShards(r pmem.Reader) error {
+	var last int64
+	for s := range st.srv.cfg.Shards {
+		shard := sealfs.Shard(s)
+		info, err := meta.ShardInfo(r, shard)
+		if err != nil {
+			return err
+		}
+		last = max(last, info.Time)
+		err = meta.Prepared(r, shard, func(part *op.Request) { st.parties.locks.Add(part) })
+		if err != nil {
+			return err
+		}
+		err = meta.Decisions(r, shard, func(tx op.Tx, d meta.Decision) {
+			st.srv.finisher.add(st, decision{shard, tx, d.Time, d.Parties, map[sealfs.Shard]uint64{}})
+		})
+		if err != nil {
+			return err
+		}
+	}
+	st.last.Store(last)
+	return nil
+}

@@ -1,0 +1,366 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"sealfs"
+	"sealfs/meta"
+	"sealfs/op"
+	"sealfs/txn"
+)
+
+const (
+	// prepareTimeout bounds how long a party may take to vote. The operation
+	// starts anew then, or is told that the party is away.
+	prepareTimeout = 10 * time.Second
+	// commitTimeout is how long the answer waits for the parties to commit; what
+	// is left then goes on in the background.
+	commitTimeout = 2 * time.Second
+	// abortTimeout is how long parties are told of an abort. Who does not hear of
+	// it asks.
+	abortTimeout = time.Second
+)
+
+// errDie is for who must give up instead of waiting for an older transaction.
+var errDie = errors.New("an older transaction is in the way")
+
+// active holds the transactions that this server coordinates and that may still
+// be decided.
+type active struct {
+	mu  sync.Mutex
+	txs map[op.Tx]struct{}
+}
+
+func (a *active) add(tx op.Tx) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.txs == nil {
+		a.txs = map[op.Tx]struct{}{}
+	}
+	a.txs[tx] = struct{}{}
+}
+
+func (a *active) remove(tx op.Tx) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.txs, tx)
+}
+
+func (a *active) has(tx op.Tx) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	_, ok := a.txs[tx]
+	return ok
+}
+
+// await waits until the transaction that err tells of is out of the way. It
+// returns other errors as they are, and errDie if tx must not wait.
+func (st *store) await(ctx context.Context, err error, tx op.Tx) error {
+	blocked, ok := err.(*txn.Blocked)
+	if !ok {
+		return err
+	}
+	if blocked.Dies(tx) {
+		return errDie
+	}
+	select {
+	case <-blocked.Done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("%w: %w: %w", blocked, context.Cause(ctx), sealfs.ErrInterrupted)
+	case <-st.srv.quit:
+		return fmt.Errorf("server: %w", sealfs.ErrClosed)
+	}
+}
+
+// transact executes an operation whose parties lie on several stores; this
+// store holds the shard that the request is addressed to, and coordinates.
+func (st *store) transact(ctx context.Context, req *op.Request, rep *op.Reply) error {
+	age := st.now()
+	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
+		rep.Reset()
+		again, err := st.attempt(ctx, op.Tx{Age: age, Nonce: rand.Uint64()}, req, rep)
+		if err != nil || !again {
+			return err
+		}
+		timer := time.NewTimer(wait/2 + rand.N(wait))
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return fmt.Errorf("%v: %w: %w", req.Type, context.Cause(ctx), sealfs.ErrInterrupted)
+		case <-st.srv.quit:
+			timer.Stop()
+			return fmt.Errorf("server: %w", sealfs.ErrClosed)
+		}
+		// It may have become an ordinary change meanwhile, or one to be refused.
+		rep.Reset()
+		if err := st.change(req, rep, nil); !isForeign(err) {
+			return err
+		}
+	}
+}
+
+func isForeign(err error) bool {
+	_, is := err.(*meta.Foreign)
+	return is
+}
+
+// attempt is one attempt to do an operation as transaction tx. again says that
+// it was in somebody's way, or found another state than it had planned for.
+func (st *store) attempt(ctx context.Context, tx op.Tx, req *op.Request, rep *op.Reply) (again bool, err error) {
+	plan, err := st.plan(ctx, req)
+	var code sealfs.Code
+	if errors.As(err, &code) && err == error(code) {
+		rep.Code = code
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	if plan.Same != 0 {
+		rep.Attr.Ino = plan.Same
+		return false, nil
+	}
+	if len(plan.Parts) == 0 {
+		return true, nil // it is not foreign any more
+	}
+	c := txn.Begin(tx, req.Shard, plan.Parts)
+	st.srv.active.add(tx)
+	st.collect(ctx, c)
+	if c.State() == txn.Ready {
+		for _, w := range plan.Walks {
+			if code := st.walk(ctx, tx, w); code != 0 {
+				c.Abort(code)
+				break
+			}
+		}
+	}
+	if c.State() == txn.Ready {
+		if err := st.decide(ctx, c, plan, req, rep); err != nil {
+			return false, err
+		}
+	}
+	st.srv.active.remove(tx)
+	if c.State() == txn.Aborted {
+		st.announce(c, op.Abort, 0, abortTimeout)
+		switch code := c.Code(); code {
+		case 0: // the decision said why
+			return false, nil
+		case sealfs.ErrDeadlock, sealfs.ErrStale, sealfs.ErrAgain:
+			return true, nil
+		default:
+			rep.Reset()
+			rep.Code = code
+			return false, ctx.Err()
+		}
+	}
+	st.srv.finisher.add(st, decision{
+		coord: req.Shard, tx: tx, time: req.Time, parties: c.Parties(), in: st.announce(c, op.Commit, req.Time, commitTimeout),
+	})
+	return false, nil
+}
+
+// plan says what parts other stores have in the operation. It holds nothing, so
+// it waits for whatever transaction is in the way.
+func (st *store) plan(ctx context.Context, req *op.Request) (meta.Plan, error) {
+	for {
+		target, err := st.target(ctx, req)
+		if err != nil {
+			return meta.Plan{}, err
+		}
+		cfg := st.config()
+		r := st.BeginRead()
+		plan, err := meta.MakePlan(r, cfg, req, target, func(v sealfs.Volume) sealfs.Ino {
+			if info := st.srv.volumeInfo(v); info != nil {
+				return info.Root
+			}
+			return 0
+		})
+		st.EndRead()
+		if err == nil {
+			return plan, nil
+		}
+		if err = st.await(ctx, err, op.Tx{}); err != nil {
+			return meta.Plan{}, err
+		}
+	}
+}
+
+// target asks what the new name of a Rename stands for, if its directory lies elsewhere.
+func (st *store) target(ctx context.Context, req *op.Request) (meta.Target, error) {
+	if req.Type != op.Rename || st.local(req.Dir2.Home(st.srv.cfg.Shards)) {
+		return meta.Target{}, nil
+	}
+	look := op.Request{Type: op.Lookup, Dir: req.Dir2, Name: req.Name2, Shard: req.Dir2.Home(st.srv.cfg.Shards), Volume: req.Volume}
+	var found op.Reply
+	if err := st.srv.peers().Do(ctx, &look, &found); err != nil {
+		return meta.Target{}, err
+	}
+	if found.Code != 0 && found.Code != sealfs.ErrNotExist {
+		return meta.Target{}, found.Code
+	}
+	return meta.Target{Ino: found.Attr.Ino, Type: uint8(found.Attr.Mode >> 12)}, nil
+}
+
+// collect sends the Prepares and gathers the votes.
+func (st *store) collect(outer context.Context, c *txn.Coordinator) {
+	ctx, stop := context.WithTimeout(outer, prepareTimeout)
+	defer stop()
+	parts := c.Parts()
+	codes, votes := make([]sealfs.Code, len(parts)), make([]op.Attr, len(parts))
+	st.each(len(parts), func(i int) {
+		part := parts[i]
+		var rep op.Reply
+		codes[i] = codeOf(st.srv.peers().Do(ctx, &part, &rep), &rep)
+		votes[i] = rep.Attr
+	})
+	for i := range parts {
+		if codes[i] == sealfs.ErrInterrupted && outer.Err() == nil {
+			codes[i] = sealfs.ErrDeadlock // it took too long: let others go first
+		}
+		c.Voted(i, codes[i], votes[i])
+	}
+}
+
+// each calls fn for 0 to n-1 at the same time.
+func (st *store) each(n int, fn func(i int)) {
+	var others sync.WaitGroup
+	for i := 1; i < n; i++ {
+		others.Go(func() { fn(i) })
+	}
+	if n > 0 {
+		fn(0)
+	}
+	others.Wait()
+}
+
+// codeOf returns why a request was not done, 0 if it was.
+func codeOf(err error, rep *op.Reply) sealfs.Code {
+	if err == nil {
+		return rep.Code
+	}
+	var code sealfs.Code
+	if errors.As(err, &code) && code == sealfs.ErrInterrupted {
+		return code
+	}
+	return sealfs.ErrUnavailable
+}
+
+// decide records the decision durably. An error leaves it open whether there is
+// one: then the transaction stays active, and nobody is told anything.
+func (st *store) decide(ctx context.Context, c *txn.Coordinator, plan meta.Plan, req *op.Request, rep *op.Reply) error {
+	d := *req
+	d.Tx, d.Coord, d.Votes = c.Tx(), req.Shard, c.Votes()
+	if req.Type == op.Rename {
+		d.Off, d.Ino, d.Flags = uint64(plan.Src), plan.Ino, d.Flags|op.Walked
+	}
+	end, err := st.execute(ctx, &d, rep, nil)
+	req.Time = d.Time
+	if isForeign(err) {
+		c.Abort(sealfs.ErrStale) // something else has come into it
+		return nil
+	}
+	if err != nil {
+		c.Abort(0)
+		st.srv.active.remove(c.Tx())
+		st.announce(c, op.Abort, 0, abortTimeout)
+		return err
+	}
+	switch {
+	case rep.Code == sealfs.ErrDeadlock || rep.Code == sealfs.ErrStale:
+		c.Abort(rep.Code)
+		return nil
+	case rep.Code != 0 || !st.decided(req.Shard, c.Tx()):
+		// Refused, or answered from the row of an earlier attempt.
+		c.Abort(0)
+		return nil
+	}
+	if err := st.SyncTo(end); err != nil {
+		return err
+	}
+	c.Decided()
+	return nil
+}
+
+// decided reports whether there is a decision.
+func (st *store) decided(coord sealfs.Shard, tx op.Tx) bool {
+	req := op.Request{Type: op.Resolve, Shard: coord, Tx: tx}
+	var rep op.Reply
+	r := st.BeginRead()
+	defer st.EndRead()
+	return meta.Query(r, st.srv.cfg, &req, &rep) == nil && rep.Off == op.FateCommitted
+}
+
+// announce tells the parties of the outcome, and waits no longer than limit.
+// What the client does meanwhile does not matter. It returns in which incarnation
+// of its store each party has heard of it.
+func (st *store) announce(c *txn.Coordinator, t op.Type, at int64, limit time.Duration) map[sealfs.Shard]uint64 {
+	ctx, stop := context.WithTimeout(context.Background(), limit)
+	defer stop()
+	open := append([]sealfs.Shard(nil), c.Open()...)
+	heard := make([]uint64, len(open))
+	st.each(len(open), func(i int) {
+		req := op.Request{Type: t, Shard: open[i], Coord: c.Parts()[0].Coord, Tx: c.Tx(), Mtime: at}
+		var rep op.Reply
+		if st.srv.peers().Do(ctx, &req, &rep) == nil && rep.Code == 0 {
+			heard[i] = rep.Off
+		}
+	})
+	in := make(map[sealfs.Shard]uint64, len(open))
+	for i, incarnation := range heard {
+		if incarnation != 0 {
+			c.Acknowledged(open[i])
+			in[open[i]] = incarnation
+		}
+	}
+	return in
+}
+
+// walkMax bounds a walk: no tree is that deep, so it has come into a circle.
+const walkMax = 1 << 20
+
+// walk makes sure that a directory is not found from another one on upwards.
+// Nobody else moves directories in the volume meanwhile.
+func (st *store) walk(ctx context.Context, tx op.Tx, w meta.Walk) sealfs.Code {
+	at := w.From
+	for steps := 0; at != 0; {
+		if at == w.Not {
+			return sealfs.ErrInvalid
+		}
+		req := op.Request{Type: op.Ancestors, Ino: at, Shard: at.Home(st.srv.cfg.Shards), Tx: tx, Coord: sealfs.Shard(0)}
+		var rep op.Reply
+		if code := codeOf(st.srv.peers().Do(ctx, &req, &rep), &rep); code != 0 {
+			if code == sealfs.ErrNotExist {
+				return sealfs.ErrStale // removed meanwhile: the parts will tell
+			}
+			return code
+		}
+		for i := range rep.Entries {
+			if rep.Entries[i].Ino == w.Not {
+				return sealfs.ErrInvalid
+			}
+		}
+		if steps += len(rep.Entries); steps > walkMax || len(rep.Entries) == 0 {
+			st.srv.log.Error("directories contain each other", "ino", uint64(at))
+			return sealfs.ErrCorrupt
+		}
+		at = sealfs.Ino(rep.Off)
+	}
+	return 0
+}
+
+// prepare answers Prepare: the vote is durable before it is given.
+func (st *store) prepare(ctx context.Context, req *op.Request, rep *op.Reply) error {
+	end, err := st.execute(ctx, req, rep, nil)
+	if err != nil || rep.Code != 0 {
+		return err
+	}
+	st.parties.noted(req.Tx)
+	return st.SyncTo(end)
+}
