@@ -19,6 +19,10 @@ import (
 //	 6 resize volume  v id, v bytes, v inodes
 //	 7 delete volume  v id
 //	 8 volume deleted v id
+//	 9 serve store    u server, then as 2: a known store keeps its weight
+//	10 set store      u id, v weight, b bad (0, 1)
+//	11 open session   t volume, t host, t mount, v pid, z opened
+//	12 end sessions   v count, each: v id
 //
 // Notation as in state.go. Everything that is not deterministic, like the time,
 // is decided before a command is encoded. The entry's checksum is logstore.go's.
@@ -27,6 +31,9 @@ type command struct {
 	init   Map        // cluster, name, shards, replicas, op version
 	store  StoreInfo  // of store: all but the state; of store state: identifier and state
 	volume VolumeInfo // what the kind needs of it
+
+	session Session          // of open session: all but the number
+	ended   []sealfs.Session // of end sessions
 }
 
 const commandFormat = 1
@@ -44,6 +51,10 @@ const (
 	cmdResizeVolume
 	cmdDeleteVolume
 	cmdVolumeDeleted
+	cmdServeStore
+	cmdSetStore
+	cmdOpenSession
+	cmdEndSessions
 )
 
 func (c *command) encode() []byte {
@@ -74,6 +85,18 @@ func (c *command) encode() []byte {
 		b = enc.AppendUvarint(enc.AppendUvarint(enc.AppendUvarint(b, uint64(v.ID)), v.Bytes), v.Inodes)
 	case cmdDeleteVolume, cmdVolumeDeleted:
 		b = enc.AppendUvarint(b, uint64(v.ID))
+	case cmdServeStore:
+		b = appendStore(append(b, c.store.Server[:]...), c.store)
+	case cmdSetStore:
+		b = enc.AppendUvarint(append(b, c.store.ID[:]...), uint64(c.store.Weight))
+		b = append(b, boolByte(c.store.Bad))
+	case cmdOpenSession:
+		b = appendSession(b, c.session)
+	case cmdEndSessions:
+		b = enc.AppendUvarint(b, uint64(len(c.ended)))
+		for _, id := range c.ended {
+			b = enc.AppendUvarint(b, uint64(id))
+		}
 	}
 	return b
 }
@@ -106,6 +129,19 @@ func decodeCommand(b []byte) (*command, error) {
 		v.ID, v.Bytes, v.Inodes = sealfs.Volume(readU32(&r)), r.Uvarint(), r.Uvarint()
 	case c.kind == cmdDeleteVolume || c.kind == cmdVolumeDeleted:
 		v.ID = sealfs.Volume(readU32(&r))
+	case c.kind == cmdServeStore:
+		server := readUUID(&r)
+		c.store = readStore(&r)
+		c.store.Server = server
+	case c.kind == cmdSetStore:
+		c.store.ID, c.store.Weight, c.store.Bad = readUUID(&r), readU32(&r), readBool(&r)
+	case c.kind == cmdOpenSession:
+		c.session = readSession(&r)
+	case c.kind == cmdEndSessions:
+		c.ended = make([]sealfs.Session, readCount(&r, SessionsMax))
+		for i := range c.ended {
+			c.ended[i] = sealfs.Session(r.Uvarint())
+		}
 	default:
 		return nil, fmt.Errorf("Raft log has a command of kind %d, which this program does not know: %w", c.kind, sealfs.ErrVersion)
 	}

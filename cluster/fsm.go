@@ -26,8 +26,10 @@ func apply(m *Map, c *command) (*Map, result) {
 	var r result
 	var changed bool
 	switch c.kind {
-	case cmdStore:
-		changed, r.err = next.putStore(c.store)
+	case cmdStore, cmdServeStore:
+		changed, r.err = next.putStore(c)
+	case cmdSetStore:
+		changed, r.err = next.setStore(c.store)
 	case cmdStoreState:
 		changed, r.err = next.setStoreState(c.store.ID, c.store.State)
 	case cmdCreateVolume:
@@ -44,8 +46,9 @@ func apply(m *Map, c *command) (*Map, result) {
 
 // result is what the proposer of a command learns.
 type result struct {
-	volume VolumeInfo // after the change, of commands about volumes
-	err    error
+	volume  VolumeInfo // after the change, of commands about volumes
+	session Session    // of open session
+	err     error
 }
 
 func applyInit(m *Map, c *command) (*Map, result) {
@@ -70,7 +73,8 @@ func applyInit(m *Map, c *command) (*Map, result) {
 // putStore adds a store or changes what is known of it. While there has never
 // been a volume the shards are empty, and are placed anew over all stores.
 // Later changes of the membership leave the table alone: data would have to move.
-func (m *Map) putStore(s StoreInfo) (changed bool, err error) {
+func (m *Map) putStore(c *command) (changed bool, err error) {
+	s := c.store
 	if s.ID.IsZero() || s.Weight == 0 {
 		return false, fmt.Errorf("a store needs an identifier and a weight: %w", sealfs.ErrInvalid)
 	}
@@ -87,13 +91,40 @@ func (m *Map) putStore(s StoreInfo) (changed bool, err error) {
 	case m.Stores[i].State == StoreLeft:
 		return false, fmt.Errorf("store %s has left the cluster for ever: %w", s.ID, sealfs.ErrExist)
 	default:
-		s.State = m.Stores[i].State
-		if s == m.Stores[i] {
+		old := m.Stores[i]
+		s.State, s.Bad = old.State, old.Bad
+		if c.kind == cmdServeStore {
+			s.Weight = old.Weight
+		} else {
+			s.Server = old.Server
+		}
+		if s == old {
 			return false, nil
 		}
 		m.Stores = slices.Clone(m.Stores)
 		m.Stores[i] = s
 	}
+	if m.NextVolume == 1 {
+		m.place()
+	}
+	return true, nil
+}
+
+// setStore sets what an operator decides about a store.
+func (m *Map) setStore(s StoreInfo) (changed bool, err error) {
+	i := m.StoreIndex(s.ID)
+	switch {
+	case i < 0:
+		return false, fmt.Errorf("store %s is not in the cluster: %w", s.ID, sealfs.ErrNotExist)
+	case m.Stores[i].State == StoreLeft:
+		return false, fmt.Errorf("store %s has left the cluster for ever: %w", s.ID, sealfs.ErrInvalid)
+	case s.Weight == 0:
+		return false, fmt.Errorf("store %s: a weight of 0: %w", s.ID, sealfs.ErrInvalid)
+	case m.Stores[i].Weight == s.Weight && m.Stores[i].Bad == s.Bad:
+		return false, nil
+	}
+	m.Stores = slices.Clone(m.Stores)
+	m.Stores[i].Weight, m.Stores[i].Bad = s.Weight, s.Bad
 	if m.NextVolume == 1 {
 		m.place()
 	}
@@ -192,18 +223,23 @@ func (m *Map) changeVolume(c *command) (changed bool, v VolumeInfo, err error) {
 	return true, v, nil
 }
 
-// fsm adapts apply to raft. Raft calls Apply, Snapshot and Restore on one
-// goroutine; the current map is read from anywhere.
+// fsm adapts apply and sessionTable.apply to raft. Raft calls Apply, Snapshot
+// and Restore on one goroutine; the current state is read from anywhere.
 type fsm struct {
-	latch *latch // shut when an entry cannot be understood
-	m     atomic.Pointer[Map]
+	latch    *latch // shut when an entry cannot be understood
+	m        atomic.Pointer[Map]
+	sessions atomic.Pointer[sessionTable] // never nil
 
 	mu      sync.Mutex
 	changed chan struct{} // closed when m changes
 	refused error         // why the last Restore failed
 }
 
-func newFSM(l *latch) *fsm { return &fsm{latch: l, changed: make(chan struct{})} }
+func newFSM(l *latch) *fsm {
+	f := &fsm{latch: l, changed: make(chan struct{})}
+	f.sessions.Store(newSessionTable())
+	return f
+}
 
 // Apply executes a log entry and returns a result.
 //
@@ -220,6 +256,11 @@ func (f *fsm) Apply(entry *raft.Log) any {
 		return result{err: err}
 	}
 	old := f.m.Load()
+	if old != nil && c.isSession() {
+		next, r := f.sessions.Load().apply(c)
+		f.sessions.Store(next)
+		return r
+	}
 	next, r := apply(old, c)
 	if next != old {
 		f.set(next)
@@ -241,7 +282,7 @@ func (f *fsm) wait() <-chan struct{} {
 	return f.changed
 }
 
-// Snapshot captures the map, which costs nothing: it is immutable.
+// Snapshot captures the state, which costs nothing: it is immutable.
 func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
 	if err := f.latch.Err(); err != nil {
 		return nil, err // the map lacks an entry that the log may not lose
@@ -250,15 +291,17 @@ func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
 	if m == nil {
 		return nil, errors.New("there is no cluster map yet")
 	}
-	return snapshot{m}, nil
+	return snapshot{m, f.sessions.Load()}, nil
 }
 
-// Restore replaces the map with that of a snapshot.
+// Restore replaces the state with that of a snapshot.
 func (f *fsm) Restore(r io.ReadCloser) error {
-	b, err := io.ReadAll(io.LimitReader(r, StateMax))
+	b, err := io.ReadAll(io.LimitReader(r, 2*StateMax))
 	if err == nil {
 		var m *Map
-		if m, err = Decode(b); err == nil {
+		var t *sessionTable
+		if m, t, err = decodeState(b); err == nil {
+			f.sessions.Store(t)
 			f.set(m)
 		}
 	}
@@ -268,12 +311,15 @@ func (f *fsm) Restore(r io.ReadCloser) error {
 	return err
 }
 
-// snapshot is a map on its way to a file.
-type snapshot struct{ m *Map }
+// snapshot is a state on its way to a file.
+type snapshot struct {
+	m *Map
+	t *sessionTable
+}
 
-// Persist writes the encoding of the map.
+// Persist writes the encoding of the state.
 func (s snapshot) Persist(sink raft.SnapshotSink) error {
-	if _, err := sink.Write(s.m.Encode()); err != nil {
+	if _, err := sink.Write(encodeState(s.m, s.t)); err != nil {
 		return errors.Join(err, sink.Cancel())
 	}
 	return sink.Close()

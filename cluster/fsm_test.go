@@ -40,6 +40,16 @@ var goldenCommands = []struct {
 	{command{kind: cmdResizeVolume, volume: VolumeInfo{ID: 7, Bytes: 1, Inodes: 2}}, "0106" + "07" + "01" + "02"},
 	{command{kind: cmdDeleteVolume, volume: VolumeInfo{ID: 7}}, "0107" + "07"},
 	{command{kind: cmdVolumeDeleted, volume: VolumeInfo{ID: 7}}, "0108" + "07"},
+	{
+		command{kind: cmdServeStore, store: StoreInfo{ID: testID(2), Addr: "h:1", Host: "h", Rack: "r", Weight: 300, Bytes: 5, Server: testID(3)}},
+		"0109" + "303132333435363738393a3b3c3d3e3f" + "202122232425262728292a2b2c2d2e2f" + "03683a31" + "0168" + "0172" + "ac02" + "05",
+	},
+	{command{kind: cmdSetStore, store: StoreInfo{ID: testID(2), Weight: 7, Bad: true}}, "010a" + "202122232425262728292a2b2c2d2e2f" + "07" + "01"},
+	{
+		command{kind: cmdOpenSession, session: Session{SessionInfo: SessionInfo{Volume: "v", Host: "h", Mount: "/m", PID: 300}, Opened: time.Unix(0, 3).UTC()}},
+		"010b" + "0176" + "0168" + "022f6d" + "ac02" + "06",
+	},
+	{command{kind: cmdEndSessions, ended: []sealfs.Session{1, 300}}, "010c" + "02" + "01" + "ac02"},
 }
 
 func TestCommandGolden(t *testing.T) {
@@ -86,6 +96,13 @@ func FuzzCommand(f *testing.F) {
 		}
 		if c.init.Shards > 256 {
 			return // right, but slow
+		}
+		if c.isSession() {
+			before := newSessionTable()
+			if after, r := before.apply(c); !after.ok() || r.err != nil && after != before {
+				t.Fatalf("sessions after %+v: %+v, %v", c, after, r.err)
+			}
+			return
 		}
 		for _, before := range []*Map{nil, m} {
 			after, r := apply(before, c)
@@ -244,9 +261,17 @@ func randomCommand(r *rand.Rand) command {
 		ID: sealfs.Volume(r.IntN(12)), Name: fmt.Sprint("v", r.IntN(8)), Bytes: r.Uint64(), Inodes: r.Uint64(),
 		Root: sealfs.Ino(r.IntN(4) * 64), Mode: 0o700, Created: time.Unix(0, r.Int64()).UTC(),
 	}
-	switch k := commandKind(r.IntN(9)); k {
+	switch k := commandKind(r.IntN(13)); k {
 	case cmdInit:
 		return initCommand()
+	case cmdServeStore:
+		return command{kind: k, store: StoreInfo{ID: testID(byte(r.IntN(6))), Server: testID(byte(r.IntN(2))), Addr: fmt.Sprint("a:", r.IntN(3)), Weight: 1 + r.Uint32N(9)}}
+	case cmdSetStore:
+		return command{kind: k, store: StoreInfo{ID: testID(byte(r.IntN(6))), Weight: r.Uint32N(9), Bad: r.IntN(2) == 0}}
+	case cmdOpenSession:
+		return command{kind: k, session: Session{SessionInfo: SessionInfo{Volume: fmt.Sprint("v", r.IntN(8)), Mount: "/m", PID: r.IntN(9)}, Opened: v.Created}}
+	case cmdEndSessions:
+		return command{kind: k, ended: []sealfs.Session{sealfs.Session(r.IntN(12)), sealfs.Session(r.IntN(12))}}
 	case cmdStore:
 		return storeCommand(byte(r.IntN(6)))
 	case cmdStoreState:
@@ -269,21 +294,23 @@ func TestDeterminism(t *testing.T) {
 		one, two := newFSM(newLatch()), newFSM(newLatch())
 		for i := range uint64(150) {
 			c := randomCommand(r)
-			w.do(c)
+			if !c.isSession() {
+				w.do(c)
+			}
 			entry := &raft.Log{Index: i + 1, Data: c.encode()}
 			a, b := one.Apply(entry).(result), two.Apply(entry).(result)
-			if a.volume != b.volume || fmt.Sprint(a.err) != fmt.Sprint(b.err) {
+			if a.volume != b.volume || a.session != b.session || fmt.Sprint(a.err) != fmt.Sprint(b.err) {
 				t.Fatalf("seed %d: %v and %v", seed, a, b)
 			}
 			if one.m.Load() == nil {
 				continue
 			}
-			if !bytes.Equal(one.m.Load().Encode(), two.m.Load().Encode()) || !bytes.Equal(one.m.Load().Encode(), w.m.Encode()) {
+			if !bytes.Equal(one.encode(), two.encode()) || !bytes.Equal(one.m.Load().Encode(), w.m.Encode()) {
 				t.Fatalf("seed %d: the maps differ after entry %d", seed, i)
 			}
 			if r.IntN(10) == 0 {
 				three := newFSM(newLatch())
-				if err := three.Restore(io.NopCloser(bytes.NewReader(two.m.Load().Encode()))); err != nil {
+				if err := three.Restore(io.NopCloser(bytes.NewReader(two.encode()))); err != nil {
 					t.Fatal(err)
 				}
 				two = three
@@ -291,6 +318,8 @@ func TestDeterminism(t *testing.T) {
 		}
 	}
 }
+
+func (f *fsm) encode() []byte { return encodeState(f.m.Load(), f.sessions.Load()) }
 
 // TestUnknownCommandStops: a manager that is too old must not go on.
 func TestUnknownCommandStops(t *testing.T) {

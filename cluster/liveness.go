@@ -44,6 +44,13 @@ func (l *liveness) beat(id sealfs.UUID, now time.Time, s StoreStats) {
 	l.beats[id] = beat{now, now, s}
 }
 
+// leave says that a store's server has said goodbye: its silence is over DownAfter at once.
+func (l *liveness) leave(id sealfs.UUID, now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.beats[id] = beat{since: now.Add(-l.downAfter), stats: l.beats[id].stats}
+}
+
 // last returns the last heartbeat of a store.
 func (l *liveness) last(id sealfs.UUID) (StoreStats, time.Time, bool) {
 	l.mu.Lock()

@@ -230,6 +230,10 @@ func (s *logStore) StoreLogs(logs []*raft.Log) error {
 	return s.do("append to the Raft log", func() error { return s.bolt.StoreLogs(sealed) })
 }
 
+// IsMonotonic implements raft.MonotonicLogStore: verify wants a log without
+// gaps, so raft removes what is before a snapshot that it got from a leader.
+func (s *logStore) IsMonotonic() bool { return true }
+
 // DeleteRange implements raft.LogStore.
 func (s *logStore) DeleteRange(first, last uint64) error {
 	return s.do("shorten the Raft log", func() error { return s.bolt.DeleteRange(first, last) })

@@ -44,6 +44,8 @@ type StoreInfo struct {
 	Weight uint32      `json:"weight"` // share of the shards, by convention GiB
 	Bytes  uint64      `json:"bytes"`  // capacity
 	State  StoreState  `json:"state"`
+	Server sealfs.UUID `json:"server"`        // who serves it; zero: nobody has told by a Beat yet
+	Bad    bool        `json:"bad,omitempty"` // the operator says so: it gets no shards that it does not have
 }
 
 // VolumeInfo describes a volume.
@@ -252,7 +254,7 @@ func (m *Map) place() {
 	stores := make([]placement.Store, len(m.Stores))
 	for i, s := range m.Stores {
 		stores[i] = placement.Store{ID: s.ID, Host: s.Host, Rack: s.Rack, Weight: s.Weight}
-		if s.State == StoreLeft {
+		if s.State == StoreLeft || s.Bad {
 			stores[i].Weight = 0
 		}
 	}

@@ -27,7 +27,7 @@ func testMap() *Map {
 		Version: 300, Cluster: testID(1), Name: "lab", Shards: 4, Replicas: 2, OpVersion: 3, NextVolume: 9,
 		Stores: []StoreInfo{
 			{ID: testID(2), Addr: "10.0.0.1:7000", Host: "a", Rack: "r1", Weight: 100, Bytes: 100 << 30, State: StoreUp},
-			{ID: testID(3), Addr: "10.0.0.2:7000", Host: "b", Rack: "r2", Weight: 200, Bytes: 200 << 30, State: StoreSuspect},
+			{ID: testID(3), Addr: "10.0.0.2:7000", Host: "b", Rack: "r2", Weight: 200, Bytes: 200 << 30, State: StoreSuspect, Server: testID(4), Bad: true},
 		},
 		Volumes: []VolumeInfo{
 			{
@@ -41,6 +41,20 @@ func testMap() *Map {
 }
 
 const goldenMap = `
+5345414c46536331 0200 0000 d3000000 eb0a14f4
+ac02 101112131415161718191a1b1c1d1e1f 036c6162 04 02 03 09
+02
+ 202122232425262728292a2b2c2d2e2f 0d31302e302e302e313a37303030 0161 027231 64 80808080 9003 01
+ 00000000000000000000000000000000 00
+ 303132333435363738393a3b3c3d3e3f 0d31302e302e302e323a37303030 0162 027232 c801 80808080 a006 02
+ 404142434445464748494a4b4c4d4e4f 01
+02
+ 01 04686f6d65 808080808020 e807 40 02 8a80d0e2c6bfce972f ed03 e807 64
+ 08 076e65772e766f6c 00 00 00 01 0d c003 00 00
+02 00 01 01  02 01 00 02  01 01 c801  00 00`
+
+// goldenMap1 is testMap as the first version had it: without servers, and nothing is bad.
+const goldenMap1 = `
 5345414c46536331 0100 0000 b1000000 47ec4c26
 ac02 101112131415161718191a1b1c1d1e1f 036c6162 04 02 03 09
 02
@@ -55,6 +69,55 @@ func TestMapGolden(t *testing.T) {
 	got := hex.EncodeToString(testMap().Encode())
 	if want := strings.Join(strings.Fields(goldenMap), ""); got != want {
 		t.Errorf("the format of maps changed: it needs another version\ngot  %s\nwant %s", got, want)
+	}
+}
+
+// TestMapVersion1 reads what the first version wrote.
+func TestMapVersion1(t *testing.T) {
+	b, err := hex.DecodeString(strings.Join(strings.Fields(goldenMap1), ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := testMap()
+	want.Stores[1].Server, want.Stores[1].Bad = sealfs.UUID{}, false
+	if got, err := Decode(b); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("Decode = %+v, %v", got, err)
+	}
+	if got, sessions, err := decodeState(b); err != nil || !reflect.DeepEqual(got, want) || sessions.next != 1 {
+		t.Errorf("as a snapshot: %+v, %+v, %v", got, sessions, err)
+	}
+}
+
+// TestStateGolden freezes the snapshot's second half.
+func TestStateGolden(t *testing.T) {
+	table := &sessionTable{version: 300, next: 9, live: []Session{
+		{ID: 3, SessionInfo: SessionInfo{Volume: "home", Host: "h", Mount: "/m", PID: 300}, Opened: time.Unix(0, 3).UTC()}, {ID: 8, Opened: time.Unix(0, -7).UTC()},
+	}}
+	b := encodeState(testMap(), table)
+	rest, ok := bytes.CutPrefix(b, testMap().Encode())
+	want := "5345414c46536e31" + "0100" + "0000" + "18000000" + "5e2f9323" + "ac02" + "09" + "02" +
+		"03" + "04686f6d65" + "0168" + "022f6d" + "ac02" + "06" + "08" + "00" + "00" + "00" + "00" + "0d"
+	if got := hex.EncodeToString(rest); !ok || got != want {
+		t.Errorf("the format of snapshots changed: it needs another version\ngot  %s\nwant %s", got, want)
+	}
+	if m, got, err := decodeState(b); err != nil || !reflect.DeepEqual(m, testMap()) || !reflect.DeepEqual(got, table) {
+		t.Errorf("read back: %+v, %+v, %v", m, got, err)
+	}
+	for bit := range len(b) * 8 {
+		b[bit/8] ^= 1 << (bit % 8)
+		if _, _, err := decodeState(b); !errors.Is(err, sealfs.ErrCorrupt) && !errors.Is(err, sealfs.ErrVersion) {
+			t.Fatalf("bit %d flipped: %v", bit, err)
+		}
+		b[bit/8] ^= 1 << (bit % 8)
+	}
+	for n := range b {
+		if _, _, err := decodeState(b[:n]); !errors.Is(err, sealfs.ErrCorrupt) {
+			t.Fatalf("cut to %d bytes: %v", n, err)
+		}
+	}
+	table.live[1].ID = 9
+	if _, _, err := decodeState(encodeState(testMap(), table)); !errors.Is(err, sealfs.ErrCorrupt) {
+		t.Errorf("a session from the future: %v", err)
 	}
 }
 
@@ -92,9 +155,9 @@ func TestMapDamage(t *testing.T) {
 
 func TestMapVersion(t *testing.T) {
 	b := testMap().Encode()
-	b[8] = 2
+	b[8] = 3
 	_, err := Decode(b)
-	if !errors.Is(err, sealfs.ErrVersion) || !strings.Contains(err.Error(), "version 2") {
+	if !errors.Is(err, sealfs.ErrVersion) || !strings.Contains(err.Error(), "version 3") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -165,6 +228,23 @@ func FuzzDecode(f *testing.F) {
 		b := seal(body)
 		if m, err := Decode(b); err == nil && !bytes.Equal(m.Encode(), b) {
 			t.Fatalf("the encoding %x is not unique", b)
+		}
+	})
+}
+
+func FuzzState(f *testing.F) {
+	m := testMap().Encode()
+	table := &sessionTable{version: 2, next: 9, live: []Session{{ID: 3, SessionInfo: SessionInfo{Volume: "home", Host: "h", Mount: "/m", PID: 300}, Opened: time.Unix(0, 3).UTC()}}}
+	f.Add(encodeState(testMap(), table)[len(m)+stateHeader:])
+	f.Fuzz(func(t *testing.T, body []byte) {
+		if _, _, err := decodeState(body); err == nil {
+			t.Fatal("a body without a header decodes")
+		}
+		b := append(make([]byte, stateHeader), body...)
+		sealBlock(b, sessionsMagic, sessionsVersion)
+		b = append(bytes.Clone(m), b...)
+		if m, table, err := decodeState(b); err == nil && !bytes.Equal(encodeState(m, table), b) {
+			t.Fatalf("the encoding %x is not unique", body)
 		}
 	})
 }

@@ -8,6 +8,12 @@
 // Nothing is written unless a repair is asked for, and a repair is planned from
 // a finished check, shown, and then applied.
 //
+// Stores of one cluster are judged together: what an entry on one of them stands
+// for may lie on another, and so may a file's other names. The namespace is
+// judged as it will be when the transactions in doubt have ended, each as its
+// coordinator has decided. What refers to stores that were not given is not a
+// problem; it is counted as not judged.
+//
 // What a killed process or a power cut leaves is not a problem: the log behind
 // the checkpoint, what only staging holds, a torn end, inodes without names that
 // were held open. What is left of redundancy (one of two superblock copies)

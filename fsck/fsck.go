@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
-	"slices"
 
 	"sealfs"
 	"sealfs/disk"
@@ -67,71 +66,41 @@ type Options struct {
 	Confirm  func(f Found, repair string) bool // asked before each repair; nil: yes
 }
 
-// RegionName is the name of a region's file beside its device image.
-const RegionName = "region"
-
 // StagingPath returns where the ring of a store stands by convention.
 func StagingPath(store sealfs.UUID) string {
 	return "/dev/shm/sealfs-" + store.String() + ".ring"
 }
 
-// Stores returns the device paths of all stores in a data directory: those of
-// stores/*/device.img that have a region beside them, or miss only one of the two.
-func Stores(dir string) ([]string, error) {
-	var devices []string
-	for _, name := range []string{"device.img", RegionName} {
-		found, err := filepath.Glob(filepath.Join(dir, "stores", "*", name))
-		if err != nil {
-			return nil, fmt.Errorf("data directory %q: %w", dir, sealfs.ErrInvalid)
-		}
-		for _, path := range found {
-			devices = append(devices, filepath.Join(filepath.Dir(path), "device.img"))
-		}
-	}
-	if len(devices) == 0 {
-		return nil, fmt.Errorf("no stores under %s (stores/*/device.img): %w", dir, sealfs.ErrNotExist)
-	}
-	slices.Sort(devices)
-	return slices.Compact(devices), nil
-}
-
-// Check checks one store and blocks until that is done. The error is for a
-// check that could not be made: ErrBusy for a live store, ErrNotExist, ErrVersion
-// for a format this program does not know, ErrInterrupted when ctx ended. The
-// report is not nil in any case; after an error it holds what was found until then.
-func Check(ctx context.Context, o Options) (*Report, error) {
+// newChecker prepares the check of a store.
+func newChecker(ctx context.Context, o Options) *checker {
 	if o.Keep == 0 {
 		o.Keep = 20
 	}
 	if o.Out == nil {
 		o.Out = io.Discard
 	}
-	c := &checker{
-		ctx: ctx, o: o, staged: map[uint32]span{},
+	return &checker{
+		ctx: ctx, o: o, staged: map[uint32]span{}, failed: map[int]bool{}, cachePages: cachePages,
 		rep: &Report{Device: o.Device, Region: o.Region, Counts: map[ID]int{}, Found: []Found{}},
 	}
-	err := c.open()
-	if err == nil {
-		err = c.run()
-	}
-	if err == nil {
-		err = c.repair()
-	}
-	return c.rep, errors.Join(err, c.close())
 }
 
-// checker is a check under way.
+// checker is a check of one store under way.
 type checker struct {
-	ctx context.Context
-	o   Options
-	rep *Report
+	ctx   context.Context
+	o     Options
+	rep   *Report
+	w     *whole
+	alone bool  // no other store is judged with it
+	err   error // why it could not go on
 
 	dev    disk.Device
 	reg    Medium
 	ring   *pmem.Staging
 	opened []io.Closer // what is ours to close
 
-	fatal   int // fatal problems that were found
+	fatal   int          // fatal problems that were found
+	failed  map[int]bool // passes that found some, and those that build on them
 	repairs []repair
 
 	sb  *layout.Superblock
@@ -146,7 +115,8 @@ type checker struct {
 	tableHoles bool      // parts of the segment table are damaged
 	holes      bool      // parts of the tree could not be read: what is missing elsewhere proves nothing
 	extents    [][]piece // by slot, the parts of it that are referred to
-	shards     uint32
+	names      *namespace
+	cachePages int
 }
 
 // repair is a planned repair of a finding.
@@ -225,7 +195,11 @@ func (c *checker) problem(id ID, where, format string, args ...any) int {
 	}
 	f := Found{ID: id, Name: p.Name, Severity: p.Severity, Where: where, Detail: fmt.Sprintf(format, args...)}
 	c.rep.Found = append(c.rep.Found, f)
-	c.say("%s", f.String())
+	if c.alone {
+		c.say("%s", f.String())
+	} else { // many are found when all stores have been read
+		c.say("%s: %s", c.rep.Device, f.String())
+	}
 	return len(c.rep.Found) - 1
 }
 

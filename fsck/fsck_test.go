@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -313,8 +315,29 @@ func TestStores(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	got, err := Stores(dir)
-	if err != nil || len(got) != 2 || got[0] != dir+"/stores/1/device.img" || got[1] != dir+"/stores/2/device.img" {
-		t.Errorf("%v, %v", got, err)
+	expect := func(what string, want ...Place) {
+		t.Helper()
+		if got, err := Stores(dir); err != nil || !slices.Equal(got, want) {
+			t.Errorf("%s: %v, %v", what, got, err)
+		}
+	}
+	list := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(dir+name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	expect("no lists", Place{Device: dir + "/stores/1/device.img"}, Place{Device: dir + "/stores/2/device.img"})
+	list("/config.yaml", "version: 9\nstores:\n- {id: x, device: /dev/one, region: regions/one, new: 1}\n- device: stores/2/device.img\n")
+	expect("config.yaml", Place{Device: "/dev/one", Region: dir + "/regions/one"}, Place{Device: dir + "/stores/2/device.img"})
+	list("/server.yaml", "disks:\n  - store: x\n    device: \"/dev/two\" # the second\n    region: /regions/two\n  - device: /dev/three\n    formatting: true\n")
+	expect("server.yaml", Place{Device: "/dev/two", Region: "/regions/two"})
+	list("/server.yaml", "formatting: true\ndisks: [{device: /dev/two}]\n")
+	expect("server.yaml without disks", Place{Device: "/dev/one", Region: dir + "/regions/one"}, Place{Device: dir + "/stores/2/device.img"})
+	for _, text := range []string{"disks: {", "disks: 7", "disks: [{region: x}]"} {
+		list("/server.yaml", text)
+		if got, err := Stores(dir); !errors.Is(err, sealfs.ErrInvalid) || !strings.Contains(err.Error(), "server.yaml") {
+			t.Errorf("%q: %v, %v", text, got, err)
+		}
 	}
 }

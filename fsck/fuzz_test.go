@@ -5,11 +5,13 @@ import (
 	"errors"
 	"hash/crc32"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"sealfs"
 	"sealfs/disk"
 	"sealfs/lsfs/layout"
+	"sealfs/meta"
 	pmlayout "sealfs/pmem/layout"
 )
 
@@ -97,6 +99,60 @@ func TestMutations(t *testing.T) {
 			b[i], b[i+1], b[i+2] = 1<<rng.IntN(8), 0, 0
 		}
 		for id := range survives(t, m, b).Counts {
+			found[id]++
+		}
+	}
+	if len(found) < 20 {
+		t.Errorf("the damage led to only %d kinds of problems: %v", len(found), found)
+	}
+}
+
+// Whatever is damaged on one of several stores, all are judged to the end.
+func TestMutationsOfStores(t *testing.T) {
+	c := newStores(t, 2)
+	z := c.grow()
+	c.big(z.a)
+	var rows [2][][]byte // keys of what only several stores have
+	for _, name := range []string{"mkdir", "replace"} {
+		_, at := c.do(transactions(c, z)[name], decided)
+		for _, p := range at.parts {
+			k := meta.PreparedKey(p.Shard, at.req.Tx, 0)
+			rows[p.Shard%2] = append(rows[p.Shard%2], k[:])
+		}
+		k := meta.DecisionKey(at.req.Coord, at.req.Tx)
+		rows[at.req.Coord%2] = append(rows[at.req.Coord%2], k[:])
+	}
+	all := c.copies()
+	rng := rand.New(rand.NewPCG(7, 8))
+	found := map[ID]int{}
+	for i := range 400 {
+		hurtOne := i % 2
+		m := slices.Clone(all)
+		m[hurtOne] = m[hurtOne].clone()
+		if rng.IntN(2) == 0 {
+			b := make([]byte, 16)
+			for j := range b {
+				b[j] = byte(rng.Uint32())
+			}
+			mutate(m[hurtOne], b)
+		} else {
+			h := &hurt{images: m[hurtOne], t: t}
+			key := rows[hurtOne][rng.IntN(len(rows[hurtOne]))]
+			val := h.get(key)
+			val[rng.IntN(len(val))] ^= 1 << rng.IntN(8)
+			h.set(key, val)
+		}
+		o := []Options{{Dev: m[0].dev, Reg: m[0].region}, {Dev: m[1].dev, Reg: m[1].region}}
+		rep, err := CheckAll(t.Context(), o, nil)
+		if err != nil && !errors.Is(err, sealfs.ErrInvalid) { // another store's or cluster's identity
+			t.Fatalf("%d: %v", i, err)
+		}
+		for j, err := range rep.Errors {
+			if err != nil && !errors.Is(err, sealfs.ErrVersion) {
+				t.Fatalf("%d: store %d: %v", i, j, err)
+			}
+		}
+		for _, id := range rep.numbers() {
 			found[id]++
 		}
 	}

@@ -13,8 +13,10 @@ const (
 	pageSize = layout.PageSize
 	// pagesMax bounds the region: redo beyond is damage, not growth (1 TiB).
 	pagesMax = 1 << 28
-	// cachePages is how many unchanged pages are kept, a power of two.
-	cachePages = 8192
+	// cachePages is how many unchanged pages are kept, of all stores together;
+	// cachePagesMin at least of each.
+	cachePages    = 8192
+	cachePagesMin = 512
 )
 
 // image is the region as the next recovery will find it: the medium's pages,
@@ -32,9 +34,9 @@ type cached struct {
 	p  *[pageSize]byte
 }
 
-func newImage(m Medium) *image {
+func newImage(m Medium, cache int) *image {
 	n := min(uint64(m.Size())/pageSize, pagesMax)
-	return &image{m: m, pages: n, stored: n, changed: map[uint64]*[pageSize]byte{}, cache: make([]cached, cachePages)}
+	return &image{m: m, pages: n, stored: n, changed: map[uint64]*[pageSize]byte{}, cache: make([]cached, cache)}
 }
 
 // page returns a page, which the caller must not change. It stays valid.
@@ -45,7 +47,7 @@ func (g *image) page(n uint64) (*[pageSize]byte, error) {
 	if n >= g.pages {
 		return nil, &sealfs.Corruption{Where: g.m.Name(), Off: -1, What: fmt.Sprintf("page %d lies beyond the region's %d", n, g.pages)}
 	}
-	slot := &g.cache[n%cachePages]
+	slot := &g.cache[n%uint64(len(g.cache))]
 	if slot.p != nil && slot.no == n {
 		return slot.p, nil
 	}

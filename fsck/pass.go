@@ -17,26 +17,26 @@ var passes = []pass{
 	{2, "region header", []int{1}, (*checker).regionHeader},
 	{3, "log and segment table", []int{1, 2}, (*checker).log},
 	{4, "pages of the region", []int{2, 3}, (*checker).tree},
-	{5, "namespace", []int{4}, (*checker).namespace},
+	{5, "namespace", []int{4}, (*checker).records},
 	{6, "extents against segments", []int{3, 5}, (*checker).segments},
 	{7, "data", []int{6}, (*checker).data},
 }
 
-// run makes all passes whose ground is firm.
-func (c *checker) run() error {
-	failed := map[int]bool{}
-	for _, p := range passes {
+// run makes the passes from first to last, as far as their ground is firm.
+func (c *checker) run(first, last int) error {
+	c.heading()
+	for _, p := range passes[first-1 : last] {
 		if p.number == 7 && c.o.NoData {
 			continue
 		}
 		skip := 0
 		for _, n := range p.after {
-			if failed[n] {
+			if c.failed[n] {
 				skip = n
 			}
 		}
 		if skip != 0 {
-			failed[p.number] = true
+			c.failed[p.number] = true
 			c.rep.Skipped = append(c.rep.Skipped, p.name)
 			fmt.Fprintf(c.o.Out, "Pass %d: %s: skipped, since pass %d failed\n", p.number, p.name, skip)
 			continue
@@ -49,7 +49,14 @@ func (c *checker) run() error {
 		if err := p.run(c); err != nil {
 			return err
 		}
-		failed[p.number] = c.fatal > before
+		c.failed[p.number] = c.fatal > before
 	}
 	return nil
+}
+
+// heading says which store is being judged, when there are several.
+func (c *checker) heading() {
+	if !c.alone {
+		fmt.Fprintf(c.o.Out, "Store %s\n", c.rep.Device)
+	}
 }

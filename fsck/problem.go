@@ -92,6 +92,8 @@ const (
 	ShardWrong     ID = 503
 	InoBeyond      ID = 504
 	InoTwice       ID = 505
+	ShardTwice     ID = 506
+	ShardForeign   ID = 507
 	EntryNoDir     ID = 511
 	EntryName      ID = 512
 	EntryCookie    ID = 513
@@ -122,6 +124,15 @@ const (
 	LockOverlap    ID = 562
 	SessionRows    ID = 563
 	UsageWrong     ID = 571
+	PreparedWrong  ID = 581
+	DecisionWrong  ID = 582
+	ChunkPlace     ID = 591
+	ChunkNoPart    ID = 592
+	PartNoFile     ID = 593
+	PartBytes      ID = 594
+	PartVolume     ID = 595
+	PartGen        ID = 596
+	PartBound      ID = 597
 	ExtentNowhere  ID = 601
 	ExtentOutside  ID = 602
 	ExtentShared   ID = 603
@@ -178,6 +189,8 @@ var problems = []Problem{
 	{ShardWrong, "shard-wrong", Error, NotYet, "a record stands in another shard than its inode's home"},
 	{InoBeyond, "ino-beyond", Error, NotYet, "an inode's number is still to be issued by its shard"},
 	{InoTwice, "ino-twice", Error, NotYet, "two inodes have the same number"},
+	{ShardTwice, "shard-twice", Error, NotYet, "two stores have records of the same shard"},
+	{ShardForeign, "shard-foreign", Error, NotYet, "a store has records of a shard that lies elsewhere by the cluster map"},
 	{EntryNoDir, "entry-no-dir", Error, NotYet, "an entry stands in what is not a directory"},
 	{EntryName, "entry-name", Error, NotYet, "an entry's name is impossible"},
 	{EntryCookie, "entry-cookie", Error, NotYet, "an entry stands under the cookie of another name"},
@@ -208,6 +221,15 @@ var problems = []Problem{
 	{LockOverlap, "lock-overlap", Error, NotYet, "two locks exclude each other and are both held"},
 	{SessionRows, "session-rows", Error, NotYet, "a session miscounts its result rows"},
 	{UsageWrong, "usage-wrong", Error, NotYet, "a volume's usage in a shard is wrong"},
+	{PreparedWrong, "prepared-wrong", Error, NotYet, "a prepared part of a transaction contradicts what it is about"},
+	{DecisionWrong, "decision-wrong", Error, NotYet, "the decision of a transaction contradicts its parties"},
+	{ChunkPlace, "chunk-place", Error, NotYet, "an extent of a large file stands in another shard than its chunk belongs in"},
+	{ChunkNoPart, "chunk-no-part", Error, NotYet, "an extent of a chunk belongs to no part of its file"},
+	{PartNoFile, "part-no-file", Error, NotYet, "a part belongs to no file with chunks: it is never freed"},
+	{PartBytes, "part-bytes", Error, NotYet, "a part of a file miscounts its stored bytes"},
+	{PartVolume, "part-volume", Error, NotYet, "a part and its file are of different volumes"},
+	{PartGen, "part-generation", Error, NotYet, "a part is of a generation that its file has not reached"},
+	{PartBound, "part-bound", Error, NotYet, "a part reaches beyond what its file has announced"},
 
 	{ExtentNowhere, "extent-nowhere", Error, NotYet, "an extent lies in a segment that does not exist"},
 	{ExtentOutside, "extent-outside", Error, NotYet, "an extent lies outside the used part of its segment"},

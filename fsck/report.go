@@ -63,8 +63,13 @@ type Report struct {
 	Entries     uint64 `json:"entries"`
 	Keys        uint64 `json:"keys"`
 	Pages       uint64 `json:"pages"`      // of the tree
+	Parts       uint64 `json:"parts"`      // of large files, whose inodes may lie elsewhere
 	Bytes       uint64 `json:"bytes"`      // stored, of all extents
 	ReadBytes   uint64 `json:"read_bytes"` // of them, verified by the data pass
+
+	InDoubt      int           `json:"in_doubt"`               // transactions that the store has prepared a part of
+	Transactions []Transaction `json:"transactions,omitempty"` // those, at most Options.Keep of them
+	NotJudged    uint64        `json:"not_judged"`             // what cannot be judged without stores that were not given
 
 	Found   []Found    `json:"found"`            // at most Options.Keep of each number
 	Counts  map[ID]int `json:"counts,omitempty"` // how often each number was found
@@ -139,6 +144,49 @@ func (r *Report) Summary() string {
 		count(r.Files, "file"), plural(r.Directories, "directory", "directories"), count(r.Bytes, "byte"))
 	if r.Segments > 0 {
 		s += fmt.Sprintf(" (%d/%d segments in use)", r.InUse, r.Segments)
+	}
+	return s + doubts(r.InDoubt, r.NotJudged)
+}
+
+// Summary is the last line for humans.
+func (t *Together) Summary() string {
+	problems := 0
+	for _, r := range t.Stores {
+		problems += r.left(Warning)
+	}
+	failed := 0
+	for _, err := range t.Errors {
+		if err != nil {
+			failed++
+		}
+	}
+	var state []string
+	if problems > 0 {
+		state = append(state, count(problems, "problem")+" left")
+	}
+	if failed > 0 {
+		state = append(state, fmt.Sprintf("%d could not be checked", failed))
+	}
+	if len(state) == 0 {
+		state = append(state, "clean")
+	}
+	s := fmt.Sprintf("cluster %v: %s, %s", t.Cluster, count(len(t.Stores), "store"), strings.Join(state, ", "))
+	s += doubts(t.InDoubt, t.NotJudged)
+	if n := len(t.Missing); n > 0 {
+		s += fmt.Sprintf(", %s of the cluster missing", count(n, "store"))
+	} else if t.Absent > 0 {
+		s += fmt.Sprintf(", %s on none of these stores", count(t.Absent, "shard"))
+	}
+	return s
+}
+
+// doubts says what is no problem and yet not certain.
+func doubts(inDoubt int, notJudged uint64) (s string) {
+	if inDoubt > 0 {
+		s += ", " + count(inDoubt, "transaction") + " in doubt"
+	}
+	if notJudged > 0 {
+		s += fmt.Sprintf(", %d not judged", notJudged)
 	}
 	return s
 }

@@ -39,7 +39,10 @@ type world struct {
 	stamp                uint32
 	root                 sealfs.Ino
 	files                []file // that churn has made
+	local                func(sealfs.Shard) bool
 }
+
+func (w *world) config() meta.Config { return meta.Config{Shards: testShards, Local: w.local} }
 
 type owner struct{}
 
@@ -102,6 +105,7 @@ func (w *world) must(err error) {
 
 type testChange struct {
 	*lsfs.Tx
+	w   *world
 	req *op.Request
 	rep *op.Reply
 }
@@ -110,7 +114,7 @@ func (c *testChange) Charge(sealfs.Volume, int64, int64) {}
 
 func (c *testChange) Apply(tx *lsfs.Tx) error {
 	c.Tx = tx
-	if err := meta.Apply(tx.Tx, c, testConfig, c.req, c.rep); err != nil {
+	if err := meta.Apply(tx.Tx, c, c.w.config(), c.req, c.rep); err != nil {
 		return err
 	}
 	return c.rep.Err()
@@ -120,12 +124,17 @@ func (c *testChange) Apply(tx *lsfs.Tx) error {
 func (w *world) try(req *op.Request) (*op.Reply, error) {
 	w.clock++
 	req.Time = w.clock
-	if req.Type != op.MakeRoot && req.Type != op.DropSession {
+	switch req.Type {
+	case op.MakeRoot, op.DropSession, op.Prepare, op.Commit, op.Abort, op.Forget, op.Purge:
+	default:
 		home := req.Dir
 		if home == 0 {
 			home = req.Ino
 		}
 		req.Shard = home.Home(testShards)
+		if req.Type == op.Write {
+			req.Shard = req.Ino.DataShard(req.Off, testShards)
+		}
 	}
 	in := lsfs.Intent{Ino: req.Ino, Offset: req.Off, Op: req.AppendTo(nil)}
 	switch req.Type {
@@ -138,7 +147,7 @@ func (w *world) try(req *op.Request) (*op.Reply, error) {
 		in.Class = lsfs.Freeing
 	}
 	rep := &op.Reply{}
-	_, err := w.s.Update(&in, &testChange{req: req, rep: rep})
+	_, err := w.s.Update(&in, &testChange{w: w, req: req, rep: rep})
 	return rep, err
 }
 

@@ -152,7 +152,7 @@ func lookup(r pmem.Reader, c Config, req *op.Request, rep *op.Reply) error {
 		return err
 	}
 	in.Attr(&rep.Attr)
-	return c.touch(req, TouchLinks, in.Ino, "")
+	return c.touchAttr(req, &in)
 }
 
 // What an entry counts for against the length of a readdir, in bytes.
@@ -166,6 +166,9 @@ func readdir(r pmem.Reader, c Config, req *op.Request, rep *op.Reply) error {
 	var dir, in Inode
 	if err := getDir(r, c, req.Dir, &dir); err != nil {
 		return c.absent(req, req.Dir, err)
+	}
+	if err := c.touchAttr(req, &dir); err != nil {
+		return err
 	}
 	dir.Attr(&rep.Attr)
 	if req.Off >= 1<<63-1 {

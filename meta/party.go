@@ -54,6 +54,18 @@ func (c *Config) touch(req *op.Request, kind TouchKind, ino sealfs.Ino, name str
 	return c.Guard(req.Tx, Touch{kind, ino, name})
 }
 
+// touchAttr is for who tells the attributes of in: of a directory, its entries
+// are a part of them.
+func (c *Config) touchAttr(req *op.Request, in *Inode) error {
+	if c.Guard == nil {
+		return nil
+	}
+	if err := c.touch(req, TouchLinks, in.Ino, ""); err != nil || !in.isDir() {
+		return err
+	}
+	return c.touch(req, TouchEmpty, in.Ino, "")
+}
+
 // absent turns the news that ino does not exist into Guard's error, if a
 // transaction is about to make it.
 func (c *Config) absent(req *op.Request, ino sealfs.Ino, err error) error {

@@ -1,6 +1,8 @@
 package meta
 
 import (
+	"slices"
+
 	"sealfs"
 	"sealfs/op"
 	"sealfs/pmem"
@@ -13,6 +15,16 @@ type Plan struct {
 	Src   sealfs.Ino   // Rename: for what Name stands, and
 	Ino   sealfs.Ino   // Name2; both go into the decision, as Off and Ino
 	Same  sealfs.Ino   // Rename: both names are this inode's, so nothing is to be done
+}
+
+// Equal reports whether two plans of one request ask for the same.
+func (p *Plan) Equal(o *Plan) bool {
+	if p.Src != o.Src || p.Ino != o.Ino || p.Same != o.Same || !slices.Equal(p.Walks, o.Walks) {
+		return false
+	}
+	return slices.EqualFunc(p.Parts, o.Parts, func(a, b op.Request) bool {
+		return samePart(&a, &b) && a.Shard == b.Shard && a.Dir2 == b.Dir2 && a.Mode == b.Mode && a.GID == b.GID && a.Off == b.Off
+	})
 }
 
 // Walk is a search: Not must not be found from From on upwards, or a directory
@@ -142,7 +154,8 @@ func (p *planner) rename(target Target, root func(sealfs.Volume) sealfs.Ino) err
 		return refusal(sealfs.ErrIsDir)
 	}
 	p.plan.Src = src.Ino
-	if p.plan.Ino = target.Ino; target.Ino == src.Ino {
+	// What another store has said may be old by now: there, the decision tells.
+	if p.plan.Ino = target.Ino; target.Ino == src.Ino && p.c.local(req.Dir2) {
 		p.plan.Same = src.Ino
 		return nil
 	}
@@ -153,6 +166,9 @@ func (p *planner) rename(target Target, root func(sealfs.Volume) sealfs.Ino) err
 		})
 	}
 	p.part(op.PartMove, src.Ino, req.Dir2, req.Dir)
+	if target.Ino == src.Ino {
+		return nil
+	}
 	if exchange {
 		p.part(op.PartMove, target.Ino, req.Dir, req.Dir2)
 	} else {

@@ -49,7 +49,7 @@ func getattr(r pmem.Reader, c Config, req *op.Request, rep *op.Reply) error {
 	if err := getInode(r, c, req.Ino, &in); err != nil {
 		return c.absent(req, req.Ino, err)
 	}
-	if err := c.touch(req, TouchLinks, req.Ino, ""); err != nil {
+	if err := c.touchAttr(req, &in); err != nil {
 		return err
 	}
 	in.Attr(&rep.Attr)

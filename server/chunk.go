@@ -110,6 +110,11 @@ func (st *store) getattr(ctx context.Context, req *op.Request, rep *op.Reply) er
 	return err
 }
 
+// ask sends a request to whoever holds its shard.
+func (s *Server) ask(ctx context.Context, req *op.Request, rep *op.Reply) error {
+	return s.peers().Do(ctx, req, rep)
+}
+
 // writePart answers a Write of a part of one chunk.
 func (st *store) writePart(ctx context.Context, req *op.Request, rep *op.Reply, d place) error {
 	end := req.Off + uint64(len(req.Data))
@@ -232,7 +237,7 @@ func (st *store) known(req *op.Request, d place, end uint64) (bool, error) {
 func (st *store) askHome(ctx context.Context, req *op.Request) (op.Attr, error) {
 	q := op.Request{Type: op.Getattr, Ino: req.Ino, Shard: req.Ino.Home(st.srv.cfg.Shards), Volume: req.Volume}
 	var rep op.Reply
-	err := st.srv.peers().Do(ctx, &q, &rep)
+	err := st.srv.ask(ctx, &q, &rep)
 	if err == nil && rep.Code != 0 {
 		err = fmt.Errorf("home of inode %d: %w", req.Ino, rep.Code)
 	}

@@ -48,7 +48,7 @@ func (c *splitter) attr(ino sealfs.Ino) (op.Attr, error) {
 	return rep.Attr, nil
 }
 
-func isWhole(a *op.Attr) bool { return a.Bound == 0 && a.Size > sealfs.HomeBytes }
+func whole(a *op.Attr) bool { return a.Bound == 0 && a.Size > sealfs.HomeBytes }
 
 // pieces calls fn for the parts of [off, end) that lie at home or in one chunk each.
 func pieces(off, end uint64, fn func(off, end uint64) error) error {
@@ -80,7 +80,7 @@ func (c *splitter) write(ino sealfs.Ino, off uint64, data []byte) error {
 // writeAs writes to a file that looks like a.
 func (c *splitter) writeAs(a *op.Attr, off uint64, data []byte) error {
 	end := off + uint64(len(data))
-	if isWhole(a) || end <= sealfs.HomeBytes {
+	if whole(a) || end <= sealfs.HomeBytes {
 		_, err := c.home(op.Request{Type: op.Write, Ino: a.Ino, Off: off, Data: data})
 		return err
 	}
@@ -114,7 +114,7 @@ func (c *splitter) read(ino sealfs.Ino, off, n uint64) (data []byte, err error) 
 		return nil, err
 	}
 	end := min(off+n, max(a.Size, off))
-	if isWhole(&a) {
+	if whole(&a) {
 		rep, err := c.home(op.Request{Type: op.Read, Ino: ino, Off: off, Len: n})
 		if err != nil {
 			return nil, err
@@ -204,7 +204,7 @@ func (c *splitter) seek(ino sealfs.Ino, mode uint32, off uint64) (uint64, error)
 	var at uint64
 	found := false
 	limit := a.Size
-	if isWhole(&a) {
+	if whole(&a) {
 		limit = min(limit, 1) // one request
 	}
 	err = pieces(off, max(limit, off+1), func(from, to uint64) error {
@@ -429,13 +429,13 @@ func TestOracleLarge(t *testing.T) {
 	}
 }
 
-// asking lets a test see, and hold up, what servers ask each other.
-type asking struct {
+// between lets a test see, and hold up, what servers ask each other.
+type between struct {
 	h    op.Handler
 	hook func(req *op.Request, rep *op.Reply) error // after the request was answered
 }
 
-func (b *asking) Do(ctx context.Context, req *op.Request, rep *op.Reply) error {
+func (b *between) Do(ctx context.Context, req *op.Request, rep *op.Reply) error {
 	if err := b.h.Do(ctx, req, rep); err != nil {
 		return err
 	}
@@ -453,7 +453,7 @@ func TestPurgeVoids(t *testing.T) {
 	c := splitter{s, context.Background()}
 	s.must(t, op.Request{Type: op.Extend, Ino: ino, Off: sealfs.BoundStep})
 	asked := 0
-	s.Server.o.Peers = &asking{s, func(req *op.Request, rep *op.Reply) error {
+	s.Server.o.Peers = &between{s, func(req *op.Request, rep *op.Reply) error {
 		if req.Type != op.Getattr {
 			return nil
 		}
@@ -705,7 +705,7 @@ func TestDropVolumeChunks(t *testing.T) {
 			}
 		}
 	}
-	if err := DropVolume(context.Background(), s, testShards, 1, nil); err != nil {
+	if err := s.DropVolume(context.Background(), 1, nil); err != nil {
 		t.Fatal(err)
 	}
 	if b, n := s.Usage(1); b != 0 || n != 0 {

@@ -85,7 +85,7 @@ func newWorld(t testing.TB, seed uint64, stores ...int) *world {
 func (w *world) start(i int, kept []*pmem.Staging) {
 	w.t.Helper()
 	s := &Server{
-		o: Options{Shards: testShards, Map: w.m.Load, Peers: (*between)(w), KeepSessions: true, Grace: time.Millisecond}, cfg: meta.Config{Shards: testShards},
+		o: Options{Shards: testShards, Map: w.m.Load, Peers: (*wires)(w), KeepSessions: true, Grace: time.Millisecond}, cfg: meta.Config{Shards: testShards},
 		log: testLog(w.t), quit: make(chan struct{}), pace: pace{doubt: 40 * time.Millisecond, finish: 20 * time.Millisecond},
 	}
 	for k, at := range w.of {
@@ -177,11 +177,11 @@ func (w *world) send(ctx context.Context, req *op.Request, rep *op.Reply) error 
 	return err
 }
 
-// between is the way from server to server: it loses requests and answers, and
+// wires are the way from server to server: it loses requests and answers, and
 // brings some twice. Its requests pass through the codec.
-type between world
+type wires world
 
-func (b *between) Do(ctx context.Context, req *op.Request, rep *op.Reply) error {
+func (b *wires) Do(ctx context.Context, req *op.Request, rep *op.Reply) error {
 	w := (*world)(b)
 	w.mu.Lock()
 	luck, loss := w.rng.IntN(1000), w.loss
@@ -263,13 +263,13 @@ func (w *world) check() {
 	}
 }
 
-// whole makes a handler of the world that fills in what a client would ask for.
-type whole struct {
+// retrier is a client of the world: it asks again, and fills in what a client would ask for.
+type retrier struct {
 	w   *world
 	seq uint64
 }
 
-func (c *whole) Do(ctx context.Context, req *op.Request, rep *op.Reply) error {
+func (c *retrier) Do(ctx context.Context, req *op.Request, rep *op.Reply) error {
 	if req.Type == op.TestLock {
 		req.Session = 7
 	}
@@ -298,7 +298,7 @@ func (c *whole) Do(ctx context.Context, req *op.Request, rep *op.Reply) error {
 
 // newTwinWorld compares a world with the oracle.
 func newTwinWorld(t *testing.T, seed uint64, w *world) *twin {
-	tw := &twin{t: t, s: &whole{w: w}, apart: true, root: w.root, o: oracle.New(testShards), rng: rand.New(rand.NewPCG(seed, 1))}
+	tw := &twin{t: t, s: &retrier{w: w}, apart: true, root: w.root, o: oracle.New(testShards), rng: rand.New(rand.NewPCG(seed, 1))}
 	tw.begin()
 	for i := range 12 {
 		tw.names = append(tw.names, fmt.Sprintf("name%d", i))

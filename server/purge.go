@@ -178,7 +178,7 @@ func (q *reclaimer) askOne(ino sealfs.Ino, p *purge, s sealfs.Shard) error {
 		}
 		req := op.Request{Type: op.Purge, Ino: ino, Shard: s, Off: p.from, Gen: p.gen}
 		var rep op.Reply
-		err := q.st.srv.peers().Do(q.ctx, &req, &rep)
+		err := q.st.srv.ask(q.ctx, &req, &rep)
 		if err == nil && rep.Code != 0 {
 			err = fmt.Errorf("purge of inode %d in shard %d: %w", ino, s, rep.Code)
 		}

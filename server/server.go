@@ -348,8 +348,11 @@ func (st *store) once(ctx context.Context, req *op.Request, rep *op.Reply) error
 
 // query answers what the namespace alone knows.
 func (st *store) query(ctx context.Context, req *op.Request, rep *op.Reply) error {
+	cfg := st.config()
+	if req.Type != op.Ancestors {
+		cfg.Guard = st.parties.locks.Now()
+	}
 	for {
-		cfg := st.config()
 		r := st.BeginRead()
 		err := meta.Query(r, cfg, req, rep)
 		st.EndRead()

@@ -100,7 +100,10 @@ func (st *store) transact(ctx context.Context, req *op.Request, rep *op.Reply) e
 		}
 		// It may have become an ordinary change meanwhile, or one to be refused.
 		rep.Reset()
-		if err := st.change(req, rep, nil); !isForeign(err) {
+		if end, err := st.execute(ctx, req, rep, nil); !isForeign(err) {
+			if err == nil && rep.Code == 0 && st.srv.o.Durable {
+				err = st.SyncTo(end)
+			}
 			return err
 		}
 	}
@@ -149,16 +152,21 @@ func (st *store) attempt(ctx context.Context, tx op.Tx, req *op.Request, rep *op
 	st.srv.active.remove(tx)
 	if c.State() == txn.Aborted {
 		st.announce(c, op.Abort, 0, abortTimeout)
-		switch code := c.Code(); code {
+		switch c.Code() {
 		case 0: // the decision said why
 			return false, nil
 		case sealfs.ErrDeadlock, sealfs.ErrStale, sealfs.ErrAgain:
 			return true, nil
+		case sealfs.ErrUnavailable, sealfs.ErrInterrupted:
 		default:
-			rep.Reset()
-			rep.Code = code
-			return false, ctx.Err()
+			// A party has refused what was planned. That counts only if it still would be.
+			if now, err := st.plan(ctx, req); err != nil || !now.Equal(&plan) {
+				return true, nil
+			}
 		}
+		rep.Reset()
+		rep.Code = c.Code()
+		return false, ctx.Err()
 	}
 	st.srv.finisher.add(st, decision{
 		coord: req.Shard, tx: tx, time: req.Time, parties: c.Parties(), in: st.announce(c, op.Commit, req.Time, commitTimeout),

@@ -29,4 +29,16 @@
 // only, no circle can form, and the oldest always gets through.
 // (Rosenkrantz, Stearns, Lewis: System Level Concurrency Control for
 // Distributed Database Systems, 1978.)
+//
+// # Simulation
+//
+// TestSimulate runs the driver of package server, step by step but without
+// goroutines, over pretended stores, messages and power cuts; everything follows from one seed.
+//
+//	go test ./txn -run Simulate -args -seeds 20000       a campaign
+//	go test ./txn -v -run Simulate -args -seed 19        the story of one seed
+//
+// It relies on what connections promise: a message reaches only the life of the
+// process that it was sent to, and a Prepare arrives once. One that came again
+// after the outcome would be executed as a new one.
 package txn

@@ -16,6 +16,7 @@ import (
 // both alike; its own lock is for those who give up afterwards.
 type Locks struct {
 	held   atomic.Int64 // transactions in txs
+	last   atomic.Uint64
 	mu     sync.RWMutex
 	inodes map[sealfs.Ino]*holder
 	names  map[name]*holder
@@ -32,6 +33,7 @@ type name struct {
 // holder is a transaction with what it has prepared here.
 type holder struct {
 	tx    op.Tx
+	seq   uint64 // in the order in which they came
 	parts []*op.Request
 	done  chan struct{} // closed when nothing of it is left here
 }
@@ -40,6 +42,7 @@ type holder struct {
 type Blocked struct {
 	By   op.Tx
 	Done <-chan struct{} // closed when it is out of the way
+	seq  uint64
 }
 
 // Error names the transaction.
@@ -53,6 +56,23 @@ func (b *Blocked) Dies(tx op.Tx) bool { return !tx.IsZero() && b.By.Before(tx) }
 
 // Empty reports whether nothing is held.
 func (l *Locks) Empty() bool { return l.held.Load() == 0 }
+
+// Now returns a Guard for questions that are asked now: transactions that come
+// later are not in their way, so that no stream of them can hold a question up. It
+// is nil when nothing is held.
+func (l *Locks) Now() func(tx op.Tx, t meta.Touch) error {
+	if l.Empty() {
+		return nil
+	}
+	now := l.last.Load()
+	return func(tx op.Tx, t meta.Touch) error {
+		err := l.Guard(tx, t)
+		if b, ok := err.(*Blocked); ok && b.seq > now {
+			return nil
+		}
+		return err
+	}
+}
 
 // Len returns how many transactions hold something.
 func (l *Locks) Len() int { return int(l.held.Load()) }
@@ -68,7 +88,7 @@ func (l *Locks) Add(part *op.Request) bool {
 	}
 	h := l.txs[part.Tx]
 	if h == nil {
-		h = &holder{tx: part.Tx, done: make(chan struct{})}
+		h = &holder{tx: part.Tx, seq: l.last.Add(1), done: make(chan struct{})}
 		l.txs[part.Tx] = h
 		l.held.Add(1)
 	}
@@ -162,10 +182,10 @@ func (l *Locks) Guard(tx op.Tx, t meta.Touch) error {
 		}
 	case meta.TouchEmpty:
 		if l.within[t.Ino] > 0 {
+			// The oldest of them, so that who must die does so at once.
 			for n, at := range l.names {
-				if n.dir == t.Ino {
+				if n.dir == t.Ino && at.tx != tx && (h == nil || at.tx.Before(h.tx)) {
 					h = at
-					break
 				}
 			}
 		}
@@ -175,7 +195,7 @@ func (l *Locks) Guard(tx op.Tx, t meta.Touch) error {
 	if h == nil || h.tx == tx {
 		return nil
 	}
-	return &Blocked{h.tx, h.done}
+	return &Blocked{h.tx, h.done, h.seq}
 }
 
 func (h *holder) has(part op.Part, ino sealfs.Ino) bool {

@@ -8,8 +8,8 @@
 // a shard prefers the stores of least cost. A change of the membership
 // therefore leaves the preferences among the others as they were. Plain
 // rendezvous is uneven, by about sqrt(share) shards; so no store takes more
-// than 1.05 times its share, nor ends below 0.95 times it, as far as the
-// failure domains permit.
+// than 1.05 times its share (or the share rounded up, if that is more), nor ends
+// below 0.95 times it, as far as the failure domains permit.
 //
 // The replicas of a shard lie in distinct failure domains of the widest kind
 // (rack, host, store) of which there are enough. A store's share then is its
@@ -52,15 +52,25 @@ func Place(stores []Store, shards uint32, replicas int) Table {
 // same stores: stores are only ever appended, and one that has left stays with
 // weight 0. A replica moves only if its store takes none any more, if its
 // failure domain is no longer distinct, if its store has more than 1.05 times
-// its share, or if another store would stay below 0.95 times its own.
+// its share, or if another store would stay below 0.95 times its own, 0.93
+// times if that held shards before: else the loss of one store out of many,
+// which raises every share a little, would move a shard to each of the others.
 func Rebalance(old Table, stores []Store, replicas int) Table {
 	p := newPlan(stores, len(old), replicas)
 	p.keep(old)
-	for s := range p.table {
-		for len(p.table[s]) < p.replicas {
-			p.table[s] = append(p.table[s], p.pick(s))
+	for i := range stores {
+		if p.count[i] == 0 {
+			p.low[i] = p.least[i]
 		}
 	}
+	p.fill()
+	// Those who need shards take them from those who have too many, before these
+	// give away what is still above their limit: so a shard moves once.
+	for i := range stores {
+		p.raise(i)
+	}
+	p.cut()
+	p.fill()
 	for i := range stores {
 		p.raise(i)
 	}
@@ -75,8 +85,9 @@ type plan struct {
 	seed     []uint64 // per store: its half of the hash
 	domain   []int    // per store: failure domain of the chosen kind
 	top      []int    // per store: share, rounded up
-	most     []int    // per store: 1.05 times the share, rounded up
+	most     []int    // per store: 1.05 times the share, rounded down, but not below top
 	least    []int    // per store: 0.95 times the share, rounded down
+	low      []int    // per store: what it is left with, 0.93 times the share if it held shards before
 	count    []int    // per store: replicas in table
 }
 
@@ -84,7 +95,7 @@ func newPlan(stores []Store, shards, replicas int) *plan {
 	n := len(stores)
 	p := &plan{
 		stores: stores, table: make(Table, shards), replicas: max(replicas, 0),
-		seed: make([]uint64, n), top: make([]int, n), most: make([]int, n), least: make([]int, n), count: make([]int, n),
+		seed: make([]uint64, n), top: make([]int, n), most: make([]int, n), least: make([]int, n), low: make([]int, n), count: make([]int, n),
 	}
 	for i := range stores {
 		p.seed[i] = seed(stores[i].ID)
@@ -161,8 +172,9 @@ func (p *plan) share(shards, domains int) {
 		}
 		share := mulDiv(part[d], uint64(p.stores[i].Weight), weight[d])
 		p.top[i] = int((share + one - 1) / one)
-		p.most[i] = min(int((share*105/100+one-1)/one), shards)
+		p.most[i] = min(max(int(share*105/100/one), p.top[i]), shards)
 		p.least[i] = int(share * 95 / 100 / one)
+		p.low[i] = int(share * 93 / 100 / one)
 	}
 }
 
@@ -178,15 +190,32 @@ func mulDiv(a, b, c uint64) uint64 {
 
 // keep takes over from old what may stay.
 func (p *plan) keep(old Table) {
-	holds := make([][]int, len(p.stores)) // per store: its shards
 	for s, row := range old {
 		p.table[s] = make([]uint16, 0, p.replicas)
 		for _, i := range row {
 			if int(i) < len(p.stores) && p.domain[i] >= 0 && len(p.table[s]) < p.replicas && !p.taken(s, int(i), -1) {
 				p.table[s] = append(p.table[s], i)
 				p.count[i]++
-				holds[i] = append(holds[i], s)
 			}
+		}
+	}
+}
+
+// fill gives every shard the replicas that it lacks.
+func (p *plan) fill() {
+	for s := range p.table {
+		for len(p.table[s]) < p.replicas {
+			p.table[s] = append(p.table[s], p.pick(s))
+		}
+	}
+}
+
+// cut takes from stores with more than their most the shards that prefer them least.
+func (p *plan) cut() {
+	holds := make([][]int, len(p.stores)) // per store: its shards
+	for s, row := range p.table {
+		for _, i := range row {
+			holds[i] = append(holds[i], s)
 		}
 	}
 	for i := range p.stores {
@@ -231,29 +260,36 @@ func (p *plan) crowd(s, i int) int {
 // pick chooses the store for another replica of shard s. There is one, since
 // there are at least as many domains as replicas.
 func (p *plan) pick(s int) uint16 {
-	type rank struct {
-		over, crowd int
-		cost        uint64
-	}
-	best, bestRank := -1, rank{}
+	best, bestOver, bestCrowd, bestCost := -1, 0, 0, uint64(0)
 	for i := range p.stores {
 		if p.domain[i] < 0 || p.taken(s, i, -1) {
 			continue
 		}
-		r := rank{max(p.count[i]+1-p.most[i], 0), p.crowd(s, i), p.cost(i, s)}
-		if best < 0 || cmp.Or(cmp.Compare(r.over, bestRank.over), cmp.Compare(r.crowd, bestRank.crowd),
-			cmp.Compare(r.cost, bestRank.cost), bytes.Compare(p.stores[i].ID[:], p.stores[best].ID[:])) < 0 {
-			best, bestRank = i, r
+		// One by one: this loop is most of what a large placement costs.
+		over := max(p.count[i]+1-p.most[i], 0)
+		if best >= 0 && over > bestOver {
+			continue
 		}
+		same := best >= 0 && over == bestOver
+		crowd := p.crowd(s, i)
+		if same && crowd > bestCrowd {
+			continue
+		}
+		same = same && crowd == bestCrowd
+		cost := p.cost(i, s)
+		if same && (cost > bestCost || cost == bestCost && bytes.Compare(p.stores[i].ID[:], p.stores[best].ID[:]) > 0) {
+			continue
+		}
+		best, bestOver, bestCrowd, bestCost = i, over, crowd, cost
 	}
 	p.count[best]++
 	return uint16(best)
 }
 
-// raise moves shards to store i, those that prefer it most first, until it has
-// its least. It takes them from stores with more than their share.
+// raise moves shards to store i, if that is too low, until it has its least:
+// those first that prefer it most. It takes them from stores with more than their share.
 func (p *plan) raise(i int) {
-	if p.count[i] >= p.least[i] {
+	if p.count[i] >= p.low[i] {
 		return
 	}
 	shards := make([]int, len(p.table))
@@ -284,7 +320,23 @@ func (p *plan) raise(i int) {
 
 // sortByCost sorts shards by their preference for store i.
 func (p *plan) sortByCost(i int, shards []int) {
-	slices.SortFunc(shards, func(a, b int) int { return cmp.Or(cmp.Compare(p.cost(i, a), p.cost(i, b)), cmp.Compare(a, b)) })
+	type ranked struct {
+		cost  uint64
+		shard int
+	}
+	by := make([]ranked, len(shards))
+	for k, s := range shards {
+		by[k] = ranked{p.cost(i, s), s}
+	}
+	slices.SortFunc(by, func(a, b ranked) int {
+		if a.cost != b.cost {
+			return cmp.Compare(a.cost, b.cost)
+		}
+		return a.shard - b.shard
+	})
+	for k, r := range by {
+		shards[k] = r.shard
+	}
 }
 
 // cost returns -log2(u)/weight for store i and shard s, scaled to use 63 bits.

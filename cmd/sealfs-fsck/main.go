@@ -1,5 +1,7 @@
-// Sealfs-fsck checks a store that is not in use: device and region are
-// cross-checked, the log is replayed in memory as the next start will do it.
+// Sealfs-fsck checks stores that are not in use: device and region of each are
+// cross-checked, the log is replayed in memory as the next start will do it, and
+// the stores of a cluster are checked against each other. As fsck.sealfs it is
+// what fsck(8) runs.
 package main
 
 import (
@@ -11,6 +13,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -20,12 +23,14 @@ import (
 	"sealfs/fsck"
 )
 
-const usage = `Usage: sealfs-fsck [-n|-p|-y] [flags] DEVICE...
+const usage = `Usage: sealfs-fsck [-n|-p|-y] [flags] DEVICE[,region=PATH][,staging=PATH]...
        sealfs-fsck [-n|-p|-y] [flags] --data DIR
 
 Checks the store on each DEVICE (block device or image) and its region, or all
-stores of a data directory. A store that is in use is refused. Without -p or -y
-nothing is changed.
+stores of a data directory, each for itself and all together: they must be of
+one cluster. A store that is in use is refused. Without -p or -y nothing is
+changed. What cannot be judged without stores that were not given is counted,
+and is no problem.
 
 `
 
@@ -36,26 +41,33 @@ failed, 16 usage, 32 cancelled.
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	code := run(ctx, os.Args, os.Stdout, os.Stderr)
 	stop()
 	os.Exit(code)
 }
 
 // command is a parsed command line.
 type command struct {
+	name       string // by which it was called
 	data       string
+	cluster    string // a copy of the cluster map
 	json, help bool
 	progress   int
 	problems   bool
-	devices    []string
+	stores     []fsck.Place
+	staging    []string // of the stores, "" for the usual place
 	o          fsck.Options
 }
 
+// underFsck is the name under which fsck(8) calls.
+const underFsck = "fsck.sealfs"
+
 // parse reads the command line; the error is a sentence for the user.
-func parse(args []string, stderr io.Writer) (*command, *pflag.FlagSet, error) {
-	c := &command{}
+func parse(name string, args []string, stderr io.Writer) (*command, *pflag.FlagSet, error) {
+	c := &command{name: name}
 	var no, preen, auto, yes, force bool
-	fs := pflag.NewFlagSet("sealfs-fsck", pflag.ContinueOnError)
+	typ := "sealfs"
+	fs := pflag.NewFlagSet(name, pflag.ContinueOnError)
 	fs.SetOutput(stderr)
 	fs.SortFlags = false
 	fs.Usage = func() {}
@@ -67,17 +79,21 @@ func parse(args []string, stderr io.Writer) (*command, *pflag.FlagSet, error) {
 	fs.BoolVarP(&c.o.Verbose, "verbose", "v", false, "say more")
 	fs.IntVarP(&c.progress, "progress", "C", -1, "write \"pass done total\" lines to this file descriptor; 0: a line for people on standard error")
 	fs.BoolVar(&c.json, "json", false, "print the reports as JSON")
-	fs.StringVar(&c.data, "data", "", "check all stores under this data directory")
+	fs.StringVar(&c.data, "data", "", "check all stores of this data directory")
+	fs.StringVar(&c.cluster, "map", "", "a copy of the cluster map, to know which shard lies on which store (default: DIR/map, if \"sealfs up\" wrote it)")
 	fs.StringVar(&c.o.Region, "region", "", "the region, if it is not the file \"region\" beside the device")
 	fs.StringVar(&c.o.Staging, "staging", "", "the staging ring, if it is not /dev/shm/sealfs-STORE.ring")
 	fs.Uint32Var(&c.o.Shards, "shards", 0, "shard count of the cluster (default: found out)")
 	fs.BoolVar(&c.o.NoData, "no-data", false, "do not read the files' data")
 	fs.BoolVar(&c.problems, "list-problems", false, "print the table of problems and exit")
 	fs.BoolVarP(&c.help, "help", "h", false, "print this and exit")
+	if name == underFsck {
+		fs.StringVarP(&typ, "type", "t", typ, "accepted, if it is sealfs")
+	}
 	if err := fs.Parse(args); err != nil {
 		return nil, fs, err
 	}
-	c.devices = fs.Args()
+	devices := fs.Args()
 	if c.help || c.problems {
 		return c, fs, nil
 	}
@@ -90,12 +106,14 @@ func parse(args []string, stderr io.Writer) (*command, *pflag.FlagSet, error) {
 	switch {
 	case modes > 1:
 		return nil, fs, errors.New("only one of -n, -p (-a) and -y can be given")
-	case c.data == "" && len(c.devices) == 0:
+	case typ != "sealfs":
+		return nil, fs, fmt.Errorf("file system type %q: only sealfs is checked here", typ)
+	case c.data == "" && len(devices) == 0:
 		return nil, fs, errors.New("name a device, or a data directory with --data")
-	case c.data != "" && (len(c.devices) > 0 || c.o.Region != "" || c.o.Staging != ""):
+	case c.data != "" && (len(devices) > 0 || c.o.Region != "" || c.o.Staging != ""):
 		return nil, fs, errors.New("--data goes without devices, --region and --staging")
-	case len(c.devices) > 1 && (c.o.Region != "" || c.o.Staging != ""):
-		return nil, fs, errors.New("--region and --staging go with one device")
+	case len(devices) > 1 && (c.o.Region != "" || c.o.Staging != ""):
+		return nil, fs, errors.New("--region and --staging go with one device; with several, write DEVICE,region=PATH")
 	case c.o.Shards > sealfs.ShardsMax || c.o.Shards&(c.o.Shards-1) != 0:
 		return nil, fs, fmt.Errorf("%d shards: not a power of two up to %d", c.o.Shards, sealfs.ShardsMax)
 	case preen || auto:
@@ -103,13 +121,50 @@ func parse(args []string, stderr io.Writer) (*command, *pflag.FlagSet, error) {
 	case yes:
 		c.o.Repair = fsck.RepairAll
 	}
+	for _, arg := range devices {
+		if err := c.device(arg); err != nil {
+			return nil, fs, err
+		}
+	}
 	return c, fs, nil
 }
 
+// device reads DEVICE[,region=PATH][,staging=PATH].
+func (c *command) device(arg string) error {
+	p := fsck.Place{Region: c.o.Region}
+	staging := c.o.Staging
+	for {
+		i := max(strings.LastIndex(arg, ",region="), strings.LastIndex(arg, ",staging="))
+		if i < 0 {
+			break
+		}
+		key, path, _ := strings.Cut(arg[i+1:], "=")
+		into := &p.Region
+		if key == "staging" {
+			into = &staging
+		}
+		if *into != "" || path == "" {
+			return fmt.Errorf("%s: one %s is needed, no more and no less", arg, key)
+		}
+		*into, arg = path, arg[:i]
+	}
+	if arg == "" {
+		return errors.New("the name of a device is empty")
+	}
+	p.Device = arg
+	c.stores, c.staging = append(c.stores, p), append(c.staging, staging)
+	return nil
+}
+
+// run is the program with all its arguments, the first being its name.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	c, fs, err := parse(args, stderr)
+	name := "sealfs-fsck"
+	if filepath.Base(args[0]) == underFsck {
+		name = underFsck
+	}
+	c, fs, err := parse(name, args[1:], stderr)
 	if err != nil {
-		fmt.Fprintf(stderr, "sealfs-fsck: %v\nTry 'sealfs-fsck --help'.\n", err)
+		fmt.Fprintf(stderr, "%s: %v\nTry '%s --help'.\n", name, err, name)
 		return fsck.ExitUsage
 	}
 	switch {
@@ -123,66 +178,96 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return fsck.ExitClean
 	}
 	if c.data != "" {
-		if c.devices, err = fsck.Stores(c.data); err != nil {
-			fmt.Fprintf(stderr, "sealfs-fsck: %v\n", err)
+		if c.stores, err = fsck.Stores(c.data); err != nil {
+			fmt.Fprintf(stderr, "%s: %v\n", name, err)
 			return fsck.ExitOperational
 		}
+		c.staging = make([]string, len(c.stores))
 	}
-	return c.check(ctx, stdout, stderr)
+	l, err := c.layout()
+	if err != nil {
+		fmt.Fprintf(stderr, "%s: %v\n", name, err)
+		return fsck.ExitOperational
+	}
+	return c.check(ctx, l, stdout, stderr)
 }
 
-// check checks all devices and returns the sum of their exit statuses.
-func (c *command) check(ctx context.Context, stdout, stderr io.Writer) int {
+// result is what --json says of a store.
+type result struct {
+	*fsck.Report
+	Error string `json:"error,omitempty"`
+	Exit  int    `json:"exit"`
+}
+
+// check checks all stores and returns the sum of their exit statuses.
+func (c *command) check(ctx context.Context, l *fsck.Layout, stdout, stderr io.Writer) int {
 	out := bufio.NewWriter(stdout)
 	defer out.Flush()
 	progress, end := c.progressTo(stderr)
 	defer end()
-	type result struct {
-		*fsck.Report
-		Error string `json:"error,omitempty"`
-	}
-	results, exit := []result{}, 0
-	for _, device := range c.devices {
+	var stores []fsck.Options
+	for i, place := range c.stores {
 		o := c.o
-		o.Device = device
+		o.Device, o.Region, o.Staging = place.Device, place.Region, c.staging[i]
 		o.Progress = progress
 		if !c.json {
 			o.Out = &flusher{out}
 		}
-		rep, err := fsck.Check(ctx, o)
-		r := result{Report: rep}
-		status := rep.Exit()
-		if err != nil {
+		stores = append(stores, o)
+	}
+	t, refused := fsck.CheckAll(ctx, stores, l)
+	out.Flush()
+	exit := exitOf(refused)
+	if refused != nil && !c.json {
+		fmt.Fprintf(stderr, "%s: %v\n", c.name, refused)
+	}
+	results := []result{}
+	for i, rep := range t.Stores {
+		r := result{Report: rep, Exit: rep.Exit() | exitOf(t.Errors[i])}
+		if err := t.Errors[i]; err != nil {
 			r.Error = err.Error()
-			status |= fsck.ExitOperational
-			if errors.Is(err, sealfs.ErrInterrupted) {
-				status = status&^fsck.ExitOperational | fsck.ExitCancelled
-			}
 			if !c.json {
-				out.Flush()
-				fmt.Fprintf(stderr, "sealfs-fsck: %v\n", err)
+				fmt.Fprintf(stderr, "%s: %v\n", c.name, err)
 			}
-		} else if !c.json {
+		} else if !c.json && refused == nil {
 			fmt.Fprintln(out, rep.Summary())
 		}
-		exit |= status
+		exit |= r.Exit
 		results = append(results, r)
-		if ctx.Err() != nil {
-			break
-		}
 	}
-	if c.json {
-		e := json.NewEncoder(out)
-		e.SetIndent("", "  ")
-		if err := e.Encode(struct {
-			Stores []result `json:"stores"`
-			Exit   int      `json:"exit"`
-		}{results, exit}); err != nil {
-			fmt.Fprintf(stderr, "sealfs-fsck: %v\n", err)
-			exit |= fsck.ExitOperational
+	if !c.json {
+		if refused == nil && (len(results) > 1 || l != nil) {
+			fmt.Fprintln(out, t.Summary())
 		}
+		return exit
+	}
+	whole := struct {
+		Stores   []result       `json:"stores"`
+		Together *fsck.Together `json:"together"`
+		Error    string         `json:"error,omitempty"`
+		Exit     int            `json:"exit"`
+	}{Stores: results, Together: t, Exit: exit}
+	if refused != nil {
+		whole.Error = refused.Error()
+	}
+	e := json.NewEncoder(out)
+	e.SetIndent("", "  ")
+	if err := e.Encode(whole); err != nil {
+		fmt.Fprintf(stderr, "%s: %v\n", c.name, err)
+		exit |= fsck.ExitOperational
 	}
 	return exit
+}
+
+// exitOf returns the exit status for an error of the check itself.
+func exitOf(err error) int {
+	switch {
+	case err == nil:
+		return fsck.ExitClean
+	case errors.Is(err, sealfs.ErrInterrupted):
+		return fsck.ExitCancelled
+	}
+	return fsck.ExitOperational
 }
 
 // flusher shows every line at once: a check can take hours.

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"sealfs"
+	"sealfs/cluster"
 	"sealfs/disk"
 	"sealfs/fsck"
 	"sealfs/lsfs"
@@ -19,6 +21,11 @@ import (
 
 // makeStore formats a store in dir and returns the device's path.
 func makeStore(t *testing.T, dir string) string {
+	t.Helper()
+	return makeStoreOf(t, dir, lsfs.Geometry{})
+}
+
+func makeStoreOf(t *testing.T, dir string, g lsfs.Geometry) string {
 	t.Helper()
 	device := filepath.Join(dir, "device.img")
 	if err := errors.Join(os.MkdirAll(dir, 0o755), disk.CreateImage(device, 2<<20)); err != nil {
@@ -32,7 +39,8 @@ func makeStore(t *testing.T, dir string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = lsfs.Format(dev, region, lsfs.Geometry{SegmentBytes: layout.SegmentBytesMin})
+	g.SegmentBytes = layout.SegmentBytesMin
+	_, err = lsfs.Format(dev, region, g)
 	if err := errors.Join(err, dev.Close(), region.Close()); err != nil {
 		t.Fatal(err)
 	}
@@ -59,14 +67,15 @@ func damage(t *testing.T, path string, off int64) {
 func fsckOf(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
 	var out, errs bytes.Buffer
-	code = run(context.Background(), args, &out, &errs)
+	code = run(context.Background(), append([]string{"sealfs-fsck"}, args...), &out, &errs)
 	return code, out.String(), errs.String()
 }
 
 func TestUsage(t *testing.T) {
 	for _, args := range [][]string{
 		{}, {"-n", "-y", "d"}, {"-p", "-n", "d"}, {"--wrong", "d"}, {"--data", "x", "d"}, {"--data", "x", "--region", "y"},
-		{"--region", "r", "d", "e"}, {"--shards", "12", "d"}, {"--shards", "x", "d"},
+		{"--region", "r", "d", "e"}, {"--shards", "12", "d"}, {"--shards", "x", "d"}, {"-t", "sealfs", "d"},
+		{"--region", "r", "d,region=q"}, {"d,region="}, {",region=r"}, {"d,region=a,staging=b,region=c"}, {""},
 	} {
 		if code, out, errs := fsckOf(t, args...); code != fsck.ExitUsage || out != "" || !strings.HasPrefix(errs, "sealfs-fsck: ") {
 			t.Errorf("%q: exit status %d, %q, %q", args, code, out, errs)
@@ -129,7 +138,7 @@ func TestCancelled(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	var out, errs bytes.Buffer
-	if code := run(ctx, []string{device}, &out, &errs); code != fsck.ExitCancelled {
+	if code := run(ctx, []string{"sealfs-fsck", device}, &out, &errs); code != fsck.ExitCancelled {
 		t.Errorf("exit status %d, %q", code, errs.String())
 	}
 }
@@ -162,5 +171,118 @@ func TestJSON(t *testing.T) {
 	code, out, _ = fsckOf(t, "--json", device+"x")
 	if err := json.Unmarshal([]byte(out), &got); err != nil || code != fsck.ExitOperational || got.Stores[0].Error == "" {
 		t.Errorf("exit status %d, %q, %v", code, out, err)
+	}
+}
+
+// Under the name by which fsck(8) calls it, the program takes what fsck(8) passes.
+func TestUnderFsck(t *testing.T) {
+	dir := t.TempDir()
+	device := makeStore(t, dir)
+	call := func(args ...string) (int, string) {
+		var out, errs bytes.Buffer
+		code := run(context.Background(), append([]string{"/sbin/fsck.sealfs"}, args...), &out, &errs)
+		return code, out.String() + errs.String()
+	}
+	for _, args := range [][]string{
+		{device}, {"-a", device}, {"-p", "-f", device}, {"-y", "-v", device}, {"-n", "-C", "0", device}, {"-C0", device}, {"-t", "sealfs", "-a", device},
+		{"-p", device + ",region=" + dir + "/region"},
+	} {
+		if code, out := call(args...); code != fsck.ExitClean || !strings.Contains(out, "clean") {
+			t.Errorf("%q: exit status %d, %q", args, code, out)
+		}
+	}
+	if code, out := call("-t", "ext4", device); code != fsck.ExitUsage || !strings.HasPrefix(out, "fsck.sealfs: ") {
+		t.Errorf("another type: exit status %d, %q", code, out)
+	}
+	damage(t, device, 50)
+	for i, want := range []int{fsck.ExitUncorrected, fsck.ExitRepaired, fsck.ExitClean} {
+		if code, out := call([]string{"-n", "-a", "-a"}[i], device); code != want {
+			t.Errorf("damaged, call %d: exit status %d, %q", i, code, out)
+		}
+	}
+}
+
+// Several stores are checked together, and held against the cluster map.
+func TestStoresOfACluster(t *testing.T) {
+	dir := t.TempDir()
+	one, two, other := sealfs.UUID{1}, sealfs.UUID{2}, sealfs.UUID{0xcc}
+	a := makeStoreOf(t, dir+"/a", lsfs.Geometry{Cluster: testCluster, Store: one})
+	b := makeStoreOf(t, dir+"/b", lsfs.Geometry{Cluster: testCluster, Store: two})
+	c := makeStoreOf(t, dir+"/c", lsfs.Geometry{Cluster: other})
+	if code, out, _ := fsckOf(t, a, b+",region="+dir+"/b/region"); code != fsck.ExitClean || !strings.Contains(out, "cluster "+testCluster.String()+": 2 stores, clean") {
+		t.Errorf("two stores: exit status %d, %q", code, out)
+	}
+	if code, out, errs := fsckOf(t, a, dir+"/nothing"); code != fsck.ExitOperational || !strings.Contains(out, ": 2 stores, 1 could not be checked") || !strings.Contains(errs, "nothing") {
+		t.Errorf("a store that is not there: exit status %d, %q, %q", code, out, errs)
+	}
+	if code, out, errs := fsckOf(t, a, c); code != fsck.ExitOperational || out != "" || !strings.Contains(errs, testCluster.String()) || !strings.Contains(errs, other.String()) {
+		t.Errorf("stores of two clusters: exit status %d, %q, %q", code, out, errs)
+	}
+	if code, _, errs := fsckOf(t, a, a); code != fsck.ExitOperational || !strings.Contains(errs, a) {
+		t.Errorf("a store twice: exit status %d, %q", code, errs)
+	}
+
+	path := dir + "/map"
+	writeMap(t, path, one, two)
+	if code, out, _ := fsckOf(t, "--map", path, a); code != fsck.ExitClean || !strings.Contains(out, "1 store of the cluster missing") {
+		t.Errorf("one of two: exit status %d, %q", code, out)
+	}
+	if code, _, errs := fsckOf(t, "--map", path, c); code != fsck.ExitOperational || !strings.Contains(errs, "map is of cluster") {
+		t.Errorf("another cluster's store: exit status %d, %q", code, errs)
+	}
+	if code, _, errs := fsckOf(t, "--map", a, b); code != fsck.ExitOperational || !strings.Contains(errs, "cluster map "+a) {
+		t.Errorf("no map: exit status %d, %q", code, errs)
+	}
+	code, out, _ := fsckOf(t, "--json", "--map", path, a)
+	var got struct {
+		Stores   []struct{ Exit int }
+		Together struct {
+			Cluster string
+			Shards  int
+			Missing []string `json:"missing_stores"`
+		}
+		Exit int
+	}
+	if err := json.Unmarshal([]byte(out), &got); err != nil || code != 0 || got.Together.Cluster != testCluster.String() || got.Together.Shards != 4 || len(got.Together.Missing) != 1 || got.Together.Missing[0] != two.String() {
+		t.Errorf("--json: exit status %d, %q, %v", code, out, err)
+	}
+	if code, out, _ = fsckOf(t, "--json", a, c); code != fsck.ExitOperational || json.Unmarshal([]byte(out), &got) != nil || got.Exit != code || len(got.Stores) != 2 {
+		t.Errorf("--json of two clusters: exit status %d, %q", code, out)
+	}
+
+	// A data directory knows its map and its stores.
+	list := "stores:\n  - {device: a/device.img, region: a/region}\n  - {device: b/device.img, region: b/region}\n"
+	if err := os.WriteFile(dir+"/config.yaml", []byte(list), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if code, out, _ = fsckOf(t, "--data", dir); code != fsck.ExitClean || !strings.HasSuffix(out, ": 2 stores, clean\n") {
+		t.Errorf("--data: exit status %d, %q", code, out)
+	}
+	writeMap(t, path, one, two, sealfs.UUID{3})
+	if code, out, _ = fsckOf(t, "--data", dir); code != fsck.ExitClean || !strings.Contains(out, "1 store of the cluster missing") {
+		t.Errorf("--data of two stores of three: exit status %d, %q", code, out)
+	}
+	if err := os.WriteFile(dir+"/server.yaml", []byte("disks:\n- store: x\n  device: b/device.img\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if code, out, _ = fsckOf(t, "--data", dir); code != fsck.ExitClean || !strings.HasPrefix(out, "Pass 1") || !strings.Contains(out, b+": clean") {
+		t.Errorf("--data with a server: exit status %d, %q", code, out)
+	}
+}
+
+var testCluster = sealfs.UUID{0xc1}
+
+// writeMap writes a cluster map of four shards, which lie on the stores in turn.
+func writeMap(t *testing.T, path string, stores ...sealfs.UUID) {
+	t.Helper()
+	m := cluster.Map{Version: 3, Cluster: testCluster, Name: "test", Shards: 4, Replicas: 1, OpVersion: 1, NextVolume: 1}
+	for _, id := range stores {
+		m.Stores = append(m.Stores, cluster.StoreInfo{ID: id, Weight: 1, State: cluster.StoreUp})
+	}
+	for s := range 4 {
+		m.Table = append(m.Table, cluster.ShardInfo{Replicas: []uint16{uint16(s % len(stores))}, Epoch: 1})
+	}
+	if err := os.WriteFile(path, m.Encode(), 0o600); err != nil {
+		t.Fatal(err)
 	}
 }

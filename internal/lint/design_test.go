@@ -141,7 +141,7 @@ var owners = []struct {
 	{"go.etcd.io/bbolt", []string{"cluster"}},
 	{"github.com/edsrzf/mmap-go", []string{"pmem"}},
 	{"github.com/spf13/pflag", []string{"cmd/"}},
-	{"go.yaml.in/yaml/", []string{"node"}},
+	{"go.yaml.in/yaml/", []string{"node", "fsck"}},
 	// Pure packages have no business with the system.
 	{"golang.org/x/sys/", []string{"bench", "client", "cluster", "cmd/", "disk", "fsck", "node", "pmem", "server", "wire", "e2e"}},
 }

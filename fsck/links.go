@@ -1,0 +1,164 @@
+package fsck
+
+import (
+	"fmt"
+
+	"sealfs/meta"
+)
+
+// refer notes that the directory dir, which lies on this store, has the entry e.
+func (n *namespace) refer(dir *inode, e *meta.Entry) {
+	c, d := n.c, &n.more[dir.more]
+	where := func() string { return fmt.Sprintf("directory %d, entry %q", dir.ino, e.Name) }
+	home, in := n.w.lookup(e.Ino)
+	if in == nil {
+		if e.Type == typeDir {
+			d.subdirs++
+		}
+		if home == nil || home.c.holes || n.w.maybe[e.Ino] {
+			c.rep.NotJudged++
+		} else {
+			c.problem(EntryNoInode, where(), "inode %d", e.Ino)
+		}
+		return
+	}
+	in.names++
+	if in.typ != e.Type {
+		c.problem(EntryType, where(), "type %#o, inode %d has %#o", e.Type, e.Ino, in.typ)
+	}
+	if a, b := n.volumes[dir.volume], home.volumes[in.volume]; a != b {
+		c.problem(EntryVolume, where(), "volume %d, inode %d is in %d", a, e.Ino, b)
+	}
+	if in.typ != typeDir {
+		return
+	}
+	d.subdirs++
+	if p := home.more[in.more].parent; p != dir.ino && p != in.ino && in.flags&doubtful == 0 {
+		home.c.problem(DirParent, name(in.ino), "its parent is %d, its name %q stands in %d", p, e.Name, dir.ino)
+	}
+}
+
+// finish judges what only the whole can tell of the store's inodes.
+func (n *namespace) finish() error {
+	c := n.c
+	for j := range n.inodes {
+		if j%65536 == 0 {
+			if err := c.tick(5, int64(j), int64(len(n.inodes))); err != nil {
+				return err
+			}
+		}
+		i := &n.inodes[j]
+		if !n.owns(i.ino) {
+			continue
+		}
+		if i.flags&doubtful != 0 {
+			c.rep.NotJudged++
+		} else {
+			n.links(i)
+		}
+		if i.more == 0 {
+			continue
+		}
+		d := &n.more[i.more]
+		if d.attrs != 0 {
+			c.problem(AttrNames, name(i.ino), "off by %d bytes", d.attrs)
+		}
+		switch i.typ {
+		case typeDir:
+			if i.flags&doubtful == 0 {
+				n.directory(i, d)
+			}
+		case typeFile:
+			if d.found != d.bytes {
+				c.problem(BytesWrong, name(i.ino), "%d, its extents hold %d", d.bytes, d.found)
+			}
+		case typeLink:
+			if d.size > inlineTarget && d.found != d.size {
+				c.problem(TargetParts, name(i.ino), "%d bytes of %d", d.found, d.size)
+			}
+		}
+	}
+	n.finishParts()
+	for row, u := range n.usage {
+		if u != (meta.Usage{}) {
+			c.problem(UsageWrong, fmt.Sprintf("shard %d, volume %d", row.shard, row.volume), "%d bytes and %d inodes too few", u.Bytes, u.Inodes)
+		}
+	}
+	return nil
+}
+
+// links judges an inode's names and its rows in the orphan table.
+func (n *namespace) links(i *inode) {
+	c := n.c
+	dir := i.typ == typeDir
+	root := dir && n.more[i.more].parent == i.ino
+	switch {
+	case dir && root && i.names != 0, dir && i.names > 1:
+		c.problem(DirNames, name(i.ino), "%d", i.names)
+	case i.nlink == 0 && i.names > 0, !dir && i.names > i.nlink:
+		c.problem(LinkCount, name(i.ino), "%s, %s", count(int(i.nlink), "link"), count(int(i.names), "name"))
+	case root, dir && (i.nlink == 0 || i.names > 0), !dir && i.names == i.nlink:
+		// As it should be.
+	case dir && !n.w.firm(n.more[i.more].parent), !dir && !n.w.complete():
+		c.rep.NotJudged++ // names may stand where we cannot look
+	case i.names == 0:
+		c.problem(NoName, name(i.ino), "%s", count(int(i.nlink), "link"))
+	default:
+		c.problem(LinkCount, name(i.ino), "%s, %s", count(int(i.nlink), "link"), count(int(i.names), "name"))
+	}
+	switch {
+	case i.flags&rowNameless != 0 && i.nlink != 0:
+		c.problem(OrphanRow, name(i.ino), "%s", count(int(i.nlink), "link"))
+	case i.flags&rowNameless == 0 && i.nlink == 0:
+		c.problem(OrphanMissing, name(i.ino), "of type %#o", i.typ)
+	}
+	if tailed := i.flags&(tail|cutOff) != 0; tailed != (i.flags&rowTail != 0) {
+		c.problem(TailRow, name(i.ino), "the inode says %v, the table %v", tailed, !tailed)
+	}
+}
+
+func (n *namespace) directory(i *inode, d *detail) {
+	if d.found != d.size {
+		n.c.problem(DirSize, name(i.ino), "%d, there are %d", d.size, d.found)
+	}
+	if i.nlink != 0 && i.nlink != 2+d.subdirs {
+		n.c.problem(DirLinks, name(i.ino), "%d links, %s", i.nlink, plural(int(d.subdirs), "subdirectory", "subdirectories"))
+	}
+}
+
+// loops follows every directory's parents up to a root, from store to store.
+func (w *whole) loops() {
+	const unknown, onPath, fine = 0, 1, 2
+	type step struct {
+		n  *namespace
+		at uint32 // index in n.more
+	}
+	state := map[*namespace][]uint8{}
+	for _, n := range w.stores {
+		state[n] = make([]uint8, len(n.more))
+	}
+	var path []step
+	for _, n := range w.stores {
+		for at := range n.more {
+			path = path[:0]
+			for s := (step{n, uint32(at)}); s.at != 0 && state[s.n][s.at] == unknown; {
+				state[s.n][s.at] = onPath
+				path = append(path, s)
+				d := &s.n.more[s.at]
+				if d.parent == 0 || d.parent == d.ino {
+					break
+				}
+				home, up := w.lookup(d.parent)
+				if up == nil || up.typ != typeDir {
+					break
+				}
+				if s = (step{home, up.more}); state[home][up.more] == onPath {
+					home.c.problem(DirLoop, name(up.ino), "by way of %d", d.ino)
+				}
+			}
+			for _, s := range path {
+				state[s.n][s.at] = fine
+			}
+		}
+	}
+}
