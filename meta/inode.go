@@ -145,7 +145,7 @@ func (in *Inode) Attr(a *op.Attr) {
 		Atime: in.Atime, Mtime: in.Mtime, Ctime: in.Ctime, Btime: in.Btime, Version: in.Version,
 		Gen: in.Gen, Bound: in.Bound,
 	}
-	if reach := min(in.Size, in.Bound); reach > sealfs.HomeBytes {
+	if reach := min(in.Size, in.Bound); reach > sealfs.HomeBytes && !in.foreign {
 		// What chunks hold is known only where they are: as if they had no holes.
 		a.Blocks = (in.Bytes + 511 + reach - sealfs.HomeBytes) / 512
 	}

@@ -103,7 +103,7 @@ func (ch *change) vote(ino sealfs.Ino, in *Inode) error {
 func (in *Inode) fromVote(a *op.Attr) {
 	*in = Inode{
 		Ino: a.Ino, Mode: a.Mode, Nlink: a.Nlink, UID: a.UID, GID: a.GID, Rdev: a.Rdev, Size: a.Size, Bytes: a.Blocks * 512,
-		Atime: a.Atime, Mtime: a.Mtime, Ctime: a.Ctime, Btime: a.Btime, Version: a.Version, foreign: true,
+		Atime: a.Atime, Mtime: a.Mtime, Ctime: a.Ctime, Btime: a.Btime, Version: a.Version, Gen: a.Gen, Bound: a.Bound, foreign: true,
 	}
 }
 

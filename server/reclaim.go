@@ -87,7 +87,7 @@ func (q *reclaimer) stop() {
 }
 
 // settle waits until the queue is empty and no purge is under way but for those
-// that wait for a server that is away: for tests and for DropVolume.
+// that wait for a server that is away: for tests.
 func (q *reclaimer) settle() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
