@@ -100,7 +100,9 @@ func (w *world) start(i int, kept []*pmem.Staging) {
 		if err != nil {
 			w.t.Fatal(err)
 		}
+		s.mu.Lock()
 		s.stores = append(s.stores, st)
+		s.mu.Unlock()
 	}
 	s.way.Store(nil)
 	w.srv[i].Store(s)
