@@ -157,7 +157,7 @@ func (f *follower) run() error {
 		if at.slot >= c.sb.Segments || at.lsn.Off() < layout.BlockSize || int(at.lsn.Off()) > seg || at.lsn.Off()%layout.RecordAlign != 0 || at.lsn.Seq() == 0 {
 			return stop(LogStart, c.reg.Name(), "slot %d, %v", at.slot, at.lsn)
 		}
-		if err := f.segment(at.slot, at.lsn.Seq(), at.lsn.Off()); err != nil {
+		if err := f.segment(at.slot, at.lsn.Seq(), at.lsn.Off(), 0); err != nil {
 			return err
 		}
 	}
@@ -168,7 +168,7 @@ func (f *follower) run() error {
 		}
 		before, records := f.end, f.records
 		f.end.lsn, f.end.slot = sealfs.MakeLSN(h.Seq, layout.BlockSize), slot
-		if err := f.segment(slot, h.Seq, layout.BlockSize); err != nil {
+		if err := f.segment(slot, h.Seq, layout.BlockSize, h.Incarnation); err != nil {
 			return err
 		}
 		if f.records == records {
@@ -183,9 +183,11 @@ func (f *follower) run() error {
 // there is none.
 func (f *follower) successor() (uint32, *layout.SegmentHeader, error) {
 	sb := f.c.sb
-	slot := f.next
+	slot, least := f.next, uint32(0)
 	if sb.FirstPrev == f.end.lsn {
-		slot = sb.FirstSlot // a recovery continued the log elsewhere
+		// A recovery continued the log elsewhere. An earlier one that came to the same
+		// end may have left its header in the same slot.
+		slot, least = sb.FirstSlot, sb.Incarnation
 	}
 	if slot >= sb.Segments {
 		return slot, nil, nil
@@ -195,7 +197,7 @@ func (f *follower) successor() (uint32, *layout.SegmentHeader, error) {
 	}
 	fits := func(b []byte, where string) *layout.SegmentHeader {
 		h, err := layout.DecodeSegmentHeader(b, sb.Store, where, slot, sb.SlotOffset(slot))
-		if err != nil || h.Kind != layout.Hot || h.Prev != f.end.lsn || h.Chain != f.end.chain || h.Seq <= f.end.lsn.Seq() || h.Incarnation > sb.Incarnation {
+		if err != nil || h.Kind != layout.Hot || h.Prev != f.end.lsn || h.Chain != f.end.chain || h.Seq <= f.end.lsn.Seq() || h.Incarnation < least || h.Incarnation > sb.Incarnation {
 			return nil
 		}
 		return h
@@ -237,8 +239,9 @@ func (f *follower) load(slot uint32, n int) error {
 // be read to judge it.
 const recordReach = 2 << 20
 
-// segment replays the records of a segment from byte from on.
-func (f *follower) segment(slot, seq, from uint32) error {
+// segment replays the records of a segment from byte from on. incarnation is that
+// of its header, 0 if it is not known yet.
+func (f *follower) segment(slot, seq, from, incarnation uint32) error {
 	c := f.c
 	if err := f.load(slot, layout.BlockSize); err != nil {
 		return err
@@ -246,7 +249,7 @@ func (f *follower) segment(slot, seq, from uint32) error {
 	f.next = layout.NoSlot
 	ring := c.chunk(seq)
 	h, seedErr := layout.DecodeSegmentHeader(f.buf, c.sb.Store, c.dev.Name(), slot, c.sb.SlotOffset(slot))
-	onDevice := seedErr == nil && h.Seq == seq
+	onDevice := seedErr == nil && h.Seq == seq && (incarnation == 0 || h.Incarnation == incarnation)
 	if !onDevice && ring != nil {
 		h, seedErr = layout.DecodeSegmentHeader(ring, c.sb.Store, c.rep.Staging, slot, 0)
 	}
