@@ -94,9 +94,11 @@ func (ch *change) run() error {
 	if done, err := ch.answered(); done || err != nil {
 		return err
 	}
-	if err := ch.dispatch(); err != nil || ch.quiet {
+	if err := ch.dispatch(); err != nil || ch.quiet && !ch.numbered() {
 		return err
 	}
+	// What a client may ask for twice leaves a row even if there was nothing to do:
+	// a late copy of the request might find something.
 	return ch.finish()
 }
 

@@ -142,6 +142,7 @@ func (ch *change) enter(dir *Inode, e *Entry, in *Inode) error {
 	if err := ch.put(dir); err != nil {
 		return err
 	}
+	dir.Attr(&ch.rep.Dir)
 	in.Attr(&ch.rep.Attr)
 	return ch.put(in)
 }

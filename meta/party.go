@@ -129,7 +129,7 @@ func (ch *change) votedChild(in, dir *Inode, mode uint32) error {
 
 // decide writes the row that makes the operation of a transaction irrevocable.
 func (ch *change) decide() error {
-	if ch.req.Tx.IsZero() || ch.req.Part != 0 || len(ch.req.Votes) == 0 {
+	if ch.req.Tx.IsZero() || ch.req.Part != 0 || len(ch.req.Votes) == 0 || ch.quiet {
 		return nil
 	}
 	d := Decision{Time: ch.req.Time}

@@ -153,6 +153,7 @@ func (ch *change) detach(dir *Inode, e *Entry, in *Inode) error {
 	if err := ch.put(dir); err != nil {
 		return err
 	}
+	dir.Attr(&ch.rep.Dir)
 	return ch.dropLink(in, ch.req.Time)
 }
 

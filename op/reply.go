@@ -19,7 +19,7 @@ const (
 	replyHeld
 	replyEntries
 	replySpace
-	replyAll = 1<<iota - 1
+	replyDir
 )
 
 // AppendTo appends the encoding of r, without Data, to b.
@@ -68,6 +68,10 @@ func (r *Reply) AppendTo(b []byte) []byte {
 			b = binary.AppendUvarint(b, v)
 		}
 	}
+	if r.Dir != (Attr{}) {
+		b[at] |= replyDir
+		b = appendAttr(b, &r.Dir)
+	}
 	return b
 }
 
@@ -80,7 +84,7 @@ func DecodeReply(r *Reply, b []byte) error {
 	in := enc.Reader{B: b}
 	r.Code = sealfs.Code(in.U16())
 	mask := in.U8()
-	ok := mask&^replyAll == 0
+	ok := true
 	if mask&replyAttr != 0 {
 		ok = readAttr(&in, &r.Attr) && ok
 	}
@@ -119,6 +123,9 @@ func DecodeReply(r *Reply, b []byte) error {
 	if mask&replySpace != 0 {
 		r.Space = Space{in.Uvarint(), in.Uvarint(), in.Uvarint(), in.Uvarint()}
 		ok = ok && r.Space != (Space{})
+	}
+	if mask&replyDir != 0 {
+		ok = readAttr(&in, &r.Dir) && ok
 	}
 	if !ok || !in.Done() {
 		return fmt.Errorf("reply is malformed: %w", sealfs.ErrInvalid)

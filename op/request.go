@@ -298,6 +298,7 @@ type Reply struct {
 	Held    sealfs.Ino // change: this inode lost its last name (resolved by the primary)
 	Entries []Dirent
 	Space   Space
+	Dir     Attr   // change of one directory's entries: its attributes afterwards, so that nobody need ask
 	Data    []byte // Read, Readlink, Getxattr, Listxattr (names ended by NUL)
 }
 

@@ -128,7 +128,9 @@ func (st *store) waitLock(ctx context.Context, req *op.Request, rep *op.Reply) e
 func (s *Server) EndSession(sess sealfs.Session) error {
 	for _, st := range s.all() {
 		st.callsMu.Lock()
-		st.calls.End(sess)
+		for _, calls := range st.calls {
+			calls.End(sess)
+		}
 		st.callsMu.Unlock()
 		for _, ino := range st.holds.end(sess) {
 			if st.reclaim.nameless(ino) {

@@ -82,7 +82,7 @@ type store struct {
 	reclaim reclaimer
 	parties parties
 	callsMu sync.Mutex
-	calls   txn.Calls
+	calls   map[sealfs.Shard]*txn.Calls // sessions count their changes by shard
 	chunks  chunks
 }
 
@@ -315,7 +315,15 @@ func (st *store) do(ctx context.Context, req *op.Request, rep *op.Reply) error {
 func (st *store) once(ctx context.Context, req *op.Request, rep *op.Reply) error {
 	for {
 		st.callsMu.Lock()
-		call, first, err := st.calls.Enter(req.Session, req.Seq, req.Low)
+		calls := st.calls[req.Shard]
+		if calls == nil {
+			if st.calls == nil {
+				st.calls = map[sealfs.Shard]*txn.Calls{}
+			}
+			calls = new(txn.Calls)
+			st.calls[req.Shard] = calls
+		}
+		call, first, err := calls.Enter(req.Session, req.Seq, req.Low)
 		st.callsMu.Unlock()
 		if err != nil {
 			return err
@@ -329,7 +337,7 @@ func (st *store) once(ctx context.Context, req *op.Request, rep *op.Reply) error
 				code = 0 // not answered: it will be asked again
 			}
 			st.callsMu.Lock()
-			st.calls.Leave(req.Session, req.Seq, code)
+			calls.Leave(req.Session, req.Seq, code)
 			st.callsMu.Unlock()
 			return err
 		}

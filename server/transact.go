@@ -177,6 +177,7 @@ func (st *store) attempt(ctx context.Context, tx op.Tx, req *op.Request, rep *op
 // plan says what parts other stores have in the operation. It holds nothing, so
 // it waits for whatever transaction is in the way.
 func (st *store) plan(ctx context.Context, req *op.Request) (meta.Plan, error) {
+	var before meta.Target
 	for {
 		target, err := st.target(ctx, req)
 		if err != nil {
@@ -193,6 +194,11 @@ func (st *store) plan(ctx context.Context, req *op.Request) (meta.Plan, error) {
 		st.EndRead()
 		if err == nil {
 			return plan, nil
+		}
+		if _, refused := err.(sealfs.Code); refused && target != before {
+			// The target may be of another moment than the names here: ask once more.
+			before = target
+			continue
 		}
 		if err = st.await(ctx, err, op.Tx{}); err != nil {
 			return meta.Plan{}, err

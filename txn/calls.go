@@ -1,6 +1,9 @@
 package txn
 
-import "sealfs"
+import (
+	"sealfs"
+	"sealfs/op"
+)
 
 // Calls keeps apart the requests of sessions for the same change. A client that
 // lost an answer asks again, while the first request may still wait for a
@@ -18,12 +21,17 @@ type Calls struct {
 type calls struct {
 	low   uint64 // the session has answers to all below
 	bySeq map[uint64]*Call
+	// refused says that something was refused: then low is remembered, so that a
+	// late copy of it is refused as well.
+	refused bool
 }
 
 // Call is a change of a session that was asked for.
 type Call struct {
 	Done <-chan struct{} // closed when it was answered
 	Code sealfs.Code     // then: why it was refused; 0: ask again, it has left a row if it was done
+	// Reply is the answer, if Answer has told it: without Entries and Data, not to be changed.
+	Reply *op.Reply
 
 	done chan struct{}
 }
@@ -44,7 +52,7 @@ func (c *Calls) Enter(session sealfs.Session, seq, low uint64) (call *Call, firs
 	if low > s.low {
 		s.low = low
 		for n, call := range s.bySeq {
-			if n < low && call.Code != 0 {
+			if n < low && call.answered() {
 				delete(s.bySeq, n)
 			}
 		}
@@ -71,9 +79,31 @@ func (c *Calls) Leave(session sealfs.Session, seq uint64, code sealfs.Code) {
 	call := s.bySeq[seq]
 	if call.Code = code; code == 0 || seq < s.low {
 		delete(s.bySeq, seq)
+	} else {
+		s.refused = true
 	}
 	close(call.done)
+	if len(s.bySeq) == 0 && !s.refused {
+		// Its rows in the namespace tell all there is to tell.
+		delete(c.sessions, session)
+	}
 }
+
+// Answer is Leave with the whole reply, which is remembered whatever it says: a
+// change that found nothing to do leaves no row either, and might find something later.
+func (c *Calls) Answer(session sealfs.Session, seq uint64, rep *op.Reply) {
+	if s := c.sessions[session]; s != nil && s.bySeq[seq] != nil {
+		call := s.bySeq[seq]
+		kept := *rep
+		kept.Entries, kept.Data = nil, nil
+		if call.Reply = &kept; seq < s.low {
+			delete(s.bySeq, seq)
+		}
+		close(call.done)
+	}
+}
+
+func (c *Call) answered() bool { return c.Code != 0 || c.Reply != nil }
 
 // End forgets a session.
 func (c *Calls) End(session sealfs.Session) {
@@ -83,7 +113,7 @@ func (c *Calls) End(session sealfs.Session) {
 	}
 	delete(c.sessions, session)
 	for _, call := range s.bySeq {
-		if call.Code == 0 {
+		if !call.answered() {
 			close(call.done)
 		}
 	}
