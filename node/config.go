@@ -29,6 +29,9 @@ type Config struct {
 	// Formatting marks a directory in which formatting has begun and not ended:
 	// nothing in it has been used yet.
 	Formatting bool `yaml:"formatting,omitempty"`
+	// Apart marks a directory whose manager or stores have been taken over by
+	// processes of their own: `sealfs manager`, `sealfs server`.
+	Apart bool `yaml:"apart,omitempty"`
 	// Options holds the texts of settings by their key.
 	Options map[string]string `yaml:"options,omitempty"`
 }
@@ -233,7 +236,7 @@ func configFault(path string, err error) error {
 	for _, e := range list.Errors {
 		what := fault(sealfs.ErrInvalid, "line %d: %s", e.Mark.Line, e.Message)
 		if key, typ, ok := strings.Cut(strings.TrimPrefix(e.Message, "field "), " not found in type "); ok {
-			known := []string{"version", "cluster", "shards", "stores", "formatting", "options"}
+			known := []string{"version", "cluster", "shards", "stores", "formatting", "apart", "options"}
 			if typ == "node.Store" {
 				known = []string{"id", "device", "region", "size"}
 			}

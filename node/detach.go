@@ -28,7 +28,9 @@ const readyEnv = "SEALFS_READY_FD"
 // Started is what a process says of itself when it is ready.
 type Started struct {
 	PID    int     `json:"pid"`
+	Role   string  `json:"role,omitempty"` // of a process that has one role only
 	Data   string  `json:"data"`
+	Addr   string  `json:"addr,omitempty"`   // where others reach it
 	Stores []Store `json:"stores,omitempty"` // absolute paths
 	Volume string  `json:"volume,omitempty"`
 	Mount  string  `json:"mount,omitempty"`

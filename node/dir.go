@@ -2,6 +2,7 @@ package node
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -24,8 +25,23 @@ import (
 // DefaultDir is the data directory of a machine where nothing else is said.
 const DefaultDir = "/var/lib/sealfs"
 
-// Dir is a data directory. Its methods look and touch, but keep nothing open.
-type Dir struct{ path string }
+// Dir is a data directory, as a process of one role sees it: several roles may
+// be at work on one. Its methods look and touch, but keep nothing open.
+type Dir struct {
+	path string
+	role string // "" for the main process
+}
+
+// as returns the directory as the processes of a role see it.
+func (d Dir) as(role string) Dir {
+	if role == RoleMain {
+		role = ""
+	}
+	return Dir{d.path, role}
+}
+
+// roleName returns the name of the process that d's lock is of.
+func (d Dir) roleName() string { return cmp.Or(d.role, RoleMain) }
 
 // OpenDir names a data directory, which need not exist. The path is made
 // absolute, so that it can be handed to other processes.
@@ -37,7 +53,7 @@ func OpenDir(path string) (Dir, error) {
 	if err != nil {
 		return Dir{}, fmt.Errorf("data directory %s: %w", path, err)
 	}
-	return Dir{abs}, nil
+	return Dir{path: abs}, nil
 }
 
 // String returns the absolute path.
@@ -46,10 +62,18 @@ func (d Dir) String() string { return d.path }
 func (d Dir) join(elem ...string) string { return filepath.Join(append([]string{d.path}, elem...)...) }
 
 // LogPath returns the path of the log.
-func (d Dir) LogPath() string { return d.join("log", "sealfs.log") }
+func (d Dir) LogPath() string { return d.join("log", cmp.Or(d.role, "sealfs")+".log") }
 
-func (d Dir) adminSocket() string { return d.join("run", "admin.sock") }
-func (d Dir) dataSocket() string  { return d.join("run", "data.sock") }
+func (d Dir) adminSocket() string { return d.join("run", cmp.Or(d.role, "admin")+".sock") }
+
+func (d Dir) lockPath() string {
+	if d.role == "" {
+		return d.join("lock")
+	}
+	return d.join("run", d.role+".lock")
+}
+
+func (d Dir) dataSocket() string { return d.join("run", "data.sock") }
 
 // abs makes a path of the configuration absolute.
 func (d Dir) abs(path string) string {
@@ -62,8 +86,8 @@ func (d Dir) abs(path string) string {
 // ours are the names that SealFS makes in a data directory. Those that hold
 // what cannot be made again are true.
 var ours = map[string]bool{
-	"config.yaml": false, "lock": false, "log": false, "map": false, "pids": false, "run": false,
-	"manager": true, "stores": true,
+	"config.yaml": false, "lock": false, "log": false, "map": false, "mounts.yaml": false, "pids": false, "run": false,
+	"server.yaml": false, "manager": true, "regions": true, "stores": true,
 }
 
 // survey looks at what stands in the directory. It returns whether there are
@@ -142,7 +166,7 @@ const lockWait = 10 * time.Second
 // there is one, the error is ErrBusy and names its pid; one that does not answer
 // (any more) gets a while to end.
 func (d Dir) lock(wait time.Duration) (lock, error) {
-	f, err := os.OpenFile(d.join("lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := os.OpenFile(d.lockPath(), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return lock{}, fmt.Errorf("data directory: %w", err)
 	}
@@ -183,14 +207,16 @@ func (d Dir) takeLock(f *os.File, deadline time.Time) error {
 	}
 }
 
-// answers reports whether somebody listens at the admin socket.
+// answers reports whether somebody listens at the admin socket, or at that of
+// the main process, which holds the locks of all roles.
 func (d Dir) answers() bool {
-	nc, err := wire.DialUnix(context.Background(), d.adminSocket())
-	if err != nil {
-		return false
+	for _, d := range []Dir{d, d.as(RoleMain)} {
+		if nc, err := wire.DialUnix(context.Background(), d.adminSocket()); err == nil {
+			nc.Close()
+			return true
+		}
 	}
-	nc.Close()
-	return true
+	return false
 }
 
 // exiting reports whether a process is on its way out.
@@ -233,7 +259,7 @@ func readPID(f *os.File) int {
 // holder returns whether somebody holds the directory's lock, and who, 0 if
 // that is not yet known.
 func (d Dir) holder() (pid int, held bool, err error) {
-	f, err := os.Open(d.join("lock"))
+	f, err := os.Open(d.lockPath())
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, false, nil
 	}
@@ -249,8 +275,11 @@ func (d Dir) holder() (pid int, held bool, err error) {
 
 // The roles of processes.
 const (
-	RoleMain  = "main"  // manager, servers and the first mount
-	RoleMount = "mount" // a further mount
+	RoleMain    = "main"    // `sealfs up`: manager, server and the first mount
+	RoleMount   = "mount"   // a further mount of such a one
+	RoleManager = "manager" // `sealfs manager`
+	RoleServer  = "server"  // `sealfs server`
+	RoleDaemon  = "daemon"  // `sealfs daemon`: all mounts of a machine
 )
 
 // Process is what a process of a data directory says of itself, in a file named

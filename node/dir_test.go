@@ -205,7 +205,7 @@ func tree(t *testing.T, dir string) string {
 }
 
 func TestDestroy(t *testing.T) {
-	if err := (Dir{filepath.Join(t.TempDir(), "none")}).Destroy(); !errors.Is(err, sealfs.ErrNotExist) {
+	if err := (Dir{path: filepath.Join(t.TempDir(), "none")}).Destroy(); !errors.Is(err, sealfs.ErrNotExist) {
 		t.Errorf("no directory: %v", err)
 	}
 	d, err := OpenDir(filepath.Join(t.TempDir(), "data"))

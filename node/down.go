@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,15 +22,15 @@ type DownOptions struct {
 	Force   bool          // kill those that did not
 }
 
-// Down ends all processes of the directory, further mounts first, and clears
-// stale mounts. It returns the processes that it ended; if there were none, that
+// Down ends all processes of the directory, mounts first, and clears stale
+// mounts. It returns the processes that it ended; if there were none, that
 // is a success too. Processes that do not end in time are named by the error,
 // unless Force is set.
 func (d Dir) Down(ctx context.Context, o DownOptions) (ended []Process, err error) {
 	if _, err := os.Stat(d.path); errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
-	for _, role := range []string{RoleMount, RoleMain} {
+	for _, role := range []string{RoleMount, RoleDaemon, RoleServer, RoleManager, RoleMain} {
 		e, err := d.end(ctx, role, o)
 		ended = append(ended, e...)
 		if err != nil {
@@ -37,6 +38,49 @@ func (d Dir) Down(ctx context.Context, o DownOptions) (ended []Process, err erro
 		}
 	}
 	return ended, d.tidy()
+}
+
+// roles are those that take a lock of their own, in the order in which locks
+// are taken.
+var roles = []string{RoleMain, RoleManager, RoleServer, RoleDaemon}
+
+// lockAll takes the locks of all roles; release gives them back. The directory
+// must have been made.
+func (d Dir) lockAll(wait time.Duration) (release func(), err error) {
+	var held []lock
+	release = func() {
+		for _, l := range held {
+			l.release()
+		}
+	}
+	for _, role := range roles {
+		l, err := d.as(role).lock(wait)
+		if err != nil {
+			release()
+			return nil, err
+		}
+		held = append(held, l)
+	}
+	return release, nil
+}
+
+// sockets returns the paths of all sockets that processes of d may have left.
+func (d Dir) sockets() []string {
+	paths := []string{d.dataSocket()}
+	for _, role := range roles {
+		paths = append(paths, d.as(role).adminSocket())
+	}
+	return paths
+}
+
+// known reports whether SealFS has made the directory.
+func (d Dir) known() bool {
+	for _, name := range []string{"config.yaml", "server.yaml", "mounts.yaml", "manager"} {
+		if _, err := os.Stat(d.join(name)); err == nil {
+			return true
+		}
+	}
+	return false
 }
 
 // target is a process that is being ended.
@@ -51,11 +95,13 @@ func (d Dir) end(ctx context.Context, role string, o DownOptions) (ended []Proce
 	if err != nil {
 		return nil, err
 	}
-	// A main process that has not come to its entry yet has the lock already.
-	if pid, held, err := d.holder(); err != nil {
-		return nil, err
-	} else if held && pid > 0 && !slices.ContainsFunc(live, func(p Process) bool { return p.PID == pid }) {
-		live = append(live, Process{PID: pid, Role: RoleMain})
+	// A process that has not come to its entry yet has the lock already.
+	if role != RoleMount {
+		if pid, held, err := d.as(role).holder(); err != nil {
+			return nil, err
+		} else if held && pid > 0 && !slices.ContainsFunc(live, func(p Process) bool { return p.PID == pid }) {
+			live = append(live, Process{PID: pid, Role: role})
+		}
 	}
 	var targets []target
 	defer func() {
@@ -64,7 +110,7 @@ func (d Dir) end(ctx context.Context, role string, o DownOptions) (ended []Proce
 		}
 	}()
 	for _, p := range live {
-		if p.Role != role && (role == RoleMount || p.Role == RoleMount) {
+		if cmp.Or(p.Role, RoleMain) != role {
 			continue // an entry that cannot be read is treated as a main process
 		}
 		fd, err := unix.PidfdOpen(p.PID, 0)
@@ -112,7 +158,7 @@ func (d Dir) end(ctx context.Context, role string, o DownOptions) (ended []Proce
 	if o.Force {
 		what = "not even SIGKILL ended it: it hangs in the kernel, look at /proc/PID/stack"
 	}
-	return ended, fault(sealfs.ErrTimeout, "%s did not end within %v: see %s; %s", strings.Join(names, " and "), o.Timeout, d.LogPath(), what)
+	return ended, fault(sealfs.ErrTimeout, "%s did not end within %v: see %s; %s", strings.Join(names, " and "), o.Timeout, d.as(role).LogPath(), what)
 }
 
 // alive reports whether p still is the process of its entry, or of the lock.
@@ -120,7 +166,10 @@ func (d Dir) alive(p Process) bool {
 	if _, alive, err := d.process(p.PID); err == nil {
 		return alive
 	}
-	pid, held, err := d.holder()
+	if p.Role == RoleMount {
+		return false
+	}
+	pid, held, err := d.as(p.Role).holder()
 	return err == nil && held && pid == p.PID
 }
 
@@ -171,16 +220,16 @@ func await(ctx context.Context, targets []target, timeout time.Duration) (left [
 // tidy removes what killed processes left: mounts, entries, sockets. Staging is
 // left where it is: it holds what the next start recovers.
 func (d Dir) tidy() error {
-	if _, err := os.Stat(d.join("lock")); errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(d.join("pids")); errors.Is(err, fs.ErrNotExist) {
 		return nil // nothing of ours was ever here
 	}
-	l, err := d.lock(lockWait)
+	release, err := d.lockAll(lockWait)
 	if err != nil {
 		return err
 	}
-	defer l.release()
+	defer release()
 	errs := []error{d.clearStale("")}
-	for _, path := range []string{d.adminSocket(), d.dataSocket()} {
+	for _, path := range d.sockets() {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
 		}
@@ -215,6 +264,16 @@ func (d Dir) clearStale(point string) error {
 	return d.forget(dead)
 }
 
+// forgetRole removes the entries of dead processes of a role. The caller holds the
+// role's lock.
+func (d Dir) forgetRole(role string) error {
+	_, dead, err := d.processes()
+	if err != nil {
+		return err
+	}
+	return d.forget(slices.DeleteFunc(dead, func(p Process) bool { return p.Role != role }))
+}
+
 // Destroy removes what SealFS made in the directory, and the directory itself
 // if nothing else is in it. It refuses while a process runs, and a directory
 // that was not made by SealFS. All data is lost.
@@ -222,7 +281,7 @@ func (d Dir) Destroy() error {
 	if _, err := os.Stat(d.path); errors.Is(err, fs.ErrNotExist) {
 		return fault(sealfs.ErrNotExist, "there is no data directory %s: name one with --data", d)
 	}
-	if _, err := os.Stat(d.join("config.yaml")); errors.Is(err, fs.ErrNotExist) {
+	if !d.known() {
 		return fault(sealfs.ErrNotExist, "%s is no data directory of SealFS (it has no config.yaml): nothing was removed", d)
 	}
 	live, _, err := d.processes()
@@ -232,11 +291,11 @@ func (d Dir) Destroy() error {
 	if len(live) > 0 {
 		return fault(sealfs.ErrBusy, "%s is in use by process %d: stop it with `sealfs down --data %s` first", d, live[0].PID, d)
 	}
-	l, err := d.lock(lockWait)
+	release, err := d.lockAll(lockWait)
 	if err != nil {
 		return err
 	}
-	defer l.release()
+	defer release()
 	if err := d.clearStale(""); err != nil {
 		return err
 	}
@@ -248,8 +307,8 @@ func (d Dir) Destroy() error {
 			errs = append(errs, err)
 		}
 	}
-	if cfg, err := d.Config(); err == nil {
-		for _, s := range d.stores(cfg) {
+	if stores, err := d.Stores(); err == nil {
+		for _, s := range stores {
 			ring := StagingPath(s.ID, s.Device)
 			remove(ring)
 			remove(ring + ".lock")

@@ -1,11 +1,13 @@
 package node
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"sealfs"
@@ -17,11 +19,12 @@ import (
 // DefaultSize is the size of the image of a store where nothing else is said.
 const DefaultSize Size = 4 << 30
 
-// shape says what a store shall be made of, or is expected to be. Zero values
+// shape says what the stores shall be made of, or are expected to be. Zero values
 // stand for "as it is", or the default.
 type shape struct {
-	size           Size
-	device, region string // absolute
+	size           Size   // of each store
+	device, region string // absolute; of the only store
+	servers        int    // number of stores
 }
 
 // inspect reads the configuration and says why the directory cannot be used, if
@@ -31,73 +34,69 @@ func (d Dir) inspect(want shape) (*Config, error) {
 	if err != nil {
 		return nil, err
 	}
+	if cfg.Apart {
+		return nil, fault(sealfs.ErrBusy, "%s has been taken over by `sealfs manager` and `sealfs server` processes, which other machines may belong to: start those, with --data %s, instead of `sealfs up`", d, d)
+	}
 	used, foreign, err := d.survey()
 	if err != nil {
 		return nil, err
 	}
 	if cfg.formatted() {
-		return cfg, d.compare(d.stores(cfg)[0], want)
+		return cfg, d.compare(d.stores(cfg), want)
 	}
 	switch {
 	case foreign != "":
 		return nil, fault(sealfs.ErrExist, "%s holds %q, which SealFS did not make: name an empty or a new data directory", d, foreign)
 	case used && !cfg.Formatting:
-		return nil, fault(sealfs.ErrCorrupt, "%s has stores or a manager, but its config.yaml does not describe them: restore config.yaml from a copy, or name another data directory", d)
+		return nil, fault(sealfs.ErrCorrupt, "%s has stores or a manager, but its config.yaml does not describe them: restore config.yaml from a copy, name another data directory, or start `sealfs manager` and `sealfs server` if these made them", d)
 	}
 	return cfg, nil
 }
 
-// compare refuses to take a store for another one.
-func (d Dir) compare(have Store, want shape) error {
+// compare refuses to take stores for other ones.
+func (d Dir) compare(have []Store, want shape) error {
 	differs := func(flag, have, want string) error {
 		return fault(sealfs.ErrExist, "%s was formatted with --%s %s, not %s: leave --%s away, or name another data directory", d, flag, have, want, flag)
 	}
 	switch {
-	case want.size != 0 && want.size != have.Size:
-		return differs("size", have.Size.String(), want.size.String())
-	case want.device != "" && want.device != have.Device:
-		return differs("device", have.Device, want.device)
-	case want.region != "" && want.region != have.Region:
-		return differs("region", have.Region, want.region)
+	case want.servers != 0 && want.servers != len(have):
+		return differs("servers", strconv.Itoa(len(have)), strconv.Itoa(want.servers))
+	case want.size != 0 && want.size != have[0].Size:
+		return differs("size", have[0].Size.String(), want.size.String())
+	case want.device != "" && want.device != have[0].Device:
+		return differs("device", have[0].Device, want.device)
+	case want.region != "" && want.region != have[0].Region:
+		return differs("region", have[0].Region, want.region)
 	}
 	return nil
 }
 
-// format makes store and configuration. What an interrupted attempt left is
+// ServersMax bounds the number of stores in one process.
+const ServersMax = 64
+
+// format makes stores and configuration. What an interrupted attempt left is
 // thrown away: nothing has ever used it.
 func (d Dir) format(cfg *Config, want shape) error {
-	st := Store{ID: sealfs.NewUUID(), Device: "stores/0/device.img", Region: "stores/0/region", Size: want.size}
-	if want.device != "" {
-		st.Device = want.device
+	count := max(want.servers, 1)
+	if count > 1 && (want.device != "" || want.region != "") {
+		return fault(sealfs.ErrInvalid, "--servers %d makes images in %s, and does not go with --device or --region: start `sealfs server` processes for devices of your own", count, d)
 	}
-	if want.region != "" {
-		st.Region = want.region
+	var stores []Store
+	for i := range count {
+		dir := fmt.Sprintf("stores/%d/", i)
+		stores = append(stores, Store{ID: sealfs.NewUUID(), Device: cmp.Or(want.device, dir+"device.img"), Region: cmp.Or(want.region, dir+"region"), Size: want.size})
 	}
-	adopt, again := false, false
-	if dev, err := disk.Open(d.abs(st.Device), disk.OpenOptions{ReadOnly: true}); err == nil {
-		size := Size(dev.Size() &^ (sealfs.BlockSize - 1))
-		sb, err := lsfs.ReadSuper(dev)
-		dev.Close()
-		again = err == nil && cfg.Formatting && sb.Store == cfg.Stores[0].ID
-		// What mkfs.sealfs made, and nobody has opened since.
-		adopt = err == nil && sb.Cluster.IsZero() && sb.Incarnation == 0
-		switch {
-		case want.device == "": // the image of an interrupted attempt
-		case st.Size != 0 && st.Size != size:
-			return fault(sealfs.ErrExist, "%s exists and has %s, not --size %s: leave --size away", want.device, size, st.Size)
-		default:
-			st.Size = size
+	adopt, again, err := d.adopt(cfg, &stores[0], want)
+	if err != nil {
+		return err
+	}
+	for i := range stores {
+		st := &stores[i]
+		st.Size = cmp.Or(st.Size, DefaultSize)
+		// An image is of whole pages.
+		if st.Size%sealfs.BlockSize != 0 {
+			return fault(sealfs.ErrInvalid, "--size %s is no multiple of 4096 bytes: take %s", st.Size, st.Size&^(sealfs.BlockSize-1))
 		}
-		if adopt {
-			st.ID = sb.Store
-		}
-	}
-	if st.Size == 0 {
-		st.Size = DefaultSize
-	}
-	// An image is of whole pages.
-	if st.Size%sealfs.BlockSize != 0 {
-		return fault(sealfs.ErrInvalid, "--size %s is no multiple of 4096 bytes: take %s", st.Size, st.Size&^(sealfs.BlockSize-1))
 	}
 	if cfg.Formatting {
 		if err := errors.Join(os.RemoveAll(d.join("stores")), os.RemoveAll(d.join("manager"))); err != nil {
@@ -107,11 +106,52 @@ func (d Dir) format(cfg *Config, want shape) error {
 	if cfg.Shards == 0 {
 		cfg.Shards = sealfs.ShardsDefault
 	}
-	cfg.Cluster, cfg.Formatting, cfg.Stores = sealfs.NewUUID(), true, []Store{st}
+	cfg.Cluster, cfg.Formatting, cfg.Stores = sealfs.NewUUID(), true, stores
 	if err := d.writeConfig(cfg); err != nil {
 		return err
 	}
-	for _, path := range []string{d.abs(st.Device), d.abs(st.Region)} {
+	for i, st := range stores {
+		if err := d.formatStore(cfg.Cluster, st, fmt.Sprintf("store %d", i), adopt, again); err != nil {
+			// Nothing was made: the directory is as new.
+			cfg.Formatting, cfg.Stores, cfg.Cluster = false, nil, sealfs.UUID{}
+			return errors.Join(err, os.RemoveAll(d.join("stores")), d.writeConfig(cfg))
+		}
+	}
+	cfg.Formatting = false
+	return d.writeConfig(cfg)
+}
+
+// adopt looks at a device that exists already. It reports whether that is a store
+// which mkfs.sealfs made and nobody has opened since, and whether it is one that
+// an interrupted attempt of ours began, and completes the store's description.
+func (d Dir) adopt(cfg *Config, st *Store, want shape) (adopt, again bool, err error) {
+	dev, err := disk.Open(d.abs(st.Device), disk.OpenOptions{ReadOnly: true})
+	if err != nil {
+		return false, false, nil // it is yet to be made, or format says what is wrong
+	}
+	size := Size(dev.Size() &^ (sealfs.BlockSize - 1))
+	sb, err := lsfs.ReadSuper(dev)
+	dev.Close()
+	again = err == nil && cfg.Formatting && sb.Store == cfg.Stores[0].ID
+	adopt = err == nil && sb.Cluster.IsZero() && sb.Incarnation == 0
+	switch {
+	case want.device == "": // the image of an interrupted attempt
+	case st.Size != 0 && st.Size != size:
+		return false, false, fault(sealfs.ErrExist, "%s exists and has %s, not --size %s: leave --size away", want.device, size, st.Size)
+	default:
+		st.Size = size
+	}
+	if adopt {
+		st.ID = sb.Store
+	}
+	return adopt, again, nil
+}
+
+// formatStore makes one store durably, or only the places where it lies if it is
+// to be adopted.
+func (d Dir) formatStore(cluster sealfs.UUID, st Store, label string, adopt, force bool) error {
+	device, region := d.abs(st.Device), d.abs(st.Region)
+	for _, path := range []string{device, region} {
 		if strings.HasPrefix(path, d.path+"/") {
 			if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 				return fmt.Errorf("data directory: %w", err)
@@ -120,21 +160,18 @@ func (d Dir) format(cfg *Config, want shape) error {
 	}
 	if !adopt {
 		_, err := server.Format(server.FormatOptions{
-			Device: d.abs(st.Device), Region: d.abs(st.Region), Store: st.ID, Cluster: cfg.Cluster, Label: "store 0", Size: int64(st.Size), Force: again,
+			Device: device, Region: region, Store: st.ID, Cluster: cluster, Label: label, Size: int64(st.Size), Force: force,
 		})
 		if err != nil {
-			// Nothing was made: the directory is as new.
-			cfg.Formatting, cfg.Stores, cfg.Cluster = false, nil, sealfs.UUID{}
-			return errors.Join(err, os.RemoveAll(d.join("stores")), d.writeConfig(cfg))
+			return err
 		}
 	}
-	for _, path := range []string{d.abs(st.Device), d.abs(st.Region)} {
+	for _, path := range []string{device, region} {
 		if err := syncDir(filepath.Dir(path)); err != nil {
 			return err
 		}
 	}
-	cfg.Formatting = false
-	return d.writeConfig(cfg)
+	return nil
 }
 
 // checkStores compares the stores with the configuration before anything is
@@ -214,16 +251,21 @@ func lockStaging(ring string, store sealfs.UUID) (lock, error) {
 	}
 }
 
-// Stores returns the stores of a formatted data directory with absolute paths.
+// Stores returns the stores of a data directory with absolute paths: those of its
+// server if it has one, else those of `sealfs up`.
 func (d Dir) Stores() ([]Store, error) {
-	cfg, err := d.Config()
+	inv, err := d.inventory()
 	if err != nil {
 		return nil, err
 	}
-	if !cfg.formatted() {
+	if len(inv.Disks) == 0 {
 		return nil, fault(sealfs.ErrNotExist, "%s is not formatted: `sealfs up --data %s` formats it", d, d)
 	}
-	return d.stores(cfg), nil
+	var list []Store
+	for _, k := range inv.Disks {
+		list = append(list, d.diskStore(k))
+	}
+	return list, nil
 }
 
 func (d Dir) stores(cfg *Config) []Store {

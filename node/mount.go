@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -18,6 +19,7 @@ import (
 	"sealfs/client"
 	"sealfs/cluster"
 	"sealfs/op"
+	"sealfs/router"
 	"sealfs/wire"
 )
 
@@ -25,12 +27,22 @@ import (
 type mountOptions struct {
 	readOnly, suid, dev, debug bool
 	allowOther                 *bool // nil: as root, or where fuse.conf permits it
+	// Of mounts from a cluster only.
+	timeout time.Duration // how long a call waits for a server that is away, 0 for ever
+	conns   int           // connections to each server
 }
+
+// What holds for mounts from a cluster where nothing else is said.
+const (
+	defaultMountTimeout = 60 * time.Second
+	connsMax            = 64
+)
 
 // parseMountOptions reads options as mount(8) passes them on. Those that are
 // meant for others are ignored, those that nobody knows are refused.
 func parseMountOptions(s string) (o mountOptions, err error) {
 	yes, no := true, false
+	o.timeout, o.conns = defaultMountTimeout, 1
 	for opt := range strings.SplitSeq(s, ",") {
 		switch opt {
 		case "ro":
@@ -47,16 +59,38 @@ func parseMountOptions(s string) (o mountOptions, err error) {
 			o.allowOther = &yes
 		case "noallow_other":
 			o.allowOther = &no
-		case "", "default_permissions", "defaults", "exec", "_netdev", "nofail", "auto", "noauto", "user", "nouser":
+		case "", "default_permissions", "defaults", "exec", "async", "noatime", "nodiratime", "relatime", "lazytime", "silent",
+			"_netdev", "nofail", "auto", "noauto", "user", "users", "nouser", "owner", "group":
 			// What holds anyway, or is meant for others than us.
 		default:
-			if strings.HasPrefix(opt, "x-") || strings.HasPrefix(opt, "comment=") {
+			if strings.HasPrefix(opt, "x-") || strings.HasPrefix(opt, "comment=") || strings.HasPrefix(opt, "user=") {
 				continue
 			}
-			return o, fault(sealfs.ErrInvalid, "mount option %q is not known: there are ro, rw, suid, dev, allow_other, noallow_other and debug", opt)
+			if err := o.number(opt); err != nil {
+				return o, err
+			}
 		}
 	}
 	return o, nil
+}
+
+// number reads an option that has a number.
+func (o *mountOptions) number(opt string) error {
+	key, value, _ := strings.Cut(opt, "=")
+	n, err := strconv.ParseUint(value, 10, 31)
+	switch {
+	case key == "timeout" && (err != nil || n > 86400):
+		return fault(sealfs.ErrInvalid, "mount option %q: seconds from 1 to 86400 are needed, or 0 to wait for ever", opt)
+	case key == "timeout":
+		o.timeout = time.Duration(n) * time.Second
+	case key == "conns" && (err != nil || n < 1 || n > connsMax):
+		return fault(sealfs.ErrInvalid, "mount option %q: from 1 to %d connections are possible", opt, connsMax)
+	case key == "conns":
+		o.conns = int(n)
+	default:
+		return fault(sealfs.ErrInvalid, "mount option %q is not known: there are ro, rw, suid, dev, allow_other, noallow_other, debug, and from a cluster timeout=SECONDS and conns=N", opt)
+	}
+	return nil
 }
 
 // client returns the options in the client's words.
@@ -100,7 +134,13 @@ func newMount(ctx context.Context, h op.Handler, v cluster.VolumeInfo, co client
 		return nil, err
 	}
 	co.Volume, co.Root = v.ID, v.Root
-	m := &mount{point: mo.Dir, volume: v, client: client.New(h, co), over: make(chan struct{})}
+	return mountClient(ctx, client.New(h, co), v, mo)
+}
+
+// mountClient mounts what a client sees. The client is closed with the mount, or
+// after an error.
+func mountClient(ctx context.Context, c *client.Client, v cluster.VolumeInfo, mo client.MountOptions) (*mount, error) {
+	m := &mount{point: mo.Dir, volume: v, client: c, over: make(chan struct{})}
 	var err error
 	if m.at, err = client.Mount(ctx, m.client, mo); err != nil {
 		if m.at != nil {
@@ -147,6 +187,9 @@ func (m *mount) ended() bool {
 // close unmounts; what is still used is detached.
 func (m *mount) close() error {
 	m.ending.Store(true)
+	if e, mounted, err := mountAt(m.point); m.ended() || err == nil && !(mounted && e.ours()) {
+		return m.client.Close() // somebody else was first
+	}
 	return errors.Join(m.at.Unmount(), m.client.Close())
 }
 
@@ -163,7 +206,10 @@ func (n *Node) mountDefault(ctx context.Context, point string, s Settings) error
 		return err
 	}
 	log := n.log.With("part", "mount")
-	co := client.Options{Shards: n.cfg.Shards, Epoch: func(s sealfs.Shard) sealfs.Epoch { return epoch(n.manager.Map(), s) }, Durable: s.Durable, Logger: log}
+	co := client.Options{
+		Shards: n.cfg.Shards, Epoch: func(s sealfs.Shard) sealfs.Epoch { return epoch(n.manager.Map(), s) }, Durable: s.Durable, Logger: log,
+		Each: eachOf(n.router), Chunked: len(n.cfg.Stores) > 1, Quota: quotaOf(n.manager.Map, v.ID),
+	}
 	n.mount, err = newMount(ctx, n.server, v, co, o.client(point, v.Name, log))
 	if err != nil {
 		return err
@@ -179,6 +225,52 @@ func (n *Node) mountDefault(ctx context.Context, point string, s Settings) error
 		}
 	})
 	return nil
+}
+
+// eachOf returns how a client reaches every store by a router.
+func eachOf(r *router.Router) func(context.Context, func(sealfs.Shard) error) error {
+	return func(ctx context.Context, fn func(sealfs.Shard) error) error {
+		return r.Each(ctx, func(_ cluster.StoreInfo, s sealfs.Shard) error { return fn(s) })
+	}
+}
+
+// eachIn returns how a client reaches every store of a map that does not change.
+func eachIn(m *cluster.Map) func(context.Context, func(sealfs.Shard) error) error {
+	var first []sealfs.Shard
+	seen := make(map[uint16]bool)
+	for s, row := range m.Table {
+		if len(row.Replicas) > 0 && !seen[row.Replicas[0]] {
+			seen[row.Replicas[0]] = true
+			first = append(first, sealfs.Shard(s))
+		}
+	}
+	return func(_ context.Context, fn func(sealfs.Shard) error) error {
+		var errs []error
+		for _, s := range first {
+			errs = append(errs, fn(s))
+		}
+		return errors.Join(errs...)
+	}
+}
+
+// shardsOf returns which shards have a store as their primary.
+func shardsOf(m *cluster.Map, store sealfs.UUID) func(sealfs.Shard) bool {
+	i := m.StoreIndex(store)
+	return func(s sealfs.Shard) bool {
+		return int(s) < len(m.Table) && len(m.Table[s].Replicas) > 0 && int(m.Table[s].Replicas[0]) == i
+	}
+}
+
+// quotaOf returns what a volume may take as the newest map has it.
+func quotaOf(newest func() *cluster.Map, id sealfs.Volume) func() (bytes, inodes uint64) {
+	return func() (bytes, inodes uint64) {
+		if m := newest(); m != nil {
+			if v, ok := m.VolumeByID(id); ok {
+				return v.Bytes, v.Inodes
+			}
+		}
+		return 0, 0
+	}
 }
 
 func epoch(m *cluster.Map, s sealfs.Shard) sealfs.Epoch {
@@ -295,7 +387,8 @@ func (m *Mounted) connect(ctx context.Context, o MountOptions, s Session, admin 
 	m.onClose(conn.Close)
 	co := client.Options{
 		Shards: s.Shards, Session: s.ID, Durable: settings.Durable, Logger: m.log, Retry: time.Second,
-		Epoch: func(s sealfs.Shard) sealfs.Epoch { return epoch(cm, s) },
+		Epoch: func(s sealfs.Shard) sealfs.Epoch { return epoch(cm, s) }, Each: eachIn(cm),
+		Chunked: len(cm.Stores) > 1, Quota: quotaOf(func() *cluster.Map { return cm }, v.ID),
 	}
 	if m.mount, err = newMount(ctx, conn, v, co, mo.client(o.Mount, o.Volume, m.log)); err != nil {
 		return err

@@ -3,16 +3,15 @@ package node
 import (
 	"context"
 	"errors"
-	"fmt"
-	"log/slog"
 	"os"
-	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"sealfs"
 	"sealfs/cluster"
-	"sealfs/lsfs"
+	"sealfs/op"
+	"sealfs/router"
 	"sealfs/server"
 	"sealfs/wire"
 )
@@ -24,7 +23,10 @@ const DefaultVolume = "main"
 type Options struct {
 	Dir   Dir
 	Mount string // mount point of the default volume; empty: no mount
-	Size  Size   // of the image if it is to be made (0: DefaultSize)
+	Size  Size   // of each image if it is to be made (0: DefaultSize)
+	// Servers is the number of stores of a new data directory (0: one), and for an
+	// existing one must be what it was.
+	Servers int
 	// Device and Region, absolute, make the store of a new data directory lie
 	// elsewhere than in it. For an existing one Size and these must be what they were.
 	Device, Region string
@@ -36,15 +38,15 @@ type Options struct {
 	Detached bool
 }
 
-func (o *Options) shape() shape { return shape{o.Size, o.Device, o.Region} }
+func (o *Options) shape() shape { return shape{o.Size, o.Device, o.Region, o.Servers} }
 
 // Node is the main process of a data directory: manager, server, sockets and
 // the first mount.
 type Node struct {
-	dir     Dir
+	life
 	cfg     *Config
-	log     *slog.Logger
 	manager *cluster.Manager
+	router  *router.Router // to the stores of this process
 	server  *server.Server
 	mount   *mount // nil without one
 
@@ -53,14 +55,6 @@ type Node struct {
 	volumes  sync.Mutex
 	sessions map[sealfs.Session]Session
 	drops    map[sealfs.Volume]*drop // deletions under way
-
-	ctx     context.Context // ends early in Close
-	stop    context.CancelFunc
-	work    sync.WaitGroup // goroutines that end with ctx
-	undo    []func() error // what Close does, last first
-	failed  chan error     // what ends the node by itself
-	closing sync.Once
-	closed  error
 }
 
 // Up opens the data directory, formats it if it is empty, and serves it. When
@@ -70,15 +64,11 @@ func Up(ctx context.Context, o Options) (n *Node, err error) {
 	if o.Getenv == nil {
 		o.Getenv = os.Getenv
 	}
-	n = &Node{dir: o.Dir, sessions: make(map[sealfs.Session]Session), drops: make(map[sealfs.Volume]*drop), failed: make(chan error, 1)}
-	n.ctx, n.stop = context.WithCancel(context.WithoutCancel(ctx))
-	n.onClose(func() error { n.stop(); return nil })
+	n = &Node{sessions: make(map[sealfs.Session]Session), drops: make(map[sealfs.Volume]*drop)}
+	n.begin(ctx, o.Dir)
 	defer func() {
 		if err != nil {
-			if n.log != nil {
-				n.log.Error("start failed", "err", err)
-			}
-			err = errors.Join(err, n.Close())
+			err = n.abort(err)
 			n = nil
 		}
 	}()
@@ -107,41 +97,6 @@ func Up(ctx context.Context, o Options) (n *Node, err error) {
 	return n, nil
 }
 
-// onClose adds to what Close does; it is done in reverse order.
-func (n *Node) onClose(f func() error) { n.undo = append(n.undo, f) }
-
-// Close ends everything cleanly: mount, sockets, server, manager, in this
-// order. What is still in use is detached: its users get errors from then on.
-func (n *Node) Close() error {
-	n.closing.Do(func() {
-		var errs []error
-		for _, f := range slices.Backward(n.undo) {
-			errs = append(errs, f())
-		}
-		n.closed = errors.Join(errs...)
-	})
-	return n.closed
-}
-
-// Wait returns when ctx is done (nil), or with an error when the node cannot go on.
-func (n *Node) Wait(ctx context.Context) error {
-	select {
-	case <-ctx.Done():
-		n.log.Info("told to end", "cause", context.Cause(ctx))
-		return nil
-	case err := <-n.failed:
-		return err
-	}
-}
-
-// fail ends Wait with err.
-func (n *Node) fail(err error) {
-	select {
-	case n.failed <- err:
-	default:
-	}
-}
-
 // Started describes the node for people and scripts.
 func (n *Node) Started() Started {
 	s := Started{PID: os.Getpid(), Data: n.dir.path, Stores: n.dir.stores(n.cfg), Log: n.dir.LogPath()}
@@ -161,11 +116,15 @@ func (n *Node) openDir(o Options) (Settings, error) {
 	if err := d.make(); err != nil {
 		return Settings{}, err
 	}
-	l, err := d.lock(lockWait)
-	if err != nil {
-		return Settings{}, err
+	// No role may be at work on it either.
+	for _, d := range []Dir{d, d.as(RoleManager), d.as(RoleServer)} {
+		l, err := d.lock(lockWait)
+		if err != nil {
+			return Settings{}, err
+		}
+		n.onClose(l.release)
 	}
-	n.onClose(l.release)
+	var err error
 	// Again: until a moment ago another process may have been at work.
 	if n.cfg, err = d.inspect(o.shape()); err != nil {
 		return Settings{}, err
@@ -174,19 +133,7 @@ func (n *Node) openDir(o Options) (Settings, error) {
 	if err != nil {
 		return Settings{}, err
 	}
-	n.log, err = n.openLog(s, o.Detached)
-	return s, err
-}
-
-func (n *Node) openLog(s Settings, detached bool) (*slog.Logger, error) {
-	f, err := openLog(n.dir.LogPath(), int64(s.LogSize), s.LogKeep, detached)
-	if err != nil {
-		return nil, err
-	}
-	n.onClose(f.Close)
-	log := slog.New(slog.NewTextHandler(f, &slog.HandlerOptions{Level: s.LogLevel}))
-	n.onClose(func() error { log.Info("ended", "pid", os.Getpid()); return nil })
-	return log, nil
+	return s, n.openLog(s, o.Detached)
 }
 
 // clearMounts clears what killed processes left mounted, checks the mount
@@ -211,12 +158,7 @@ func (n *Node) clearMounts(point string, s Settings) (string, error) {
 		p.Mount, p.Volume = point, DefaultVolume
 	}
 	// Before the mount: whoever finds the mount of a dead process finds its entry.
-	r, err := n.dir.register(p)
-	if err != nil {
-		return "", err
-	}
-	n.onClose(r.end)
-	return point, nil
+	return point, n.register(p)
 }
 
 // serve opens manager and server, finishes what was begun with volumes, and
@@ -241,22 +183,24 @@ func (n *Node) serve(ctx context.Context, s Settings) error {
 		if err := n.manager.AddStore(ctx, cluster.StoreInfo{ID: st.ID, Bytes: uint64(st.Size)}); err != nil {
 			return err
 		}
-		ring := StagingPath(st.ID, st.Device)
-		l, err := lockStaging(ring, st.ID)
+		so, err := n.storeOptions(st, s)
 		if err != nil {
 			return err
 		}
-		n.onClose(func() error { return errors.Join(os.Remove(ring+".lock"), l.release()) })
-		stores = append(stores, server.StoreOptions{Device: st.Device, Region: st.Region, Staging: ring, Log: lsfs.Options{
-			StagingBytes: int64(s.Staging), BudgetBytes: int64(s.Memory), CacheBytes: int64(s.Cache), Logger: n.log.With("part", "store"),
-		}})
+		stores = append(stores, so)
 	}
-	n.server, err = server.Open(ctx, server.Options{
-		Shards: n.cfg.Shards, Map: n.manager.Map, Stores: stores, Durable: s.Durable, Logger: n.log.With("part", "server"),
-	})
-	if err != nil {
+	var srv atomic.Pointer[server.Server]
+	n.router = router.New(router.Options{Cluster: n.cfg.Cluster, Map: n.manager.Map, Local: localStore(&srv), Logger: n.log.With("part", "peers")})
+	n.onClose(func() error { n.router.Close(); return nil })
+	o := server.Options{Shards: n.cfg.Shards, Map: n.manager.Map, Stores: stores, Durable: s.Durable, Logger: n.log.With("part", "server")}
+	if len(stores) > 1 {
+		o.Peers = n.router
+	}
+	if n.server, err = server.Open(ctx, o); err != nil {
 		return err
 	}
+	srv.Store(n.server)
+	n.router.Renew()
 	n.onClose(n.server.Close)
 	n.onClose(func() error { n.stop(); n.work.Wait(); return nil })
 	if err := n.resumeVolumes(ctx); err != nil {
@@ -267,37 +211,39 @@ func (n *Node) serve(ctx context.Context, s Settings) error {
 	return n.listen()
 }
 
+// localStore returns how a router finds the stores of this process, once they are open.
+func localStore(srv *atomic.Pointer[server.Server]) func(sealfs.UUID) op.Handler {
+	return func(id sealfs.UUID) op.Handler {
+		if s := srv.Load(); s != nil && s.Owns(id) {
+			return s
+		}
+		return nil
+	}
+}
+
 // listen opens the sockets: requests for further mounts, and administration.
 func (n *Node) listen() error {
 	data, err := wire.ListenUnix(n.dir.dataSocket())
 	if err != nil {
 		return err
 	}
-	admin, err := wire.ListenUnix(n.dir.adminSocket())
+	admin, err := n.dir.listenAdmin()
 	if err != nil {
 		return errors.Join(err, data.Close())
 	}
-	run := func(name string, serve func(context.Context) error) {
-		ctx, stop := context.WithCancel(n.ctx)
-		var done sync.WaitGroup
-		done.Go(func() {
-			if err := serve(ctx); err != nil {
-				n.fail(fmt.Errorf("%s: %w", name, err))
-			}
-		})
-		n.onClose(func() error { stop(); done.Wait(); return nil })
-	}
 	// The admin socket ends first: it bids goodbye to further mounts, which then
 	// send what they have.
-	run("socket for mounts", func(ctx context.Context) error {
-		return wire.Serve(ctx, data, n.server.Guests(), wire.ServerOptions{Cluster: n.cfg.Cluster, Log: n.log.With("part", "wire")})
-	})
-	run("admin socket", func(ctx context.Context) error { return n.serveAdmin(ctx, admin) })
+	ws := wire.NewServer(n.meters.counted("server", n.server.Guests()), wire.ServerOptions{Cluster: n.cfg.Cluster, Log: n.log.With("part", "wire")})
+	n.meters.stores(n.server)
+	n.meters.wire(ws.Stats)
+	n.meters.manager(n.manager)
+	if n.meters.err != nil {
+		return errors.Join(n.meters.err, data.Close(), admin.Close())
+	}
+	n.run("socket for mounts", func(ctx context.Context) error { return ws.Serve(ctx, data) })
+	n.run("admin socket", func(ctx context.Context) error { return n.api(ctx).serve(ctx, admin) })
 	return nil
 }
-
-// beatInterval is a third of the silence after which a store is suspected.
-const beatInterval = time.Second
 
 // beat tells the manager how the stores are.
 func (n *Node) beat() {
@@ -305,8 +251,7 @@ func (n *Node) beat() {
 	defer tick.Stop()
 	for {
 		for _, st := range n.server.Status().Stores {
-			s := cluster.StoreStats{Used: uint64(max(st.Stats.Live, 0)), Free: uint64(max(st.Stats.Usable-st.Stats.Live, 0)), Inodes: uint64(max(st.Files, 0)), Failed: st.Reason}
-			if err := n.manager.Beat(st.ID, s); err != nil {
+			if err := n.manager.Beat(st.ID, storeStats(st)); err != nil {
 				n.log.Warn("the manager does not take heartbeats; files stay usable, volumes cannot be changed", "err", err)
 				return
 			}

@@ -2,9 +2,11 @@ package node
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"slices"
 	"strings"
@@ -73,7 +75,18 @@ type Status struct {
 	Mounts    []string       `json:"mounts"`                 // mount points that are served
 	Stale     []string       `json:"stale_mounts,omitempty"` // that killed processes left; up and down clear them
 	Processes []Process      `json:"processes"`
+	Roles     []RoleStatus   `json:"roles,omitempty"` // of manager, server and daemon, where these run
 	Log       string         `json:"log"`
+}
+
+// RoleStatus is what the process of a role says of itself.
+type RoleStatus struct {
+	Role   string          `json:"role"`
+	PID    int             `json:"pid"`
+	State  string          `json:"state"`
+	Reason string          `json:"reason,omitempty"`
+	Addr   string          `json:"addr,omitempty"`
+	Detail json.RawMessage `json:"detail,omitempty"` // ManagerStatus, ServerStatus or DaemonStatus
 }
 
 // StoreStatus describes a store. The embedded part but its paths is empty while
@@ -108,7 +121,10 @@ func (d Dir) Status(ctx context.Context) (*Status, error) {
 		}
 	}
 	if cfg.formatted() {
-		s.State, s.Cluster, s.Shards = StateDown, cfg.Cluster, cfg.Shards
+		s.Cluster, s.Shards = cfg.Cluster, cfg.Shards
+	}
+	if cfg.formatted() || d.known() && !cfg.Formatting && cfg.Options == nil {
+		s.State = StateDown
 	}
 	var run *Running
 	if pid, held, err := d.holder(); err != nil {
@@ -121,9 +137,18 @@ func (d Dir) Status(ctx context.Context) (*Status, error) {
 	} else if len(live) > 0 {
 		s.State, s.Reason = StateBusy, "the main process has ended, its further mounts are ending"
 	}
-	d.describeStores(s, cfg, run)
+	stores, err := d.Stores()
+	if err != nil && !errors.Is(err, sealfs.ErrNotExist) {
+		return nil, err
+	}
+	if run == nil {
+		if run, err = d.askRoles(ctx, s); err != nil {
+			return nil, err
+		}
+	}
+	describeStores(s, stores, run)
 	switch {
-	case run != nil:
+	case run != nil && run.Volumes != nil:
 		s.Volumes = run.Volumes
 	default:
 		if m := d.savedMap(); m != nil && m.Cluster == cfg.Cluster {
@@ -150,8 +175,61 @@ func (d Dir) ask(ctx context.Context, s *Status) *Running {
 	return run
 }
 
-func (d Dir) describeStores(s *Status, cfg *Config, run *Running) {
-	for _, st := range d.stores(cfg) {
+// askRoles asks the processes of roles, and puts what they say into s. The result
+// holds what a server says of its stores, nil if none runs.
+func (d Dir) askRoles(ctx context.Context, s *Status) (run *Running, err error) {
+	for _, role := range roles[1:] {
+		d := d.as(role)
+		pid, held, err := d.holder()
+		if err != nil {
+			return nil, err
+		}
+		if !held {
+			continue
+		}
+		if !slices.Contains(s.PIDs, pid) && pid > 0 {
+			s.PIDs = append(s.PIDs, pid)
+		}
+		r := RoleStatus{Role: role, PID: pid}
+		a := d.caller()
+		actx, cancel := context.WithTimeout(ctx, 10*time.Second)
+		if err := a.call(actx, http.MethodGet, "/v1/status", nil, &r.Detail); err != nil {
+			r.State, r.Reason = StateBusy, err.Error()
+		} else if err := json.Unmarshal(r.Detail, &r); err != nil {
+			r.State, r.Reason = StateBusy, err.Error()
+		}
+		cancel()
+		a.Close()
+		if role == RoleServer && r.State != StateBusy {
+			run = new(Running)
+			if err := json.Unmarshal(r.Detail, run); err != nil {
+				return nil, fmt.Errorf("answer of the server of %s: %w", d, err)
+			}
+		}
+		if role == RoleDaemon && r.State != StateBusy {
+			var x DaemonStatus
+			if err := json.Unmarshal(r.Detail, &x); err != nil {
+				return nil, fmt.Errorf("answer of the daemon of %s: %w", d, err)
+			}
+			for _, m := range x.Mounts {
+				if m.State == MountActive {
+					s.Mounts = append(s.Mounts, m.Mount)
+				}
+			}
+		}
+		s.Roles = append(s.Roles, r)
+		switch {
+		case len(s.Roles) == 1:
+			s.State, s.Reason, s.Log = r.State, r.Reason, d.LogPath()
+		case r.State != StateRunning:
+			s.State, s.Reason = r.State, r.Reason
+		}
+	}
+	return run, nil
+}
+
+func describeStores(s *Status, stores []Store, run *Running) {
+	for _, st := range stores {
 		x := StoreStatus{Size: st.Size, StoreStatus: server.StoreStatus{ID: st.ID, Device: st.Device, Region: st.Region, Staging: StagingPath(st.ID, st.Device), State: StateDown}}
 		if run != nil {
 			for _, r := range run.Stores {
@@ -184,6 +262,13 @@ func (s *Status) WriteTo(w io.Writer) (int64, error) {
 	fmt.Fprintf(t, "data\t%s\n", s.Data)
 	if len(s.PIDs) > 0 {
 		fmt.Fprintf(t, "pids\t%s\n", strings.Trim(fmt.Sprint(s.PIDs), "[]"))
+	}
+	for _, r := range s.Roles {
+		fmt.Fprintf(t, "%s\t%s\tprocess %d", r.Role, r.State, r.PID)
+		if r.Addr != "" {
+			fmt.Fprintf(t, " at %s", r.Addr)
+		}
+		fmt.Fprintln(t)
 	}
 	for _, st := range s.Stores {
 		fmt.Fprintf(t, "store\t%s\t%s", st.ID, st.State)

@@ -5,8 +5,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/binary"
-	"errors"
-	"fmt"
 	"os"
 	"slices"
 
@@ -260,25 +258,13 @@ type StoreLocation struct {
 
 // locate finds an inode's shard, and that shard's stores.
 func (n *Node) locate(ino sealfs.Ino) (Location, error) {
-	m := n.manager.Map()
-	if ino < sealfs.InoCounterMin || ino > sealfs.InoMax {
-		return Location{}, fmt.Errorf("inode %d: %w", ino, sealfs.ErrInvalid)
-	}
-	shard := ino.Home(m.Shards)
-	if int(shard) >= len(m.Table) {
-		return Location{}, errors.New("the cluster map has no such shard")
-	}
-	row := m.Table[shard]
-	l := Location{Ino: ino, Shard: shard, Epoch: row.Epoch}
-	for _, i := range row.Replicas {
-		info := m.Stores[i]
-		s := StoreLocation{Store: info.ID, Addr: info.Addr, State: info.State.String()}
+	l, err := locateIn(n.manager.Map(), ino)
+	for i := range l.Replicas {
 		for _, own := range n.dir.stores(n.cfg) {
-			if own.ID == info.ID {
-				s.Device, s.Region = own.Device, own.Region
+			if r := &l.Replicas[i]; own.ID == r.Store {
+				r.Device, r.Region = own.Device, own.Region
 			}
 		}
-		l.Replicas = append(l.Replicas, s)
 	}
-	return l, nil
+	return l, err
 }

@@ -46,9 +46,9 @@ Examples:
 `
 
 type options struct {
-	region, label, uuid string
-	size, segment       node.Size
-	force, dry, quiet   bool
+	region, label, uuid, cluster string
+	size, segment                node.Size
+	force, dry, quiet            bool
 }
 
 func run(args []string, out, stderr io.Writer) int {
@@ -59,6 +59,7 @@ func run(args []string, out, stderr io.Writer) int {
 	f.StringVar(&o.region, "region", "", "region `file` (default: DEVICE.region; needed for a block device)")
 	f.StringVarP(&o.label, "label", "L", "", "`label` of the store")
 	f.StringVarP(&o.uuid, "uuid", "U", "", "identity of the store, a `UUID` (default: a new one)")
+	f.StringVarP(&o.cluster, "cluster", "C", "", "identity of the cluster that alone may use the store, a `UUID` (default: the first that does)")
 	f.VarP(&o.size, "size", "s", "`size` of the image to make")
 	f.Var(&o.segment, "segment", "segment `size`, a power of two (default: 32M, less on small devices)")
 	f.BoolVarP(&o.force, "force", "f", false, "overwrite what DEVICE and region hold")
@@ -99,6 +100,12 @@ func format(device string, o options, out io.Writer) error {
 		var err error
 		if fo.Store, err = sealfs.ParseUUID(o.uuid); err != nil {
 			return fmt.Errorf("--uuid: %w", err)
+		}
+	}
+	if o.cluster != "" {
+		var err error
+		if fo.Cluster, err = sealfs.ParseUUID(o.cluster); err != nil {
+			return fmt.Errorf("--cluster: %w", err)
 		}
 	}
 	st, err := os.Stat(device)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,14 +26,21 @@ import (
 func lookCommands() []command {
 	return []command{
 		{
-			name: "status", group: "Look", data: true, json: true,
-			short: "Show what runs on a data directory",
+			name: "status", group: "Look", data: true, cluster: true, json: true,
+			short: "Show what runs on a data directory, or how a cluster is",
 			long: `
-Begins with one word: running, degraded (runs, but something failed), busy (starts,
-stops or hangs), down, or empty (never formatted).`,
-			examples: []string{"sealfs status", "sealfs status --data ~/fs --json", `sealfs status --json | jq -r '.stores[].device'`},
+Begins with one word. Of a data directory: running, degraded (runs, but something
+failed), busy (starts, stops or hangs), down, or empty (never formatted). Of a
+cluster, with --manager: running, degraded, or unavailable (no manager leads: files
+stay usable, nothing can be changed).`,
+			examples: []string{"sealfs status", "sealfs status --data ~/fs --json", "sealfs status --manager 127.0.0.1:8081", `sealfs status --json | jq -r '.stores[].device'`},
 			setup: func(*pflag.FlagSet) func(context.Context, *call) error {
 				return func(ctx context.Context, c *call) error {
+					if addrs, err := c.managers(); err != nil {
+						return err
+					} else if addrs != nil {
+						return clusterStatus(ctx, c)
+					}
 					d, err := c.dir()
 					if err != nil {
 						return err
@@ -50,16 +58,18 @@ stops or hangs), down, or empty (never formatted).`,
 			},
 		},
 		{
-			name: "list-servers", group: "Look", data: true, json: true,
+			name: "list-servers", group: "Look", data: true, cluster: true, json: true,
 			short:    "List the stores of the cluster",
-			examples: []string{"sealfs list-servers", "sealfs list-servers --json"},
+			examples: []string{"sealfs list-servers", "sealfs list-servers --manager 127.0.0.1:8081 --json"},
 			setup: func(*pflag.FlagSet) func(context.Context, *call) error {
 				return listServers
 			},
 		},
 		{
-			name: "locate", group: "Look", args: "FILE", min: 1, max: 1, data: true, json: true,
-			short:    "Show which stores hold a file",
+			name: "locate", group: "Look", args: "FILE", min: 1, max: 1, data: true, daemon: true, json: true,
+			short: "Show which stores hold a file",
+			long: `
+Takes a file on a mount of the mount daemon, or of the data directory.`,
 			examples: []string{"sealfs locate /mnt/sealfs/some/file", "sealfs locate --data ~/fs --json ~/mnt/x"},
 			setup: func(*pflag.FlagSet) func(context.Context, *call) error {
 				return locate
@@ -106,7 +116,28 @@ type server struct {
 	Shards int    `json:"primary_of"`
 }
 
+func clusterStatus(ctx context.Context, c *call) error {
+	return inCluster(c, func(k *node.Cluster) error { return writeClusterStatus(ctx, c, k) })
+}
+
+func writeClusterStatus(ctx context.Context, c *call, k *node.Cluster) error {
+	s, err := k.Status(ctx)
+	if err != nil {
+		return err
+	}
+	if c.json {
+		return writeJSON(c.out, s)
+	}
+	_, err = s.WriteTo(c.out)
+	return err
+}
+
 func listServers(ctx context.Context, c *call) error {
+	if addrs, err := c.managers(); err != nil {
+		return err
+	} else if addrs != nil {
+		return listClusterServers(ctx, c)
+	}
 	return admin(c, func(a *node.Admin) error {
 		m, err := a.Map(ctx)
 		if err != nil {
@@ -131,28 +162,62 @@ func listServers(ctx context.Context, c *call) error {
 			}
 			list = append(list, row)
 		}
-		if c.json {
-			return writeJSON(c.out, list)
-		}
-		t := tabwriter.NewWriter(c.out, 0, 0, 2, ' ', 0)
-		fmt.Fprintln(t, "STORE\tADDRESS\tSTATE\tSIZE\tUSED\tFILES\tSHARDS")
-		for _, s := range list {
-			addr := s.Addr
-			if addr == "" {
-				addr = "this process"
-			}
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%d\t%d\n", s.ID, addr, s.State, node.Size(s.Bytes).About(), node.Size(s.Used).About(), s.Files, s.Shards)
-		}
-		return t.Flush()
+		return writeServers(c, list)
 	})
 }
 
-func locate(ctx context.Context, c *call) error {
+// listClusterServers lists the stores as the leading manager knows them.
+func listClusterServers(ctx context.Context, c *call) error {
+	return inCluster(c, func(k *node.Cluster) error {
+		stores, err := k.Stores(ctx)
+		if err != nil {
+			return err
+		}
+		list := []server{}
+		for _, s := range stores {
+			list = append(list, server{s.StoreInfo, s.Used, int64(s.Inodes), s.Primary})
+		}
+		return writeServers(c, list)
+	})
+}
+
+func writeServers(c *call, list []server) error {
+	if c.json {
+		return writeJSON(c.out, list)
+	}
+	t := tabwriter.NewWriter(c.out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "STORE\tADDRESS\tHOST\tSTATE\tSIZE\tUSED\tFILES\tSHARDS")
+	for _, s := range list {
+		if s.State == cluster.StoreLeft {
+			continue // for ever; scripts see it
+		}
+		addr, state := cmp.Or(s.Addr, "this process"), s.State.String()
+		if s.Bad {
+			state += ", bad"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\n", s.ID, addr, cmp.Or(s.Host, "-"), state, node.Size(s.Bytes).About(), node.Size(s.Used).About(), s.Files, s.Shards)
+	}
+	return t.Flush()
+}
+
+func locateFile(ctx context.Context, c *call) (node.Location, error) {
+	a, _, err := c.mounts()
+	if err != nil {
+		return node.Location{}, err
+	}
+	defer a.Close()
+	if l, ok, err := a.Locate(ctx, c.args[0]); ok || err != nil {
+		return l, err
+	}
 	d, err := c.dir()
 	if err != nil {
-		return err
+		return node.Location{}, err
 	}
-	l, err := d.Locate(ctx, c.args[0])
+	return d.Locate(ctx, c.args[0])
+}
+
+func locate(ctx context.Context, c *call) error {
+	l, err := locateFile(ctx, c)
 	if err != nil {
 		return err
 	}
@@ -165,7 +230,7 @@ func locate(ctx context.Context, c *call) error {
 		if i > 0 {
 			role = "replica"
 		}
-		fmt.Fprintf(c.out, "  %s  store %s (%s) %s\n", role, r.Store, r.State, r.Device)
+		fmt.Fprintf(c.out, "  %s  store %s (%s) %s\n", role, r.Store, r.State, cmp.Or(r.Device, r.Addr))
 	}
 	return nil
 }

@@ -33,6 +33,9 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), signals...)
 	defer stop()
+	if args, ok := helperArgs(os.Args); ok {
+		os.Exit(runMountHelper(ctx, args, os.Stdout, os.Stderr))
+	}
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
 
@@ -47,6 +50,8 @@ type command struct {
 	long     string // sentences for the help
 	examples []string
 	data     bool // has --data
+	cluster  bool // has --manager: works on a cluster too
+	daemon   bool // has --daemon: asks the mount daemon
 	json     bool // has --json
 	// setup declares the flags and returns what runs the command.
 	setup func(f *pflag.FlagSet) func(context.Context, *call) error
@@ -57,13 +62,35 @@ type call struct {
 	args   []string
 	data   string
 	json   bool
-	out    io.Writer
-	flags  *pflag.FlagSet
-	stderr io.Writer
+	daemon string
+	// manager lists the addresses of managers: of --manager or SEALFS_MANAGER.
+	manager string
+	out     io.Writer
+	flags   *pflag.FlagSet
+	stderr  io.Writer
 }
 
 // dir returns the data directory that the call is about.
 func (c *call) dir() (node.Dir, error) { return node.OpenDir(c.data) }
+
+// managers returns the addresses of the managers, nil if the call is about a data
+// directory of this machine. Flags go before the environment, and of the
+// environment SEALFS_MANAGER before SEALFS_DATA.
+func (c *call) managers() ([]string, error) {
+	if c.manager == "" || c.flags.Changed("data") && !c.flags.Changed("manager") {
+		return nil, nil
+	}
+	return node.ParseAddrs("--manager", c.manager)
+}
+
+// mounts returns a client of the mount daemon.
+func (c *call) mounts() (*node.MountAdmin, node.Dir, error) {
+	d, err := node.OpenDir(c.daemon)
+	if err != nil {
+		return nil, d, err
+	}
+	return d.Mounts(), d, nil
+}
 
 // usageError is a command line that makes no sense.
 type usageError struct{ text string }
@@ -132,6 +159,12 @@ func (cmd *command) common(f *pflag.FlagSet, c *call) {
 			def = env
 		}
 		f.StringVar(&c.data, "data", def, "data `directory`; SEALFS_DATA sets the default")
+	}
+	if cmd.cluster {
+		f.StringVar(&c.manager, "manager", os.Getenv("SEALFS_MANAGER"), "addresses of a cluster's `managers`, HOST:PORT separated by commas; SEALFS_MANAGER sets the default")
+	}
+	if cmd.daemon {
+		f.StringVar(&c.daemon, "daemon", node.DefaultDaemonDir(os.Getenv), "`directory` of the mount daemon; SEALFS_DAEMON sets the default")
 	}
 	if cmd.json {
 		f.BoolVar(&c.json, "json", false, "print JSON, for scripts")

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -48,33 +49,6 @@ what killed processes left. What still has files open there gets errors. It is
 a success if nothing runs.`,
 			examples: []string{"sealfs down --data /var/lib/sealfs", "sealfs down --timeout 5s --force"},
 			setup:    setupDown,
-		},
-		{
-			name: "mount", group: "Run", args: "VOLUME MOUNTPOINT", min: 2, max: 2, data: true, json: true,
-			short: "Mount a volume, in a process of its own",
-			long: `
-Mounts a volume of a data directory on which ` + "`sealfs up`" + ` runs, and returns when
-it is mounted. Options after -o, separated by commas: ro, allow_other,
-noallow_other, suid, dev, debug.`,
-			examples: []string{
-				"sealfs mount main /mnt/again",
-				"sealfs mount --data ~/fs -o ro photos ~/photos",
-				"sealfs mount --foreground main /mnt/again",
-			},
-			setup: setupMount,
-		},
-		{
-			name: "umount", group: "Run", args: "MOUNTPOINT", min: 1, max: 1,
-			aliases: []string{"unmount"},
-			short:   "Unmount",
-			long: `
-Unmounts SealFS from a mount point; the process of a further mount ends then.
-Use ` + "`sealfs down`" + ` to end everything.`,
-			examples: []string{"sealfs umount /mnt/again", "sealfs umount --lazy /mnt/again    # although files are open"},
-			setup: func(f *pflag.FlagSet) func(context.Context, *call) error {
-				lazy := f.BoolP("lazy", "l", false, "detach now, although it is in use")
-				return func(_ context.Context, c *call) error { return node.Unmount(c.args[0], *lazy) }
-			},
 		},
 		{
 			name: "destroy", group: "Run", data: true,
@@ -124,12 +98,13 @@ func serve(ctx context.Context, c *call, rep *node.Reporter, start func() (proce
 		return errors.Join(err, rep.Failed(err))
 	}
 	if rep == nil {
-		err = writeStarted(c, p.Started())
+		err = errors.Join(writeStarted(c, p.Started()), node.Notify("READY=1"))
 	} else {
 		err = rep.Ready(p.Started())
 	}
 	if err == nil {
 		err = p.Wait(ctx)
+		node.Notify("STOPPING=1") // it ends whether anybody hears that or not
 	}
 	return errors.Join(err, p.Close())
 }
@@ -147,7 +122,14 @@ func writeStarted(c *call, s node.Started) error {
 	if c.json {
 		return writeJSON(c.out, s)
 	}
-	fmt.Fprintf(c.out, "running: %s (process %d)\n", s.Data, s.PID)
+	switch {
+	case s.Role == "":
+		fmt.Fprintf(c.out, "running: %s (process %d)\n", s.Data, s.PID)
+	case s.Addr == "":
+		fmt.Fprintf(c.out, "running: %s of %s (process %d)\n", s.Role, s.Data, s.PID)
+	default:
+		fmt.Fprintf(c.out, "running: %s of %s at %s (process %d)\n", s.Role, s.Data, s.Addr, s.PID)
+	}
 	for _, st := range s.Stores {
 		fmt.Fprintf(c.out, "  device  %s (%s, sparse)\n  region  %s (sparse)\n", st.Device, st.Size, st.Region)
 	}
@@ -168,6 +150,7 @@ func setupUp(f *pflag.FlagSet) func(context.Context, *call) error {
 	mount := f.String("mount", "", "mount point `directory`, made if it does not exist; without, nothing is mounted")
 	var size node.Size
 	f.Var(&size, "size", "`size` of the device image, such as 512M or 4G (default "+node.DefaultSize.String()+"); an existing one must have it")
+	servers := f.Int("servers", 0, "`number` of stores of a new data directory, each of --size (default 1); an existing one must have it")
 	device := f.String("device", "", "block `device` or image outside of DIR for a new data directory")
 	region := f.String("region", "", "region `file` outside of DIR for a new data directory")
 	foreground := f.Bool("foreground", false, "stay in the foreground until interrupted")
@@ -197,6 +180,9 @@ func setupUp(f *pflag.FlagSet) func(context.Context, *call) error {
 		if f.Changed("size") && size == 0 {
 			return usagef("--size 0: a store needs some room, such as %s", node.DefaultSize)
 		}
+		if f.Changed("servers") && (*servers < 1 || *servers > node.ServersMax) {
+			return usagef("--servers %d: from 1 to %d are possible", *servers, node.ServersMax)
+		}
 		for _, path := range []*string{mount, device, region} {
 			if *path, err = absolute(*path); err != nil {
 				return err
@@ -205,12 +191,15 @@ func setupUp(f *pflag.FlagSet) func(context.Context, *call) error {
 		if *foreground {
 			rep := node.NewReporter()
 			return serve(ctx, c, rep, func() (process, error) {
-				return node.Up(ctx, node.Options{Dir: d, Mount: *mount, Size: size, Device: *device, Region: *region, Flags: set, Detached: rep != nil})
+				return node.Up(ctx, node.Options{Dir: d, Mount: *mount, Size: size, Device: *device, Region: *region, Servers: *servers, Flags: set, Detached: rep != nil})
 			})
 		}
 		args := []string{"up", "--foreground", "--data=" + d.String(), "--mount=" + *mount, "--device=" + *device, "--region=" + *region}
 		if size != 0 {
 			args = append(args, "--size="+size.String())
+		}
+		if *servers != 0 {
+			args = append(args, "--servers="+strconv.Itoa(*servers))
 		}
 		for _, o := range options {
 			if v, ok := set[o.Key]; ok {
@@ -228,35 +217,6 @@ func absolute(path string) (string, error) {
 		return "", nil
 	}
 	return filepath.Abs(path)
-}
-
-func setupMount(f *pflag.FlagSet) func(context.Context, *call) error {
-	options := f.StringP("options", "o", "", "mount options, separated by commas")
-	readOnly := f.Bool("read-only", false, "the same as -o ro")
-	foreground := f.Bool("foreground", false, "stay in the foreground until interrupted")
-	return func(ctx context.Context, c *call) error {
-		d, err := c.dir()
-		if err != nil {
-			return err
-		}
-		if *readOnly {
-			*options = joinOptions(*options, "ro")
-		}
-		point, err := absolute(c.args[1])
-		if err != nil {
-			return err
-		}
-		if point == "" {
-			return usagef("the name of the mount point is empty")
-		}
-		if *foreground {
-			rep := node.NewReporter()
-			return serve(ctx, c, rep, func() (process, error) {
-				return node.Mount(ctx, node.MountOptions{Dir: d, Volume: c.args[0], Mount: point, Options: *options, Detached: rep != nil})
-			})
-		}
-		return background(ctx, c, []string{"mount", "--foreground", "--data=" + d.String(), "--options=" + *options, "--", c.args[0], point})
-	}
 }
 
 func joinOptions(a, b string) string {

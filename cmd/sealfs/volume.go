@@ -16,25 +16,25 @@ import (
 func volumeCommands() []command {
 	return []command{
 		{
-			name: "create-volume", aliases: []string{"create"}, group: "Volumes", args: "NAME [SIZE]", min: 1, max: 2, data: true, json: true,
+			name: "create-volume", aliases: []string{"create"}, group: "Volumes", args: "NAME [SIZE]", min: 1, max: 2, data: true, cluster: true, json: true,
 			short: "Create a volume",
 			long: `
 Creates a volume, a file tree of its own that is mounted with ` + "`sealfs mount`" + `.
 SIZE limits what it may hold; without, only the stores do. Its root directory
 belongs to the user who creates it.`,
-			examples: []string{"sealfs create-volume photos", "sealfs create-volume mail 20G --inodes 5000000", "sealfs create --data ~/fs scratch 1G --mode 1777"},
+			examples: []string{"sealfs create-volume photos", "sealfs create-volume --manager 127.0.0.1:8081 mail 20G --inodes 5000000", "sealfs create --data ~/fs scratch 1G --mode 1777"},
 			setup:    setupCreate,
 		},
 		{
-			name: "list-volumes", aliases: []string{"list"}, group: "Volumes", data: true, json: true,
+			name: "list-volumes", aliases: []string{"list"}, group: "Volumes", data: true, cluster: true, json: true,
 			short:    "List the volumes",
-			examples: []string{"sealfs list-volumes", "sealfs list-volumes --data ~/fs --json"},
+			examples: []string{"sealfs list-volumes", "sealfs list-volumes --manager 127.0.0.1:8081 --json"},
 			setup: func(*pflag.FlagSet) func(context.Context, *call) error {
 				return listVolumes
 			},
 		},
 		{
-			name: "delete-volume", aliases: []string{"delete"}, group: "Volumes", args: "NAME", min: 1, max: 1, data: true,
+			name: "delete-volume", aliases: []string{"delete"}, group: "Volumes", args: "NAME", min: 1, max: 1, data: true, cluster: true,
 			short:    "Delete a volume and all files in it",
 			long:     "Deletes a volume. It is refused while the volume is mounted. There is no way back.",
 			examples: []string{"sealfs delete-volume scratch --yes", "sealfs delete-volume --data ~/fs mail --yes"},
@@ -44,7 +44,7 @@ belongs to the user who creates it.`,
 					if !*yes {
 						return usagef("all files in volume %q would be lost: add --yes if that is wanted", c.args[0])
 					}
-					return admin(c, func(a *node.Admin) error {
+					return volumes(c, func(a volumeAdmin) error {
 						if err := a.DeleteVolume(ctx, c.args[0]); err != nil {
 							return err
 						}
@@ -68,6 +68,25 @@ func admin(c *call, f func(*node.Admin) error) error {
 	return f(a)
 }
 
+// volumeAdmin administers volumes, of a data directory or a cluster.
+type volumeAdmin interface {
+	Volumes(context.Context) ([]node.VolumeStatus, error)
+	CreateVolume(context.Context, cluster.VolumeSpec) (node.VolumeStatus, error)
+	DeleteVolume(context.Context, string) error
+}
+
+// volumes runs f with whoever administers the volumes that the call is about.
+func volumes(c *call, f func(volumeAdmin) error) error {
+	addrs, err := c.managers()
+	if err != nil {
+		return err
+	}
+	if addrs == nil {
+		return admin(c, func(a *node.Admin) error { return f(a) })
+	}
+	return inCluster(c, func(k *node.Cluster) error { return f(k) })
+}
+
 func setupCreate(f *pflag.FlagSet) func(context.Context, *call) error {
 	inodes := f.Uint64("inodes", 0, "limit of the number of files and directories, 0 for none")
 	mode := f.String("mode", "755", "permissions of the root directory, octal")
@@ -89,7 +108,7 @@ func setupCreate(f *pflag.FlagSet) func(context.Context, *call) error {
 			}
 			spec.Bytes = uint64(size)
 		}
-		return admin(c, func(a *node.Admin) error {
+		return volumes(c, func(a volumeAdmin) error {
 			v, err := a.CreateVolume(ctx, spec)
 			if err != nil {
 				return err
@@ -97,14 +116,18 @@ func setupCreate(f *pflag.FlagSet) func(context.Context, *call) error {
 			if c.json {
 				return writeJSON(c.out, v)
 			}
-			_, err = fmt.Fprintf(c.out, "created volume %s; mount it with `sealfs mount --data %s %s DIR`\n", v.Name, c.data, v.Name)
+			where := "--data " + c.data
+			if _, ok := a.(*node.Cluster); ok {
+				where = "--manager " + c.manager
+			}
+			_, err = fmt.Fprintf(c.out, "created volume %s; mount it with `sealfs mount %s %s DIR`\n", v.Name, where, v.Name)
 			return err
 		})
 	}
 }
 
 func listVolumes(ctx context.Context, c *call) error {
-	return admin(c, func(a *node.Admin) error {
+	return volumes(c, func(a volumeAdmin) error {
 		list, err := a.Volumes(ctx)
 		if err != nil {
 			return err
