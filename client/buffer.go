@@ -14,6 +14,9 @@ const (
 	// bufferMax is how much of a file is delayed at most, in bytes. Buffers also
 	// end at its multiples in the file, so that streams are sent in aligned pieces.
 	bufferMax = 128 << 10
+	// bufferHuge takes its place, with a session, where a file may have chunks:
+	// each buffer there costs a further request to the file's home.
+	bufferHuge = 1 << 20
 	// bufferSmall is the room that a buffer begins with: most files end there.
 	bufferSmall = 8 << 10
 	// bufferAge is for how long a write is usually delayed at most.
@@ -21,132 +24,113 @@ const (
 )
 
 var (
+	hugeBuffers  = sync.Pool{New: func() any { return new([bufferHuge]byte) }}
 	bigBuffers   = sync.Pool{New: func() any { return new([bufferMax]byte) }}
 	smallBuffers = sync.Pool{New: func() any { return new([bufferSmall]byte) }}
 )
 
-// node is an inode that somebody on this client holds open.
-type node struct {
-	ino   sealfs.Ino
-	opens uint64 // guarded by the table: by Open, Create and Tmpfile, less Release
-	held  uint64 // guarded by the table: how often the server was told
-
-	locked     atomic.Bool // somebody took a POSIX lock
-	capability atomic.Bool // the next write must take the capability attribute away
-	dirty      atomic.Bool // there is a buffer; false only when the server has answered it
-
-	mu    sync.Mutex // held while the buffer is sent
-	gone  bool       // released: no buffer may begin
-	room  []byte     // the pooled array of the buffer, all of it
-	buf   []byte     // what is delayed, the beginning of room
-	off   uint64     // its place in the file; without meaning for an append
-	flags op.Flags   // Append or not, and KillPriv when any write wanted it
-	err   error      // of a delayed write, not yet told to anybody
-
-	since      time.Time // in the list: when the buffer began
-	prev, next *node     // in the list
-}
-
 // Write writes data at off, or with op.Append at the end of the file; op.KillPriv
 // clears the setuid and setgid bits. The data may be delayed (see the package
 // comment); an earlier delayed write's error is returned here, and then nothing is written.
-// data is not kept.
+// data is not kept. When ctx ends, a part of it may have been written.
 func (c *Client) Write(ctx context.Context, ino sealfs.Ino, off uint64, data []byte, flags op.Flags) error {
+	_, err := c.write(ctx, ino, off, data, flags)
+	return err
+}
+
+// write is Write that also says how much was written; that is all unless there
+// is an error.
+func (c *Client) write(ctx context.Context, ino sealfs.Ino, off uint64, data []byte, flags op.Flags) (int, error) {
 	if len(data) == 0 {
-		return nil
+		return 0, nil
 	}
 	if off > sealfs.FileSizeMax-uint64(len(data)) {
-		return sealfs.ErrTooBig
+		return 0, sealfs.ErrTooBig
 	}
 	n := c.nodes.get(ino)
 	if n == nil {
-		return c.writeNow(ctx, ino, off, data, flags)
+		return c.writeNow(ctx, nil, ino, off, data, flags)
 	}
 	if n.capability.Load() {
 		// The kernel takes it away itself, but not where it writes past its cache.
 		if err := c.Removexattr(ctx, ino, capability); err != nil && err != sealfs.ErrNoData {
-			return err
+			return 0, err
 		}
 		n.capability.Store(false)
 	}
-	n.mu.Lock()
+	t, err := n.turn(ctx)
+	if err != nil {
+		return 0, err
+	}
 	if err := n.err; err != nil {
 		n.err = nil
-		n.mu.Unlock()
-		return err
+		t.end()
+		return 0, err
 	}
-	var err error
-	if n.gone || c.o.Durable || len(data) >= bufferMax {
-		if err = c.send(n); err == nil {
-			err = c.writeNow(ctx, ino, off, data, flags)
+	done := 0
+	switch {
+	case c.remote && flags&op.Append != 0 && !n.gone:
+		// An append is in several parts when the file has chunks, and the caller's
+		// interrupt must not tear it: it goes through a buffer in any case.
+		done, err = c.delay(ctx, &t, off, data, flags)
+		if err == nil && c.o.Durable {
+			err = c.send(ctx, &t)
 		}
-	} else {
-		err = c.delay(n, off, data, flags)
-	}
-	n.mu.Unlock()
-	for err == nil && c.buffered.Load() > c.o.BufferBytes {
-		oldest := c.dirty.oldest()
-		if oldest == nil {
-			break
+	case n.gone || c.o.Durable || len(data) >= c.most(n, off, flags):
+		if err = c.send(ctx, &t); err == nil {
+			done, err = c.writeNow(ctx, n, ino, off, data, flags)
 		}
-		c.settleNode(oldest)
+	default:
+		done, err = c.delay(ctx, &t, off, data, flags)
 	}
-	return err
+	t.end()
+	if err == nil && c.crowded() {
+		err = c.relieve(ctx, n)
+	}
+	return done, err
 }
 
-// writeNow sends data in pieces that a request can carry.
-func (c *Client) writeNow(ctx context.Context, ino sealfs.Ino, off uint64, data []byte, flags op.Flags) error {
-	most := sealfs.IOMax
-	if c.o.Session != 0 {
-		most = bufferMax // one record, so that a retry finds all of it or nothing
+// most is how long a buffer may be that begins in the block of off.
+func (c *Client) most(n *node, off uint64, flags op.Flags) int {
+	if c.remote && (flags&op.Append == 0 && off >= sealfs.HomeBytes || flags&op.Append != 0 && n.far.Load()) {
+		return bufferHuge
 	}
-	for len(data) > 0 {
-		k := c.begin(op.Write, ino)
-		k.Ino, k.Off, k.Flags = ino, off, flags
-		k.Data = data[:min(len(data), most)]
-		if flags&op.Append != 0 {
-			k.Off = 0
-		}
-		off += uint64(len(k.Data))
-		data = data[len(k.Data):]
-		if err := c.none(ctx, k); err != nil {
-			return err
-		}
-	}
-	return nil
+	return bufferMax
 }
 
-// delay puts data, shorter than bufferMax, into the buffer of n and sends what
-// does not go together. n is locked.
-func (c *Client) delay(n *node, off uint64, data []byte, flags op.Flags) error {
+// delay puts data into the buffer and sends what does not go together. It
+// returns how much was taken.
+func (c *Client) delay(ctx context.Context, t *turn, off uint64, data []byte, flags op.Flags) (int, error) {
+	n := t.n
 	if len(n.buf) > 0 && !n.joins(off, flags) {
-		if err := c.send(n); err != nil {
-			return err
+		if err := c.send(ctx, t); err != nil {
+			return 0, err
 		}
 	}
+	done := 0
 	for {
-		at := 0 // in the buffer
-		limit := bufferMax
+		most := c.most(n, off, flags)
+		at, limit := len(n.buf), most // in the buffer
 		if flags&op.Append == 0 {
 			if len(n.buf) == 0 {
 				n.off = off
 			}
 			at = int(off - n.off)
-			limit -= int(n.off % bufferMax)
-		} else {
-			at = len(n.buf)
+			limit -= int(n.off % uint64(most))
 		}
-		part := min(len(data), limit-at)
-		c.put(n, at, data[:part])
+		part := max(min(len(data)-done, limit-at), 0)
+		c.put(n, at, data[done:done+part])
 		n.flags |= flags
-		data, off = data[part:], off+uint64(part)
-		if at+part == limit {
-			if err := c.send(n); err != nil {
-				return err
+		done, off = done+part, off+uint64(part)
+		if at+part >= limit {
+			if err := c.send(ctx, t); err == errGaveUp && done == len(data) {
+				return done, nil // it is on its way
+			} else if err != nil {
+				return done, err
 			}
 		}
-		if len(data) == 0 {
-			return nil
+		if done == len(data) {
+			return done, nil
 		}
 	}
 }
@@ -164,10 +148,13 @@ func (c *Client) put(n *node, at int, data []byte) {
 	end := at + len(data)
 	if end > len(n.room) {
 		old := n.room
-		if end <= bufferSmall {
+		switch {
+		case end <= bufferSmall:
 			n.room = smallBuffers.Get().(*[bufferSmall]byte)[:]
-		} else {
+		case end <= bufferMax:
 			n.room = bigBuffers.Get().(*[bufferMax]byte)[:]
+		default:
+			n.room = hugeBuffers.Get().(*[bufferHuge]byte)[:]
 		}
 		copy(n.room, n.buf)
 		freeBuffer(old)
@@ -188,302 +175,217 @@ func freeBuffer(b []byte) {
 		smallBuffers.Put((*[bufferSmall]byte)(b))
 	case bufferMax:
 		bigBuffers.Put((*[bufferMax]byte)(b))
+	case bufferHuge:
+		hugeBuffers.Put((*[bufferHuge]byte)(b))
 	}
 }
 
-// send sends the buffer of n, which is locked, and returns the error. The buffer is
-// empty then in any case: what could not be written is lost, as on any file system.
-func (c *Client) send(n *node) error {
+// send sends the buffer and returns the error. The buffer is empty then:
+// what could not be written is lost, as on any file system. But when it
+// returns errGaveUp, the buffer is sent on in the background, and the turn is passed
+// to that: whoever waits for the gate waits for the sending.
+func (c *Client) send(ctx context.Context, t *turn) error {
+	n := t.n
 	if len(n.buf) == 0 {
 		return nil
 	}
-	// Nobody's interrupt may tear what was answered long ago.
-	err := c.writeNow(context.Background(), n.ino, n.off, n.buf, n.flags)
+	if !c.remote {
+		_, err := c.writeNow(context.Background(), n, n.ino, n.off, n.buf, n.flags)
+		c.sentBuffer(n)
+		return err
+	}
+	if n.ses.Load().ended.Load() {
+		c.sentBuffer(n)
+		return sealfs.ErrSession
+	}
+	k := c.homeWrite(n)
+	if k == nil {
+		return c.sendFar(ctx, t)
+	}
+	err := c.ask(ctx, k)
+	if err == errGaveUp {
+		t.passed = true
+		c.markStuck(n)
+		go func() {
+			err := c.ask(c.life, k)
+			c.finish(k)
+			k.end()
+			if err == sealfs.ErrTooBig {
+				_, err = c.writeNow(c.life, n, n.ino, n.off, n.buf, n.flags)
+			}
+			c.sentLate(n, err)
+		}()
+		return err
+	}
+	c.finish(k)
+	k.end()
+	if err == sealfs.ErrTooBig && n.flags&op.Append != 0 {
+		return c.sendFar(ctx, t)
+	}
+	c.sentBuffer(n)
+	return err
+}
+
+// homeWrite returns the call that sends the buffer of n, nil if that takes more than one.
+func (c *Client) homeWrite(n *node) *call {
+	far := n.off+uint64(len(n.buf)) > sealfs.HomeBytes
+	if n.flags&op.Append != 0 {
+		far = n.far.Load()
+	}
+	if far || len(n.buf) > bufferMax {
+		return nil
+	}
+	k := c.begin(op.Write, n.ino)
+	k.Ino, k.Off, k.Flags, k.Data = n.ino, n.off, n.flags, n.buf
+	if n.flags&op.Append != 0 {
+		k.Off, k.Len = 0, c.appendLimit(n)
+	}
+	c.address(k)
+	return k
+}
+
+// sendFar is send for a buffer whose sending takes several requests. They run on
+// a goroutine of their own, so that the caller can leave it alone.
+func (c *Client) sendFar(ctx context.Context, t *turn) error {
+	n := t.n
+	const working, finished, left = 0, 1, 2
+	var state atomic.Int32
+	over := make(chan error, 1)
+	go func() {
+		_, err := c.writeNow(c.life, n, n.ino, n.off, n.buf, n.flags)
+		if state.CompareAndSwap(working, finished) {
+			over <- err
+			return
+		}
+		c.sentLate(n, err)
+	}()
+	select {
+	case err := <-over:
+		c.sentBuffer(n)
+		return err
+	case <-ctx.Done():
+	}
+	c.markStuck(n) // before the goroutine may undo it
+	if !state.CompareAndSwap(working, left) {
+		err := <-over
+		c.sentBuffer(n)
+		return err
+	}
+	t.passed = true
+	return errGaveUp
+}
+
+// markStuck takes the buffer of n out of what crowded counts as usual. The gate is taken.
+func (c *Client) markStuck(n *node) {
+	if !n.stuck {
+		n.stuck = true
+		c.dirty.pass(n)
+		c.stuck.Add(int64(len(n.room)))
+	}
+}
+
+// sentLate ends a turn that was passed on: nobody waits for the error.
+func (c *Client) sentLate(n *node, err error) {
+	c.sentBuffer(n)
+	if err != nil {
+		c.keep(n, err)
+	}
+	n.gate.release()
+}
+
+// keep keeps the error of a delayed write for who wrote it. The gate is taken.
+func (c *Client) keep(n *node, err error) {
+	if n.err == nil {
+		n.err = err
+	}
+	if n.gone || n.ses.Load().ended.Load() {
+		c.log.Error("a delayed write failed", "ino", uint64(n.ino), "err", err)
+	}
+}
+
+// sentBuffer empties the buffer of n, whose gate is taken.
+func (c *Client) sentBuffer(n *node) {
 	c.dirty.remove(n)
 	c.buffered.Add(-int64(len(n.room)))
+	if n.stuck {
+		n.stuck = false
+		c.stuck.Add(-int64(len(n.room)))
+	}
 	freeBuffer(n.room)
 	n.room, n.buf, n.off, n.flags = nil, nil, 0, 0
 	c.sent.add(n.ino)
 	n.dirty.Store(false)
 	c.dirtyCount.Add(-1)
-	return err
-}
-
-// sendAndTell is send that also returns an earlier error that nobody was told.
-// n is locked.
-func (c *Client) sendAndTell(n *node) error {
-	err := n.err
-	n.err = nil
-	if serr := c.send(n); err == nil {
-		err = serr
-	}
-	return err
 }
 
 // Flush sends what is delayed of ino and returns the error of that or of an
 // earlier delayed write. The error stays for the next write or fsync: whoever
 // closes a descriptor of the file, a child process or a reader, may be told of
-// it, but must not take it away from the writer.
-func (c *Client) Flush(ino sealfs.Ino) error {
+// it, but must not take it away from the writer. When ctx ends, sending goes on.
+func (c *Client) Flush(ctx context.Context, ino sealfs.Ino) error {
 	n := c.nodes.get(ino)
 	if n == nil {
 		return nil
 	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	c.sendAndKeep(n)
+	t, err := n.turn(ctx)
+	if err != nil {
+		return err
+	}
+	defer t.end()
+	if err := c.sendAndKeep(ctx, &t); err != nil {
+		return err
+	}
 	return n.err
 }
 
-// sendAndKeep sends what is delayed and keeps the first error. n is locked.
-func (c *Client) sendAndKeep(n *node) {
-	if err := c.send(n); err != nil && n.err == nil {
-		n.err = err
+// sendAndKeep sends what is delayed and keeps the first error. It returns only errGaveUp.
+func (c *Client) sendAndKeep(ctx context.Context, t *turn) error {
+	err := c.send(ctx, t)
+	if err == errGaveUp {
+		return err
 	}
+	if err != nil {
+		c.keep(t.n, err)
+	}
+	return nil
 }
 
 // flushAndTake is Flush for who asked for durability: the error is told once.
-func (c *Client) flushAndTake(ino sealfs.Ino) error {
+func (c *Client) flushAndTake(ctx context.Context, ino sealfs.Ino) error {
 	n := c.nodes.get(ino)
 	if n == nil {
 		return nil
 	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return c.sendAndTell(n)
+	t, err := n.turn(ctx)
+	if err != nil {
+		return err
+	}
+	defer t.end()
+	if err := c.sendAndKeep(ctx, &t); err != nil {
+		return err
+	}
+	err, n.err = n.err, nil
+	return err
 }
 
 // settle sends what is delayed of ino for somebody who looks at it. An error is
-// kept for who wrote it.
-func (c *Client) settle(ino sealfs.Ino) {
+// kept for who wrote it; the result says only that ctx has ended.
+func (c *Client) settle(ctx context.Context, ino sealfs.Ino) error {
 	if c.dirtyCount.Load() == 0 {
-		return
+		return nil
 	}
 	if n := c.nodes.get(ino); n != nil && n.dirty.Load() {
-		c.settleNode(n)
+		return c.sendNode(ctx, n)
 	}
+	return nil
 }
 
-func (c *Client) settleNode(n *node) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if err := c.send(n); err != nil {
-		if n.err == nil {
-			n.err = err
-		}
-		if n.gone {
-			c.log.Error("a delayed write failed", "ino", uint64(n.ino), "err", err)
-		}
+// sendNode sends what is delayed of n. The result says only that ctx has ended.
+func (c *Client) sendNode(ctx context.Context, n *node) error {
+	t, err := n.turn(ctx)
+	if err != nil {
+		return err
 	}
-}
-
-// FlushAll sends everything that is delayed and returns the first error.
-func (c *Client) FlushAll() error {
-	var first error
-	for {
-		n := c.dirty.oldest()
-		if n == nil {
-			return first
-		}
-		n.mu.Lock()
-		if err := c.send(n); err != nil {
-			if first == nil {
-				first = err
-			}
-			n.err = err
-		}
-		n.mu.Unlock()
-	}
-}
-
-// dirtyList holds the nodes with buffers, the oldest first.
-type dirtyList struct {
-	mu          sync.Mutex
-	first, last *node
-	timer       bool
-}
-
-func (l *dirtyList) add(c *Client, n *node) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	n.since = time.Now()
-	n.prev, n.next = l.last, nil
-	if l.last != nil {
-		l.last.next = n
-	} else {
-		l.first = n
-	}
-	l.last = n
-	if !l.timer {
-		l.timer = true
-		time.AfterFunc(c.age, c.sendAged)
-	}
-}
-
-func (l *dirtyList) remove(n *node) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if n.prev != nil {
-		n.prev.next = n.next
-	} else {
-		l.first = n.next
-	}
-	if n.next != nil {
-		n.next.prev = n.prev
-	} else {
-		l.last = n.prev
-	}
-	n.prev, n.next = nil, nil
-}
-
-func (l *dirtyList) oldest() *node {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.first
-}
-
-// aged returns the oldest node if its buffer is as old as age; otherwise, when to look again.
-func (l *dirtyList) aged(age time.Duration) (*node, time.Duration) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.first == nil {
-		l.timer = false
-		return nil, 0
-	}
-	if wait := age - time.Since(l.first.since); wait > 0 {
-		return nil, wait
-	}
-	return l.first, 0
-}
-
-// sendAged sends what was delayed long enough, and comes again while there is anything.
-func (c *Client) sendAged() {
-	for {
-		n, wait := c.dirty.aged(c.age)
-		switch {
-		case n != nil:
-			c.settleNode(n)
-		case wait > 0:
-			time.AfterFunc(wait, c.sendAged)
-			return
-		default:
-			return
-		}
-	}
-}
-
-// sentLog remembers whose buffers were sent last. An answer with attributes that
-// was under way meanwhile may be from before: whoever got it asks current.
-type sentLog struct {
-	count atomic.Uint64
-	ring  [64]atomic.Uint64
-}
-
-func (l *sentLog) mark() uint64 { return l.count.Load() }
-
-func (l *sentLog) add(ino sealfs.Ino) {
-	l.ring[l.count.Add(1)%uint64(len(l.ring))].Store(uint64(ino))
-}
-
-// current reports whether attributes of ino hold what was written before mark was
-// taken, which was before they were asked for.
-func (c *Client) current(mark uint64, ino sealfs.Ino) bool {
-	if c.dirtyCount.Load() != 0 {
-		if n := c.nodes.get(ino); n != nil && n.dirty.Load() {
-			return false
-		}
-	}
-	// A buffer of ino that was sent since is in the ring now: it is noted before
-	// the node stops being dirty.
-	now := c.sent.count.Load()
-	if now-mark >= uint64(len(c.sent.ring))/2 {
-		return now == mark
-	}
-	for i := mark + 1; i <= now; i++ {
-		if c.sent.ring[i%uint64(len(c.sent.ring))].Load() == uint64(ino) {
-			return false
-		}
-	}
-	return true
-}
-
-// table finds nodes by inode number.
-type table struct {
-	parts [64]tablePart
-}
-
-type tablePart struct {
-	mu    sync.Mutex
-	nodes map[sealfs.Ino]*node
-	_     [48]byte // a cache line each
-}
-
-func (t *table) init() {
-	for i := range t.parts {
-		t.parts[i].nodes = map[sealfs.Ino]*node{}
-	}
-}
-
-// part spreads by the counter and by the shard in an inode number.
-func (t *table) part(ino sealfs.Ino) *tablePart {
-	return &t.parts[uint64(ino)*0x9e3779b97f4a7c15>>58]
-}
-
-// get returns the node of ino, or nil when nobody holds it open.
-func (t *table) get(ino sealfs.Ino) *node {
-	p := t.part(ino)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.nodes[ino]
-}
-
-// open notes that the server was told of one more opening of ino.
-func (t *table) open(ino sealfs.Ino) {
-	p := t.part(ino)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	n := p.nodes[ino]
-	if n == nil {
-		n = &node{ino: ino}
-		p.nodes[ino] = n
-	}
-	n.opens++
-	n.held++
-}
-
-// release undoes one open of n, which is locked. After the last one n is gone,
-// and the result is how often the server must be told.
-func (t *table) release(n *node) uint64 {
-	p := t.part(n.ino)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if n.gone {
-		return 0
-	}
-	if n.opens--; n.opens > 0 {
-		return 0
-	}
-	delete(p.nodes, n.ino)
-	n.gone = true
-	return n.held
-}
-
-// markLocked notes that somebody takes a POSIX lock, which a close must drop.
-func (t *table) markLocked(ino sealfs.Ino) {
-	if n := t.get(ino); n != nil {
-		n.locked.Store(true)
-	}
-}
-
-// hasLocks reports whether anybody took a POSIX lock on ino since it was opened.
-func (t *table) hasLocks(ino sealfs.Ino) bool {
-	n := t.get(ino)
-	return n != nil && n.locked.Load()
-}
-
-// markCapability notes that ino has a capability attribute now.
-func (t *table) markCapability(ino sealfs.Ino) {
-	if n := t.get(ino); n != nil {
-		n.capability.Store(true)
-	}
+	defer t.end()
+	return c.sendAndKeep(ctx, &t)
 }

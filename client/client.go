@@ -1,6 +1,6 @@
 // Package client is the client side of SealFS: a Go library and a FUSE mount
-// over any op.Handler, be it a server in the same process or a transport to one
-// elsewhere.
+// over any op.Handler, be it a server in the same process, a transport to one
+// elsewhere, or a router to many.
 //
 // Client works on inode numbers, as the kernel does. FS puts paths and files in the manner of
 // package os on top of it, and Mount puts it below the kernel's VFS.
@@ -13,21 +13,32 @@
 // other clients see it at the latest when the file is closed. What a killed
 // client had not sent is lost; Options.Durable sends every write before it is answered.
 //
+// # Servers that are away
+//
+// A client with a session waits for a server that does not answer, for ever or
+// for Options.Retry. Every wait ends with its context: the caller hears
+// sealfs.ErrInterrupted, and does not know whether a change happened; delayed
+// writes, though, are sent on in the background, each of them once. Work on files of
+// other servers goes on.
+//
+// # Large files
+//
+// The first sealfs.HomeBytes of a file lie with its inode. Beyond, a file is
+// either whole in its home shard as well, or has chunks in shards of their own:
+// op.Attr.Bound tells. See chunk.go.
+//
 // # Locks
 //
-// A node's lock (the buffer of one inode) is taken before the node table's and
-// the list of dirty nodes'; while it is held the handler may be called, so that
+// A node's gate (the buffer of one inode) is taken before the locks of the node table, of
+// the list of dirty nodes and of what is known of a node's layout; while it is held the handler may be called, so that
 // writes to one inode keep their order. Nothing else is held across a request.
 package client
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"hash/maphash"
 	"log/slog"
 	"math/rand/v2"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -44,12 +55,23 @@ type Options struct {
 
 	// Session is the client's identity at the cluster, under which changes are
 	// numbered so that a retry happens once. 0 suits a handler in the same
-	// process, whose answers cannot get lost.
+	// process, whose answers cannot get lost. See Fence for what follows it.
 	Session sealfs.Session
 
 	// Retry is for how long a request without an answer is tried again (only with
-	// a session; 30 s when 0).
+	// a session); then it fails with an error that wraps sealfs.ErrIO. 0: for ever.
 	Retry time.Duration
+
+	// Chunked lets files that grow beyond sealfs.HomeBytes have chunks in other
+	// shards. Files that have chunks are read and written in any case.
+	Chunked bool
+
+	// Each calls the function for one shard of each store there is, not at the same
+	// time, and returns the first error. nil: there is one store.
+	Each func(ctx context.Context, fn func(sealfs.Shard) error) error
+
+	// Quota answers what the volume may take, 0 for no limit. nil: no limits.
+	Quota func() (bytes, inodes uint64)
 
 	// Epoch answers the epoch of a shard as the newest cluster map has it. nil: always 0.
 	Epoch func(sealfs.Shard) sealfs.Epoch
@@ -71,19 +93,29 @@ type Cred struct{ UID, GID uint32 }
 
 // Client speaks to a handler in terms of inodes. It is safe for concurrent use.
 type Client struct {
-	h    op.Handler
-	o    Options
-	seed maphash.Seed
-	log  *slog.Logger
-	age  time.Duration // for how long a write is delayed at most
+	h      op.Handler
+	o      Options
+	remote bool // there is a session: answers can get lost, and servers be away
+	seed   maphash.Seed
+	log    *slog.Logger
+	age    time.Duration // for how long a write is delayed at most
+	life   context.Context
+	die    context.CancelFunc
 
-	seq   sequence
-	nodes table
-	dirty dirtyList
-	sent  sentLog
+	ses        atomic.Pointer[identity]
+	sesMu      sync.Mutex      // held while ses changes
+	registered []atomic.Uint32 // by shard: how often Register was called for it; only with a session
+
+	nodes     table
+	dirty     dirtyList
+	sent      sentLog
+	sending   chan struct{} // a token for each aged buffer that is just being sent
+	unsynced  unsynced
+	layoutAge atomic.Int64 // for how long a layout is believed, in nanoseconds
 
 	dirtyCount atomic.Int64 // nodes with a buffer
 	buffered   atomic.Int64 // bytes of all buffers' room
+	stuck      atomic.Int64 // bytes of those among them whose server is away
 }
 
 // New returns a client of h. Close it to send what is still delayed.
@@ -91,16 +123,22 @@ func New(h op.Handler, o Options) *Client {
 	if o.BufferBytes <= 0 {
 		o.BufferBytes = 64 << 20
 	}
-	if o.Retry <= 0 {
-		o.Retry = 30 * time.Second
-	}
 	if o.Shards == 0 {
 		o.Shards = 1
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	c := &Client{h: h, o: o, seed: maphash.MakeSeed(), log: o.Logger, age: bufferAge}
+	c := &Client{
+		h: h, o: o, remote: o.Session != 0, seed: maphash.MakeSeed(), log: o.Logger, age: bufferAge,
+		sending: make(chan struct{}, sendersMax),
+	}
+	c.life, c.die = context.WithCancel(context.Background())
+	c.ses.Store(newIdentity(o.Session, o.Shards))
+	c.layoutAge.Store(int64(layoutAge))
+	if c.remote {
+		c.registered = make([]atomic.Uint32, o.Shards)
+	}
 	c.nodes.init()
 	return c
 }
@@ -108,9 +146,24 @@ func New(h op.Handler, o Options) *Client {
 // Root returns the inode number of the root directory.
 func (c *Client) Root() sealfs.Ino { return c.o.Root }
 
-// Close sends all delayed writes and returns the first error. The handler stays open.
+// closePatience is for how long Close waits for servers that are away.
+const closePatience = 30 * time.Second
+
+// Close sends all delayed writes and returns the first error. What cannot be sent
+// within half a minute, because its server is away, is lost, and the error
+// says how much. Then all who still wait are answered sealfs.ErrInterrupted.
+// The handler stays open.
 func (c *Client) Close() error {
-	return c.FlushAll()
+	ctx, cancel := context.WithTimeout(context.Background(), closePatience)
+	defer cancel()
+	return c.Shutdown(ctx)
+}
+
+// Shutdown is Close with a patience of the caller's.
+func (c *Client) Shutdown(ctx context.Context) error {
+	err := c.flushAll(ctx)
+	c.die()
+	return err
 }
 
 // call is a request and its reply, pooled: both escape to the heap on their way
@@ -118,6 +171,11 @@ func (c *Client) Close() error {
 type call struct {
 	op.Request
 	rep op.Reply
+
+	ses        *identity // whose number Seq is; nil: not numbered yet
+	unsure     bool      // an attempt got no answer
+	layout     bool      // "stale" may be about the layout of the file: it is an answer
+	registered uint32    // Client.registered of the shard, from before the last attempt
 }
 
 var calls = sync.Pool{New: func() any { return new(call) }}
@@ -132,89 +190,39 @@ func (c *Client) begin(t op.Type, ino sealfs.Ino) *call {
 
 // end gives k back. Its reply must not be used any more.
 func (k *call) end() {
-	k.Request = op.Request{}
 	clear(k.rep.Entries)
-	k.rep = op.Reply{Entries: k.rep.Entries[:0]}
+	*k = call{rep: op.Reply{Entries: k.rep.Entries[:0]}}
 	calls.Put(k)
+}
+
+// address fills in what all requests carry.
+func (c *Client) address(k *call) {
+	k.Volume = c.o.Volume
+	if c.o.Epoch != nil {
+		k.Epoch = c.o.Epoch(k.Shard)
+	}
 }
 
 // do sends k and returns what went wrong, a sealfs.Code or an error that wraps one.
 func (c *Client) do(ctx context.Context, k *call) error {
-	k.Volume = c.o.Volume
-	k.Session = c.o.Session
-	if c.o.Epoch != nil {
-		k.Epoch = c.o.Epoch(k.Shard)
+	c.address(k)
+	if c.remote {
+		err := c.ask(ctx, k)
+		c.finish(k)
+		return err
 	}
-	if c.o.Session == 0 {
-		if err := c.h.Do(ctx, &k.Request, &k.rep); err != nil {
-			return err
-		}
-		if k.rep.Code != 0 {
-			return k.rep.Code
-		}
-		return nil
-	}
-	if k.Type.Changes() {
-		k.Seq, k.Low = c.seq.start()
-		defer c.seq.finish(k.Seq)
-	}
-	return c.retry(ctx, k)
+	return once(ctx, c.h, k)
 }
 
-// retry sends k until there is an answer, time is up, or ctx ends.
-func (c *Client) retry(ctx context.Context, k *call) error {
-	wait := 5 * time.Millisecond
-	deadline := time.Now().Add(c.o.Retry)
-	for {
-		k.rep.Reset()
-		err := c.h.Do(ctx, &k.Request, &k.rep)
-		switch {
-		case err == nil && k.rep.Code == 0:
-			return nil
-		case err == nil && k.rep.Code != sealfs.ErrStale && k.rep.Code != sealfs.ErrUnavailable && k.rep.Code != sealfs.ErrBusy:
-			return k.rep.Code
-		case err == nil:
-			err = k.rep.Code
-		case !errors.Is(err, sealfs.ErrUnavailable) && !errors.Is(err, sealfs.ErrTimeout):
-			return err
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("%v: no answer for %v: %w", k.Type, c.o.Retry, err)
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("%v: %w", k.Type, sealfs.ErrInterrupted)
-		case <-time.After(wait):
-		}
-		wait = min(2*wait, time.Second)
-		if c.o.Epoch != nil {
-			k.Epoch = c.o.Epoch(k.Shard)
-		}
+// once asks h one time.
+func once(ctx context.Context, h op.Handler, k *call) error {
+	if err := h.Do(ctx, &k.Request, &k.rep); err != nil {
+		return err
 	}
-}
-
-// sequence numbers the changes of a session and knows the lowest one that is
-// not answered yet.
-type sequence struct {
-	mu   sync.Mutex
-	last uint64
-	open []uint64 // not answered yet, ascending
-}
-
-func (s *sequence) start() (seq, low uint64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.last++
-	s.open = append(s.open, s.last)
-	return s.last, s.open[0]
-}
-
-func (s *sequence) finish(seq uint64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if i, ok := slices.BinarySearch(s.open, seq); ok {
-		s.open = slices.Delete(s.open, i, i+1)
+	if k.rep.Code != 0 {
+		return k.rep.Code
 	}
+	return nil
 }
 
 // spread chooses the home of a new directory: any shard, so that the load of a

@@ -189,7 +189,7 @@ func TestLookupDuringSend(t *testing.T) {
 			// The model's answer is taken now, and the write sent before it arrives.
 			var rep op.Reply
 			s.Handler.Do(ctx, r, &rep)
-			if err := c.Flush(ino); err != nil {
+			if err := c.Flush(ctx, ino); err != nil {
 				return err
 			}
 			s.Handler = stale{s.Handler, rep.Attr}
@@ -298,13 +298,13 @@ func TestErrorOfDelayedWriteIsToldOnce(t *testing.T) {
 		s.setFail(nil)
 		// The close of another descriptor, a child's or a reader's, must not
 		// take it from the writer.
-		if err := c.Flush(ino); err != sealfs.ErrNoSpace {
+		if err := c.Flush(ctx, ino); err != sealfs.ErrNoSpace {
 			t.Errorf("%s: the first flush: %v", name, err)
 		}
 		if err := tell(c, ino); err != sealfs.ErrNoSpace {
 			t.Errorf("%s: %v", name, err)
 		}
-		if err := c.Flush(ino); err != nil {
+		if err := c.Flush(ctx, ino); err != nil {
 			t.Errorf("%s: told again: %v", name, err)
 		}
 	}

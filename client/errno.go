@@ -45,6 +45,7 @@ var errnos = [...]syscall.Errno{
 	sealfs.ErrNoDevice:        syscall.ENXIO,
 	sealfs.ErrTooManySymlinks: syscall.ELOOP,
 	sealfs.ErrVersion:         syscall.EPROTONOSUPPORT,
+	sealfs.ErrSession:         syscall.EIO,
 }
 
 // Errno returns the system's number for err, 0 for nil. An error that carries

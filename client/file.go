@@ -33,6 +33,7 @@ type File struct {
 	ino  sealfs.Ino
 	dir  bool
 	flag int
+	ses  *identity // under which it was opened
 
 	mu     sync.Mutex
 	closed bool
@@ -74,7 +75,7 @@ func (f *FS) open(ctx context.Context, name string, flag int, perm fs.FileMode) 
 		if err == sealfs.ErrNotExist && flag&os.O_CREATE != 0 {
 			a, err = f.c.Create(ctx, dir, last, unixPerm(perm), f.who)
 			if err == nil {
-				return &File{f: f, name: name, ino: a.Ino, flag: flag}, nil
+				return f.file(name, a.Ino, flag), nil
 			}
 			if err == sealfs.ErrExist && flag&os.O_EXCL == 0 {
 				continue // somebody else was quicker
@@ -100,7 +101,7 @@ func (f *FS) open(ctx context.Context, name string, flag int, perm fs.FileMode) 
 		if _, err := f.c.Open(ctx, a.Ino); err != nil {
 			return nil, err
 		}
-		file := &File{f: f, name: name, ino: a.Ino, flag: flag}
+		file := f.file(name, a.Ino, flag)
 		if flag&os.O_TRUNC != 0 {
 			if _, err := f.c.Setattr(ctx, a.Ino, &SetAttr{Valid: op.SetSize}); err != nil {
 				file.Close()
@@ -118,7 +119,18 @@ func (f *FS) openDir(ctx context.Context, name string, ino sealfs.Ino, flag int)
 	if _, err := f.c.Open(ctx, ino); err != nil {
 		return nil, err
 	}
-	return &File{f: f, name: name, ino: ino, dir: true}, nil
+	file := f.file(name, ino, os.O_RDONLY)
+	file.dir = true
+	return file, nil
+}
+
+// file returns the file for an inode that was just opened.
+func (f *FS) file(name string, ino sealfs.Ino, flag int) *File {
+	file := &File{f: f, name: name, ino: ino, flag: flag, ses: f.c.ses.Load()}
+	if n := f.c.nodes.get(ino); n != nil {
+		file.ses = n.ses.Load()
+	}
+	return file
 }
 
 // Name returns the name with which the file was opened.
@@ -132,6 +144,8 @@ func (f *File) start(dir bool, mode int) error {
 	switch {
 	case f.closed:
 		return sealfs.ErrClosed
+	case f.ses.ended.Load():
+		return sealfs.ErrSession
 	case f.dir && !dir:
 		return sealfs.ErrIsDir
 	case !f.dir && dir:
@@ -339,6 +353,9 @@ func (f *File) Close() error {
 		return pathError("close", f.name, sealfs.ErrClosed)
 	}
 	f.closed = true
+	if f.ses.ended.Load() {
+		return pathError("close", f.name, sealfs.ErrSession)
+	}
 	return pathError("close", f.name, f.f.c.Release(context.Background(), f.ino))
 }
 

@@ -15,11 +15,11 @@ import (
 // filesystem answers the kernel. A node id is an inode number, but for the root,
 // which is node 1; so forgetting needs nothing. There are no file handles either:
 // what a handle would remember, the kernel says with each request, and what
-// belongs to a file stands in its node.
+// belongs to a file stands in its node. The number of a handle is that of the session
+// under which the file was opened: it ends with that.
 //
-// The cancel channels are ignored but where somebody waits for another: most
-// interrupts are the Go runtime's own signals in the calling program, and a short operation is over
-// sooner than an interrupt is handled.
+// The cancel channels matter only where somebody may wait for another, or for a
+// server: see interrupts.
 type filesystem struct {
 	fuse.RawFileSystem
 	c *Client
@@ -27,6 +27,7 @@ type filesystem struct {
 
 	entryTTL, attrTTL, negativeTTL ttl
 	seen                           seenVersions
+	interrupts                     interrupts
 }
 
 // ttl is a duration in the form in which the kernel takes it.
@@ -73,6 +74,23 @@ func cred(h *fuse.InHeader) Cred { return Cred{h.Uid, h.Gid} }
 // bg is the context of operations that wait for nobody else.
 var bg = context.Background()
 
+// handle returns the number of a handle of ino, which was just opened.
+func (f *filesystem) handle(ino sealfs.Ino) uint64 {
+	if f.c.remote {
+		if n := f.c.nodes.get(ino); n != nil {
+			return uint64(n.ses.Load().id)
+		}
+	}
+	return 0 // no session's, or one's that has ended already
+}
+
+// lost reports whether a handle was opened under a session that has ended: who
+// has it must not go on as if nothing had happened.
+func (f *filesystem) lost(handle uint64) bool {
+	s := f.c.ses.Load()
+	return handle != uint64(s.id) || s.ended.Load()
+}
+
 // status translates an error. ENOSYS would make the kernel never ask again, so it is not said
 // here; methods that mean it say it themselves.
 func status(err error) fuse.Status {
@@ -91,6 +109,10 @@ func fillAttr(out *fuse.Attr, a *op.Attr) {
 	out.Ino = uint64(a.Ino)
 	out.Size = a.Size
 	out.Blocks = a.Blocks
+	if a.Bound != 0 && a.Size > sealfs.HomeBytes {
+		// The home does not know what chunks take. Programs must not take data for a hole.
+		out.Blocks += (a.Size - sealfs.HomeBytes + 511) / 512
+	}
 	out.Atime, out.Atimensec = splitTime(a.Atime)
 	out.Mtime, out.Mtimensec = splitTime(a.Mtime)
 	out.Ctime, out.Ctimensec = splitTime(a.Ctime)
@@ -146,7 +168,9 @@ func (f *filesystem) entry(out *fuse.EntryOut, a *op.Attr, err error) fuse.Statu
 }
 
 func (f *filesystem) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
-	a, err := f.c.Lookup(bg, f.ino(h.NodeId), name)
+	ctx, w := f.wait(cancel)
+	defer w.over()
+	a, err := f.c.Lookup(ctx, f.ino(h.NodeId), name)
 	if err == sealfs.ErrNotExist && f.negativeTTL != (ttl{}) {
 		// Node 0 lets the kernel remember that there is no such name.
 		out.EntryValid, out.EntryValidNsec = f.negativeTTL.sec, f.negativeTTL.nsec
@@ -156,7 +180,9 @@ func (f *filesystem) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name strin
 }
 
 func (f *filesystem) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
-	a, err := f.c.Getattr(bg, f.ino(in.NodeId))
+	ctx, w := f.wait(cancel)
+	defer w.over()
+	a, err := f.c.Getattr(ctx, f.ino(in.NodeId))
 	if err != nil {
 		return status(err)
 	}
@@ -166,7 +192,9 @@ func (f *filesystem) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fu
 
 // Statx serves who asks for the birth time; others are answered by GetAttr.
 func (f *filesystem) Statx(cancel <-chan struct{}, in *fuse.StatxIn, out *fuse.StatxOut) fuse.Status {
-	a, err := f.c.Getattr(bg, f.ino(in.NodeId))
+	ctx, w := f.wait(cancel)
+	defer w.over()
+	a, err := f.c.Getattr(ctx, f.ino(in.NodeId))
 	if err != nil {
 		return status(err)
 	}
@@ -187,6 +215,8 @@ func (f *filesystem) Statx(cancel <-chan struct{}, in *fuse.StatxIn, out *fuse.S
 }
 
 func (f *filesystem) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
+	ctx, w := f.wait(cancel)
+	defer w.over()
 	s := SetAttr{Mode: in.Mode & modePerm, Cred: Cred{in.Owner.Uid, in.Owner.Gid}, Size: in.Size}
 	for _, b := range [...]struct{ kernel, ours uint32 }{
 		{fuse.FATTR_MODE, op.SetMode}, {fuse.FATTR_UID, op.SetUID}, {fuse.FATTR_GID, op.SetGID}, {fuse.FATTR_SIZE, op.SetSize},
@@ -213,8 +243,11 @@ func (f *filesystem) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fu
 	}
 	// With HANDLE_KILLPRIV_V2 a change of owner is ours to see through, while a
 	// truncation says whether the caller may keep the bits.
+	if fh, ok := in.GetFh(); ok && f.lost(fh) {
+		return fuse.EIO
+	}
 	s.KillPriv = in.Valid&(fuse.FATTR_UID|fuse.FATTR_GID|fuse.FATTR_KILL_SUIDGID) != 0
-	a, err := f.c.Setattr(bg, f.ino(in.NodeId), &s)
+	a, err := f.c.Setattr(ctx, f.ino(in.NodeId), &s)
 	if err != nil {
 		return status(err)
 	}
@@ -223,36 +256,50 @@ func (f *filesystem) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fu
 }
 
 func (f *filesystem) Readlink(cancel <-chan struct{}, h *fuse.InHeader) ([]byte, fuse.Status) {
-	b, err := f.c.Readlink(bg, f.ino(h.NodeId))
+	ctx, w := f.wait(cancel)
+	defer w.over()
+	b, err := f.c.Readlink(ctx, f.ino(h.NodeId))
 	return b, status(err)
 }
 
 func (f *filesystem) Mknod(cancel <-chan struct{}, in *fuse.MknodIn, name string, out *fuse.EntryOut) fuse.Status {
-	a, err := f.c.Mknod(bg, f.ino(in.NodeId), name, in.Mode&^(in.Umask&0o777), in.Rdev, cred(&in.InHeader))
+	ctx, w := f.wait(cancel)
+	defer w.over()
+	a, err := f.c.Mknod(ctx, f.ino(in.NodeId), name, in.Mode&^(in.Umask&0o777), in.Rdev, cred(&in.InHeader))
 	return f.entry(out, &a, err)
 }
 
 func (f *filesystem) Mkdir(cancel <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
-	a, err := f.c.Mkdir(bg, f.ino(in.NodeId), name, in.Mode&^(in.Umask&0o777), cred(&in.InHeader))
+	ctx, w := f.wait(cancel)
+	defer w.over()
+	a, err := f.c.Mkdir(ctx, f.ino(in.NodeId), name, in.Mode&^(in.Umask&0o777), cred(&in.InHeader))
 	return f.entry(out, &a, err)
 }
 
 func (f *filesystem) Symlink(cancel <-chan struct{}, h *fuse.InHeader, target, name string, out *fuse.EntryOut) fuse.Status {
-	a, err := f.c.Symlink(bg, f.ino(h.NodeId), name, target, cred(h))
+	ctx, w := f.wait(cancel)
+	defer w.over()
+	a, err := f.c.Symlink(ctx, f.ino(h.NodeId), name, target, cred(h))
 	return f.entry(out, &a, err)
 }
 
 func (f *filesystem) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
-	a, err := f.c.Link(bg, f.ino(in.Oldnodeid), f.ino(in.NodeId), name)
+	ctx, w := f.wait(cancel)
+	defer w.over()
+	a, err := f.c.Link(ctx, f.ino(in.Oldnodeid), f.ino(in.NodeId), name)
 	return f.entry(out, &a, err)
 }
 
 func (f *filesystem) Unlink(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
-	return status(f.c.Unlink(bg, f.ino(h.NodeId), name))
+	ctx, w := f.wait(cancel)
+	defer w.over()
+	return status(f.c.Unlink(ctx, f.ino(h.NodeId), name))
 }
 
 func (f *filesystem) Rmdir(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
-	return status(f.c.Rmdir(bg, f.ino(h.NodeId), name))
+	ctx, w := f.wait(cancel)
+	defer w.over()
+	return status(f.c.Rmdir(ctx, f.ino(h.NodeId), name))
 }
 
 // Flags of renameat2(2).
@@ -262,6 +309,8 @@ const (
 )
 
 func (f *filesystem) Rename(cancel <-chan struct{}, in *fuse.RenameIn, name, name2 string) fuse.Status {
+	ctx, w := f.wait(cancel)
+	defer w.over()
 	var flags op.Flags
 	switch in.Flags {
 	case 0:
@@ -272,14 +321,16 @@ func (f *filesystem) Rename(cancel <-chan struct{}, in *fuse.RenameIn, name, nam
 	default:
 		return fuse.EINVAL
 	}
-	return status(f.c.Rename(bg, f.ino(in.NodeId), name, f.ino(in.Newdir), name2, flags))
+	return status(f.c.Rename(ctx, f.ino(in.NodeId), name, f.ino(in.Newdir), name2, flags))
 }
 
 // Create makes and opens a file. The kernel has looked before, so a name that
 // exists came from elsewhere meanwhile: ESTALE lets it look again, and then
 // check permissions as for any open.
 func (f *filesystem) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
-	a, err := f.c.Create(bg, f.ino(in.NodeId), name, in.Mode&^(in.Umask&0o777), cred(&in.InHeader))
+	ctx, w := f.wait(cancel)
+	defer w.over()
+	a, err := f.c.Create(ctx, f.ino(in.NodeId), name, in.Mode&^(in.Umask&0o777), cred(&in.InHeader))
 	if (err == sealfs.ErrExist || err == sealfs.ErrIsDir) && in.Flags&syscall.O_EXCL == 0 {
 		return fuse.Status(syscall.ESTALE)
 	}
@@ -287,17 +338,19 @@ func (f *filesystem) Create(cancel <-chan struct{}, in *fuse.CreateIn, name stri
 		return status(err)
 	}
 	f.fillEntry(&out.EntryOut, &a)
-	out.OpenFlags = newFileFlags(in.Flags)
+	out.Fh, out.OpenFlags = f.handle(a.Ino), newFileFlags(in.Flags)
 	return fuse.OK
 }
 
 func (f *filesystem) Tmpfile(cancel <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
-	a, err := f.c.Tmpfile(bg, f.ino(in.NodeId), in.Mode&^(in.Umask&0o777), cred(&in.InHeader))
+	ctx, w := f.wait(cancel)
+	defer w.over()
+	a, err := f.c.Tmpfile(ctx, f.ino(in.NodeId), in.Mode&^(in.Umask&0o777), cred(&in.InHeader))
 	if err != nil {
 		return status(err)
 	}
 	f.fillEntry(&out.EntryOut, &a)
-	out.OpenFlags = newFileFlags(in.Flags)
+	out.Fh, out.OpenFlags = f.handle(a.Ino), newFileFlags(in.Flags)
 	return fuse.OK
 }
 
@@ -315,22 +368,25 @@ func newFileFlags(flags uint32) uint32 {
 }
 
 func (f *filesystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	ctx, w := f.wait(cancel)
+	defer w.over()
 	ino := f.ino(in.NodeId)
-	a, err := f.c.Open(bg, ino)
+	a, err := f.c.Open(ctx, ino)
 	if err != nil {
 		return status(err)
 	}
 	if in.Flags&syscall.O_TRUNC != 0 {
 		s := SetAttr{Valid: op.SetSize, KillPriv: in.Mode&fuse.OPEN_KILL_SUIDGID != 0}
-		if a, err = f.c.Setattr(bg, ino, &s); err != nil {
-			f.c.Release(bg, ino)
+		if a, err = f.c.Setattr(ctx, ino, &s); err != nil {
+			f.c.Release(ctx, ino)
 			return status(err)
 		}
 	}
+	out.Fh = f.handle(ino)
 	if in.Flags&syscall.O_DIRECT != 0 {
 		// Past its cache the kernel takes capabilities from nobody: such a file
 		// is written the slower way.
-		if _, _, err := f.c.Getxattr(bg, ino, capability, 0, nil); err == sealfs.ErrNoData || in.Flags&syscall.O_ACCMODE == syscall.O_RDONLY {
+		if _, _, err := f.c.Getxattr(ctx, ino, capability, 0, nil); err == sealfs.ErrNoData || in.Flags&syscall.O_ACCMODE == syscall.O_RDONLY {
 			out.OpenFlags = directIO
 		}
 		return fuse.OK
@@ -341,14 +397,27 @@ func (f *filesystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 	return fuse.OK
 }
 
+// Release lets a file go. Nobody waits for the answer, but the kernel bounds the
+// requests of that kind: those for servers that are away must not use them up.
 func (f *filesystem) Release(cancel <-chan struct{}, in *fuse.ReleaseIn) {
-	ino := f.ino(in.NodeId)
+	ino, owner, flags := f.ino(in.NodeId), in.LockOwner, in.ReleaseFlags
+	if f.lost(in.Fh) {
+		return // the session's end has let it go
+	}
+	if f.c.remote {
+		go f.release(ino, owner, flags)
+		return
+	}
+	f.release(ino, owner, flags)
+}
+
+func (f *filesystem) release(ino sealfs.Ino, owner uint64, flags uint32) {
 	const flockUnlock = 1 << 1
-	if in.ReleaseFlags&flockUnlock != 0 {
-		f.c.DropOwner(bg, ino, in.LockOwner, op.Flock)
+	if flags&flockUnlock != 0 {
+		f.c.DropOwner(bg, ino, owner, op.Flock)
 	}
 	if err := f.c.Release(bg, ino); err != nil {
-		// Nobody hears the answer to a release; flush told what could be told.
+		// Flush told what could be told.
 		f.c.log.Error("release failed", "ino", uint64(ino), "err", err)
 	}
 }

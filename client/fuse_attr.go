@@ -26,10 +26,12 @@ func refuseAttr(name string) error {
 }
 
 func (f *filesystem) GetXAttr(cancel <-chan struct{}, h *fuse.InHeader, name string, dest []byte) (uint32, fuse.Status) {
+	ctx, w := f.wait(cancel)
+	defer w.over()
 	if err := refuseAttr(name); err != nil {
 		return 0, status(err)
 	}
-	b, size, err := f.c.Getxattr(bg, f.ino(h.NodeId), name, len(dest), dest[:0])
+	b, size, err := f.c.Getxattr(ctx, f.ino(h.NodeId), name, len(dest), dest[:0])
 	if err != nil {
 		return 0, status(err)
 	}
@@ -40,9 +42,11 @@ func (f *filesystem) GetXAttr(cancel <-chan struct{}, h *fuse.InHeader, name str
 }
 
 func (f *filesystem) ListXAttr(cancel <-chan struct{}, h *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
+	ctx, w := f.wait(cancel)
+	defer w.over()
 	ino := f.ino(h.NodeId)
 	if h.Uid == 0 {
-		b, size, err := f.c.Listxattr(bg, ino, len(dest), dest[:0])
+		b, size, err := f.c.Listxattr(ctx, ino, len(dest), dest[:0])
 		if err != nil {
 			return 0, status(err)
 		}
@@ -52,7 +56,7 @@ func (f *filesystem) ListXAttr(cancel <-chan struct{}, h *fuse.InHeader, dest []
 		return uint32(size), fuse.OK
 	}
 	// Only root may know of trusted attributes.
-	b, _, err := f.c.Listxattr(bg, ino, sealfs.XattrListMax, nil)
+	b, _, err := f.c.Listxattr(ctx, ino, sealfs.XattrListMax, nil)
 	if err != nil {
 		return 0, status(err)
 	}
@@ -79,6 +83,8 @@ const (
 )
 
 func (f *filesystem) SetXAttr(cancel <-chan struct{}, in *fuse.SetXAttrIn, name string, value []byte) fuse.Status {
+	ctx, w := f.wait(cancel)
+	defer w.over()
 	if err := refuseAttr(name); err != nil {
 		return status(err)
 	}
@@ -89,14 +95,16 @@ func (f *filesystem) SetXAttr(cancel <-chan struct{}, in *fuse.SetXAttrIn, name 
 	if in.Flags&xattrReplace != 0 {
 		flags |= op.XReplace
 	}
-	return status(f.c.Setxattr(bg, f.ino(in.NodeId), name, value, flags))
+	return status(f.c.Setxattr(ctx, f.ino(in.NodeId), name, value, flags))
 }
 
 func (f *filesystem) RemoveXAttr(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
+	ctx, w := f.wait(cancel)
+	defer w.over()
 	if err := refuseAttr(name); err != nil {
 		return status(err)
 	}
-	return status(f.c.Removexattr(bg, f.ino(h.NodeId), name))
+	return status(f.c.Removexattr(ctx, f.ino(h.NodeId), name))
 }
 
 // lockOf translates the kernel's lock.
@@ -119,9 +127,11 @@ func lockOf(in *fuse.LkIn) (l op.Lock, flags op.Flags, err error) {
 }
 
 func (f *filesystem) GetLk(cancel <-chan struct{}, in *fuse.LkIn, out *fuse.LkOut) fuse.Status {
+	ctx, w := f.wait(cancel)
+	defer w.over()
 	l, flags, err := lockOf(in)
 	if err == nil {
-		l, err = f.c.TestLock(bg, f.ino(in.NodeId), l, flags)
+		l, err = f.c.TestLock(ctx, f.ino(in.NodeId), l, flags)
 	}
 	if err != nil {
 		return status(err)
@@ -137,9 +147,14 @@ func (f *filesystem) GetLk(cancel <-chan struct{}, in *fuse.LkIn, out *fuse.LkOu
 }
 
 func (f *filesystem) SetLk(cancel <-chan struct{}, in *fuse.LkIn) fuse.Status {
+	ctx, w := f.wait(cancel)
+	defer w.over()
 	l, flags, err := lockOf(in)
+	if f.lost(in.Fh) {
+		err = sealfs.ErrSession
+	}
 	if err == nil {
-		err = f.c.SetLock(bg, f.ino(in.NodeId), l, flags)
+		err = f.c.SetLock(ctx, f.ino(in.NodeId), l, flags)
 	}
 	return status(err)
 }
@@ -151,7 +166,13 @@ func (f *filesystem) SetLkw(cancel <-chan struct{}, in *fuse.LkIn) fuse.Status {
 	if err != nil {
 		return status(err)
 	}
-	if err = f.c.SetLock(bg, f.ino(in.NodeId), l, flags); errors.Is(err, sealfs.ErrAgain) {
+	if f.lost(in.Fh) {
+		return fuse.EIO
+	}
+	ctx, w := f.wait(cancel)
+	err = f.c.SetLock(ctx, f.ino(in.NodeId), l, flags)
+	w.over()
+	if errors.Is(err, sealfs.ErrAgain) {
 		err = f.c.WaitLock(&fuse.Context{Cancel: cancel}, f.ino(in.NodeId), l, flags)
 	}
 	return status(err)

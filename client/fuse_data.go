@@ -1,6 +1,8 @@
 package client
 
 import (
+	"context"
+	"errors"
 	"sync"
 	"syscall"
 
@@ -23,7 +25,12 @@ func (r *readResult) Done() {
 }
 
 func (f *filesystem) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
-	b, err := f.c.Read(bg, f.ino(in.NodeId), in.Offset, min(int(in.Size), len(buf)), buf)
+	if f.lost(in.Fh) {
+		return nil, fuse.EIO
+	}
+	ctx, w := f.wait(cancel)
+	defer w.over()
+	b, err := f.c.Read(ctx, f.ino(in.NodeId), in.Offset, min(int(in.Size), len(buf)), buf)
 	if err != nil {
 		return nil, status(err)
 	}
@@ -33,6 +40,11 @@ func (f *filesystem) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (
 }
 
 func (f *filesystem) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+	if f.lost(in.Fh) {
+		return 0, fuse.EIO
+	}
+	ctx, w := f.wait(cancel)
+	defer w.over()
 	ino := f.ino(in.NodeId)
 	var flags op.Flags
 	if in.Flags&syscall.O_APPEND != 0 && in.WriteFlags&fuse.WRITE_CACHE == 0 {
@@ -41,23 +53,31 @@ func (f *filesystem) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte
 	if in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0 {
 		flags |= op.KillPriv
 	}
-	err := f.c.Write(bg, ino, in.Offset, data, flags)
+	n, err := f.c.write(ctx, ino, in.Offset, data, flags)
 	if err == nil && in.Flags&syscall.O_DSYNC != 0 {
-		err = f.c.Fsync(bg, ino) // O_SYNC contains O_DSYNC
+		if err = f.c.Fsync(ctx, ino); err != nil { // O_SYNC contains O_DSYNC
+			return 0, status(err)
+		}
 	}
-	if err != nil {
+	if err != nil && (n == 0 || !errors.Is(err, sealfs.ErrInterrupted)) {
 		return 0, status(err)
 	}
-	return uint32(len(data)), fuse.OK
+	return uint32(n), fuse.OK
 }
 
 // Flush is called for every close(2) of a descriptor: the last moment at which an
 // error can be told, and the end of the process's POSIX locks on the file.
 func (f *filesystem) Flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Status {
+	if f.lost(in.Fh) {
+		return fuse.EIO
+	}
+	ctx, w := f.wait(cancel)
+	w.flushes(in.Pid)
+	defer w.over()
 	ino := f.ino(in.NodeId)
-	err := f.c.Flush(ino)
+	err := f.c.Flush(ctx, ino)
 	if f.c.nodes.hasLocks(ino) {
-		if derr := f.c.DropOwner(bg, ino, in.LockOwner, 0); err == nil {
+		if derr := f.c.DropOwner(ctx, ino, in.LockOwner, 0); err == nil {
 			err = derr
 		}
 	}
@@ -65,24 +85,34 @@ func (f *filesystem) Flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Status
 }
 
 func (f *filesystem) Fsync(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
-	return status(f.c.Fsync(bg, f.ino(in.NodeId)))
+	if f.lost(in.Fh) {
+		return fuse.EIO
+	}
+	ctx, w := f.wait(cancel)
+	defer w.over()
+	return status(f.c.Fsync(ctx, f.ino(in.NodeId)))
 }
 
 // killPriv clears the setuid and setgid bits for changes with which the kernel
 // does not say whether to: root alone may keep them.
-func (f *filesystem) killPriv(h *fuse.InHeader, ino sealfs.Ino) error {
+func (f *filesystem) killPriv(ctx context.Context, h *fuse.InHeader, ino sealfs.Ino) error {
 	if h.Uid == 0 {
 		return nil
 	}
-	_, err := f.c.Setattr(bg, ino, &SetAttr{KillPriv: true})
+	_, err := f.c.Setattr(ctx, ino, &SetAttr{KillPriv: true})
 	return err
 }
 
 func (f *filesystem) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
+	if f.lost(in.Fh) {
+		return fuse.EIO
+	}
+	ctx, w := f.wait(cancel)
+	defer w.over()
 	ino := f.ino(in.NodeId)
-	err := f.c.Fallocate(bg, ino, in.Offset, in.Length, in.Mode)
+	err := f.c.Fallocate(ctx, ino, in.Offset, in.Length, in.Mode)
 	if err == nil {
-		err = f.killPriv(&in.InHeader, ino)
+		err = f.killPriv(ctx, &in.InHeader, ino)
 	}
 	return status(err)
 }
@@ -91,13 +121,18 @@ func (f *filesystem) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fus
 const copyMax = 16 << 20
 
 func (f *filesystem) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32, fuse.Status) {
+	ctx, w := f.wait(cancel)
+	defer w.over()
 	if in.Flags != 0 {
 		return 0, fuse.EINVAL
 	}
+	if f.lost(in.FhIn) || f.lost(in.FhOut) {
+		return 0, fuse.EIO
+	}
 	from, to := f.ino(in.NodeId), f.ino(in.NodeIdOut)
-	n, err := f.c.CopyRange(bg, from, in.OffIn, to, in.OffOut, min(in.Len, copyMax), 0)
+	n, err := f.c.CopyRange(ctx, from, in.OffIn, to, in.OffOut, min(in.Len, copyMax), 0)
 	if n > 0 {
-		err = f.killPriv(&in.InHeader, to)
+		err = f.killPriv(ctx, &in.InHeader, to)
 	}
 	if err != nil {
 		return 0, status(err)
@@ -106,7 +141,12 @@ func (f *filesystem) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRang
 }
 
 func (f *filesystem) Lseek(cancel <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
-	off, err := f.c.Seek(bg, f.ino(in.NodeId), in.Offset, in.Whence)
+	if f.lost(in.Fh) {
+		return fuse.EIO
+	}
+	ctx, w := f.wait(cancel)
+	defer w.over()
+	off, err := f.c.Seek(ctx, f.ino(in.NodeId), in.Offset, in.Whence)
 	out.Offset = off
 	return status(err)
 }
@@ -116,7 +156,9 @@ func (f *filesystem) Ioctl(cancel <-chan struct{}, in *fuse.IoctlIn, inbuf []byt
 }
 
 func (f *filesystem) StatFs(cancel <-chan struct{}, h *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
-	s, err := f.c.Statfs(bg)
+	ctx, w := f.wait(cancel)
+	defer w.over()
+	s, err := f.c.Statfs(ctx)
 	if err != nil {
 		return status(err)
 	}
@@ -130,29 +172,36 @@ func (f *filesystem) StatFs(cancel <-chan struct{}, h *fuse.InHeader, out *fuse.
 
 // OpenDir holds the directory, so that it can still be read after its removal.
 func (f *filesystem) OpenDir(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	_, err := f.c.Open(bg, f.ino(in.NodeId))
+	ctx, w := f.wait(cancel)
+	defer w.over()
+	ino := f.ino(in.NodeId)
+	_, err := f.c.Open(ctx, ino)
+	out.Fh = f.handle(ino)
 	return status(err)
 }
 
-func (f *filesystem) ReleaseDir(in *fuse.ReleaseIn) { f.c.Release(bg, f.ino(in.NodeId)) }
+// ReleaseDir is Release for directories.
+func (f *filesystem) ReleaseDir(in *fuse.ReleaseIn) { f.Release(nil, in) }
 
 func (f *filesystem) FsyncDir(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
-	return status(f.c.Fsync(bg, f.ino(in.NodeId)))
+	ctx, w := f.wait(cancel)
+	defer w.over()
+	return status(f.c.Fsync(ctx, f.ino(in.NodeId)))
 }
 
 func (f *filesystem) ReadDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
-	return f.readDir(in, out, false)
+	return f.readDir(cancel, in, out, false)
 }
 
 func (f *filesystem) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
-	return f.readDir(in, out, true)
+	return f.readDir(cancel, in, out, true)
 }
 
 var direntLists = sync.Pool{New: func() any { return new([]op.Dirent) }}
 
 // readDir answers entries after the cookie in.Offset. "." and ".." are ours, with
 // the cookies 1 and 2 that the server never gives.
-func (f *filesystem) readDir(in *fuse.ReadIn, out *fuse.DirEntryList, plus bool) fuse.Status {
+func (f *filesystem) readDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList, plus bool) fuse.Status {
 	ino := f.ino(in.NodeId)
 	add := func(e *op.Dirent, mode uint32) bool {
 		d := fuse.DirEntry{Name: e.Name, Ino: uint64(e.Ino), Off: e.Cookie, Mode: mode}
@@ -171,6 +220,8 @@ func (f *filesystem) readDir(in *fuse.ReadIn, out *fuse.DirEntryList, plus bool)
 			return fuse.OK
 		}
 	}
+	ctx, w := f.wait(cancel)
+	defer w.over()
 	list := direntLists.Get().(*[]op.Dirent)
 	defer func() {
 		clear(*list)
@@ -178,7 +229,7 @@ func (f *filesystem) readDir(in *fuse.ReadIn, out *fuse.DirEntryList, plus bool)
 	}()
 	cookie := max(in.Offset, 2)
 	var err error
-	*list, _, err = f.c.Readdir(bg, ino, cookie, int(in.Size), plus, (*list)[:0])
+	*list, _, err = f.c.Readdir(ctx, ino, cookie, int(in.Size), plus, (*list)[:0])
 	if err != nil {
 		return status(err)
 	}

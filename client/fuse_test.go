@@ -382,6 +382,7 @@ func TestReopenSeesOthersWrites(t *testing.T) {
 func TestRandomCallsMatchLocalFileSystem(t *testing.T) {
 	t.Run("model", func(t *testing.T) { randomCalls(t, startServer(t), *randomSteps) })
 	t.Run("engine", func(t *testing.T) { randomCalls(t, startEngine(t), *randomSteps) })
+	t.Run("net", func(t *testing.T) { randomCalls(t, startNet(t), *randomSteps/4) })
 }
 
 var randomSteps = flag.Int("steps", 6000, "calls that TestRandomCallsMatchLocalFileSystem compares")

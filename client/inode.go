@@ -23,24 +23,47 @@ func (c *Client) none(ctx context.Context, k *call) error {
 	return err
 }
 
+// lookupMax is how often a name is looked up whose inode is gone when its home is asked.
+const lookupMax = 8
+
 // Lookup finds name in dir.
 func (c *Client) Lookup(ctx context.Context, dir sealfs.Ino, name string) (op.Attr, error) {
-	mark := c.sent.mark()
-	k := c.begin(op.Lookup, dir)
-	k.Dir, k.Name = dir, name
-	a, err := c.attr(ctx, k)
-	if err == nil && !c.current(mark, a.Ino) {
-		return c.Getattr(ctx, a.Ino)
+	for tries := 1; ; tries++ {
+		mark := c.sent.mark()
+		k := c.begin(op.Lookup, dir)
+		k.Dir, k.Name = dir, name
+		a, err := c.attr(ctx, k)
+		if err != nil || a.Version != 0 && c.current(mark, a.Ino) {
+			return a, err
+		}
+		partial := a.Version == 0
+		a, err = c.Getattr(ctx, a.Ino)
+		if !partial || err != sealfs.ErrNotExist || tries >= lookupMax {
+			return a, err
+		}
+		// The inode went, and its name with it or to another inode.
 	}
-	return a, err
+}
+
+// complete asks for the rest of attributes that came with a name in another
+// store than the inode's.
+func (c *Client) complete(ctx context.Context, a op.Attr, err error) (op.Attr, error) {
+	if err != nil || a.Version != 0 {
+		return a, err
+	}
+	return c.Getattr(ctx, a.Ino)
 }
 
 // Getattr returns the attributes of ino, delayed writes included.
 func (c *Client) Getattr(ctx context.Context, ino sealfs.Ino) (op.Attr, error) {
-	c.settle(ino)
+	if err := c.settle(ctx, ino); err != nil {
+		return op.Attr{}, err
+	}
 	k := c.begin(op.Getattr, ino)
 	k.Ino = ino
-	return c.attr(ctx, k)
+	a, err := c.attr(ctx, k)
+	c.seen(&a)
+	return a, err
 }
 
 // SetAttr says which attributes Setattr changes to what.
@@ -58,14 +81,20 @@ type SetAttr struct {
 // Setattr changes attributes and returns all.
 func (c *Client) Setattr(ctx context.Context, ino sealfs.Ino, s *SetAttr) (op.Attr, error) {
 	// A delayed write that came first must not undo a new size or time.
-	c.settle(ino)
+	if err := c.settle(ctx, ino); err != nil {
+		return op.Attr{}, err
+	}
 	k := c.begin(op.Setattr, ino)
 	k.Ino, k.Valid, k.Mode, k.UID, k.GID = ino, s.Valid, s.Mode, s.UID, s.GID
 	k.Size, k.Atime, k.Mtime, k.Ctime = s.Size, s.Atime, s.Mtime, s.Ctime
 	if s.KillPriv {
 		k.Flags = op.KillPriv
 	}
-	return c.attr(ctx, k)
+	a, err := c.attr(ctx, k)
+	if s.Valid&op.SetSize != 0 {
+		c.resized(ino)
+	}
+	return a, err
 }
 
 // Create makes the regular file name in dir and holds it open until Release.
@@ -73,11 +102,7 @@ func (c *Client) Setattr(ctx context.Context, ino sealfs.Ino, s *SetAttr) (op.At
 func (c *Client) Create(ctx context.Context, dir sealfs.Ino, name string, mode uint32, who Cred) (op.Attr, error) {
 	k := c.begin(op.Create, dir)
 	k.Dir, k.Name, k.Mode, k.UID, k.GID, k.Flags = dir, name, mode, who.UID, who.GID, op.Excl|op.OpenIt
-	a, err := c.attr(ctx, k)
-	if err == nil {
-		c.nodes.open(a.Ino)
-	}
-	return a, err
+	return c.open(ctx, k)
 }
 
 // Tmpfile makes a regular file without a name and holds it open until Release.
@@ -85,11 +110,7 @@ func (c *Client) Create(ctx context.Context, dir sealfs.Ino, name string, mode u
 func (c *Client) Tmpfile(ctx context.Context, dir sealfs.Ino, mode uint32, who Cred) (op.Attr, error) {
 	k := c.begin(op.Tmpfile, dir)
 	k.Dir, k.Mode, k.UID, k.GID, k.Flags = dir, mode, who.UID, who.GID, op.OpenIt
-	a, err := c.attr(ctx, k)
-	if err == nil {
-		c.nodes.open(a.Ino)
-	}
-	return a, err
+	return c.open(ctx, k)
 }
 
 // Mknod makes a regular file, device, fifo or socket, as the type in mode says.
@@ -104,7 +125,8 @@ func (c *Client) Mkdir(ctx context.Context, dir sealfs.Ino, name string, mode ui
 	k := c.begin(op.Mkdir, dir)
 	k.Dir, k.Name, k.Mode, k.UID, k.GID = dir, name, mode, who.UID, who.GID
 	k.Shard2 = c.spread(dir, name)
-	return c.attr(ctx, k)
+	a, err := c.attr(ctx, k)
+	return c.complete(ctx, a, err)
 }
 
 // Symlink makes a symbolic link to target.
@@ -116,10 +138,13 @@ func (c *Client) Symlink(ctx context.Context, dir sealfs.Ino, name, target strin
 
 // Link gives ino another name and returns its attributes.
 func (c *Client) Link(ctx context.Context, ino, dir sealfs.Ino, name string) (op.Attr, error) {
-	c.settle(ino)
+	if err := c.settle(ctx, ino); err != nil {
+		return op.Attr{}, err
+	}
 	k := c.begin(op.Link, dir)
 	k.Ino, k.Dir, k.Name = ino, dir, name
-	return c.attr(ctx, k)
+	a, err := c.attr(ctx, k)
+	return c.complete(ctx, a, err)
 }
 
 // Unlink removes a name that is not a directory's.
@@ -156,96 +181,14 @@ func (c *Client) Readlink(ctx context.Context, ino sealfs.Ino) ([]byte, error) {
 // Open holds ino open until Release, so that it outlives its name, and returns
 // its attributes.
 func (c *Client) Open(ctx context.Context, ino sealfs.Ino) (op.Attr, error) {
-	c.settle(ino)
+	if err := c.settle(ctx, ino); err != nil {
+		return op.Attr{}, err
+	}
 	k := c.begin(op.Open, ino)
 	k.Ino = ino
-	a, err := c.attr(ctx, k)
-	if err == nil {
-		c.nodes.open(ino)
-	}
+	a, err := c.open(ctx, k)
+	c.seen(&a)
 	return a, err
-}
-
-// Release undoes one Open, Create or Tmpfile. It sends what is delayed, and
-// returns the error of that; the inode is let go in any case.
-func (c *Client) Release(ctx context.Context, ino sealfs.Ino) error {
-	n := c.nodes.get(ino)
-	if n == nil {
-		return sealfs.ErrClosed
-	}
-	n.mu.Lock()
-	c.sendAndKeep(n)
-	held := c.nodes.release(n)
-	var err error
-	last := n.gone
-	if last {
-		err, n.err = n.err, nil // the last who can be told
-	}
-	n.mu.Unlock()
-	if last && n.locked.Load() {
-		// What closes of descriptors did not release belongs to open files (OFD
-		// locks), and the last of those is closed now.
-		if derr := c.DropOwner(ctx, ino, 0, op.AllOwners); err == nil {
-			err = derr
-		}
-	}
-	if held == 0 {
-		return err
-	}
-	k := c.begin(op.Release, ino)
-	k.Ino, k.Len = ino, held
-	if rerr := c.none(ctx, k); err == nil {
-		err = rerr
-	}
-	return err
-}
-
-// Read returns the n bytes at off (at most sealfs.IOMax), fewer only at the end of
-// the file. It puts them into room if its capacity suffices; what room holds is lost.
-func (c *Client) Read(ctx context.Context, ino sealfs.Ino, off uint64, n int, room []byte) ([]byte, error) {
-	c.settle(ino)
-	k := c.begin(op.Read, ino)
-	k.Ino, k.Off, k.Len = ino, off, uint64(min(n, sealfs.IOMax))
-	k.rep.Data = room[:0]
-	err := c.do(ctx, k)
-	b := k.rep.Data
-	k.end()
-	return b, err
-}
-
-// Fsync returns when all writes to ino so far survive a power cut.
-func (c *Client) Fsync(ctx context.Context, ino sealfs.Ino) error {
-	if err := c.flushAndTake(ino); err != nil {
-		return err
-	}
-	k := c.begin(op.Sync, ino)
-	k.Ino = ino
-	return c.none(ctx, k)
-}
-
-// Fallocate changes the space of [off, off+n) as fallocate(2) says; mode is its mode.
-func (c *Client) Fallocate(ctx context.Context, ino sealfs.Ino, off, n uint64, mode uint32) error {
-	c.settle(ino)
-	k := c.begin(op.Fallocate, ino)
-	k.Ino, k.Off, k.Len, k.Mode = ino, off, n, mode
-	return c.none(ctx, k)
-}
-
-// Whence values of Seek, those of lseek(2).
-const (
-	SeekData = 3
-	SeekHole = 4
-)
-
-// Seek returns the next data or hole at or after off, or sealfs.ErrNoDevice.
-func (c *Client) Seek(ctx context.Context, ino sealfs.Ino, off uint64, whence uint32) (uint64, error) {
-	c.settle(ino)
-	k := c.begin(op.Seek, ino)
-	k.Ino, k.Off, k.Mode = ino, off, whence
-	err := c.do(ctx, k)
-	at := k.rep.Off
-	k.end()
-	return at, err
 }
 
 // Readdir appends entries of dir after cookie (0: from the start) to list, for
@@ -261,8 +204,9 @@ func (c *Client) Readdir(ctx context.Context, dir sealfs.Ino, cookie uint64, n i
 	if err = c.do(ctx, k); err == nil {
 		for i := range k.rep.Entries {
 			e := &k.rep.Entries[i]
-			if plus && e.Attr.Ino != 0 && !c.current(mark, e.Ino) {
-				// A delayed write is on its way: the caller has to ask for this one.
+			if plus && e.Attr.Ino != 0 && (e.Attr.Version == 0 || !c.current(mark, e.Ino)) {
+				// Its store does not know all, or a delayed write is on its way: the
+				// caller has to ask for this one.
 				e.Attr = op.Attr{}
 			}
 		}
@@ -271,15 +215,6 @@ func (c *Client) Readdir(ctx context.Context, dir sealfs.Ino, cookie uint64, n i
 	}
 	k.end()
 	return list, eof, err
-}
-
-// Statfs returns the room in the volume.
-func (c *Client) Statfs(ctx context.Context) (op.Space, error) {
-	k := c.begin(op.Statfs, c.o.Root)
-	err := c.do(ctx, k)
-	s := k.rep.Space
-	k.end()
-	return s, err
 }
 
 // Getxattr appends the value of an attribute to dst, at most n bytes (0: none),
@@ -352,7 +287,9 @@ func (c *Client) WaitLock(ctx context.Context, ino sealfs.Ino, l op.Lock, flags 
 func (c *Client) lock(ctx context.Context, t op.Type, ino sealfs.Ino, l op.Lock, flags op.Flags) error {
 	if l.Type == op.Unlock {
 		// The next owner, on whatever machine, must find what was written under the lock.
-		c.settle(ino)
+		if err := c.settle(ctx, ino); err != nil {
+			return err
+		}
 	} else if flags&op.Flock == 0 {
 		c.nodes.markLocked(ino)
 	}
@@ -361,12 +298,19 @@ func (c *Client) lock(ctx context.Context, t op.Type, ino sealfs.Ino, l op.Lock,
 	return c.none(ctx, k)
 }
 
-// DropOwner releases all POSIX locks of owner on ino, or with flags op.Flock its flock.
+// DropOwner releases all POSIX locks of owner on ino, or with flags op.Flock its
+// flock, in the background if ctx ends first.
 func (c *Client) DropOwner(ctx context.Context, ino sealfs.Ino, owner uint64, flags op.Flags) error {
-	c.settle(ino)
+	err := c.settle(ctx, ino)
+	if err != nil {
+		if c.life.Err() == nil {
+			go c.DropOwner(c.life, ino, owner, flags) // the locks must go, and after the data
+		}
+		return err
+	}
 	k := c.begin(op.DropOwner, ino)
 	k.Ino, k.Lock.Owner, k.Flags = ino, owner, flags
-	return c.none(ctx, k)
+	return c.insist(ctx, k)
 }
 
 // CopyRange copies up to n bytes from one file to another, or within one, and
@@ -381,10 +325,11 @@ func (c *Client) CopyRange(ctx context.Context, from sealfs.Ino, off uint64, to 
 		if err != nil || len(b) == 0 {
 			return done, err
 		}
-		if err := c.Write(ctx, to, off2+done, b, flags); err != nil {
+		m, err := c.write(ctx, to, off2+done, b, flags)
+		done += uint64(m)
+		if err != nil {
 			return done, err
 		}
-		done += uint64(len(b))
 		if len(b) < part || ctx.Err() != nil {
 			break
 		}

@@ -40,6 +40,14 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	if what := os.Getenv(callEnv); what != "" {
+		name, path, _ := strings.Cut(what, " ")
+		if err := makeCall(name, path); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	os.Exit(m.Run())
 }
 
@@ -83,7 +91,14 @@ func newEngine(dir string) (*sealserver.Server, sealfs.Ino, error) {
 func serve(dir string) (err error) {
 	var h op.Handler
 	var root sealfs.Ino
-	if store := os.Getenv(serveEnv + "_STORE"); store != "" {
+	var o Options
+	var net *oracle.Net
+	if os.Getenv(serveEnv+"_NET") != "" {
+		var model *oracle.FS
+		model, root = newModel()
+		net = oracle.NewNet(model, 3, 1)
+		h, o = net, Options{Session: 7, Chunked: true, Each: net.Each}
+	} else if store := os.Getenv(serveEnv + "_STORE"); store != "" {
 		var s *sealserver.Server
 		if s, root, err = newEngine(store); err != nil {
 			return err
@@ -93,13 +108,18 @@ func serve(dir string) (err error) {
 	} else {
 		h, root = newModel()
 	}
-	c := New(h, Options{Volume: 1, Root: root, Shards: testShards})
-	o := MountOptions{Dir: dir, Name: "test", AllowOther: os.Geteuid() == 0, Suid: true, Dev: true}
-	if os.Getenv(serveEnv+"_DEBUG") != "" {
-		o.Debug = true
-		o.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	o.Volume, o.Root, o.Shards = 1, root, testShards
+	c := New(h, o)
+	if net != nil {
+		net.Register = c.Register
+		net.Lose(0.02)
 	}
-	m, err := Mount(context.Background(), c, o)
+	mo := MountOptions{Dir: dir, Name: "test", AllowOther: os.Geteuid() == 0, Suid: true, Dev: true}
+	if os.Getenv(serveEnv+"_DEBUG") != "" {
+		mo.Debug = true
+		mo.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
+	m, err := Mount(context.Background(), c, mo)
 	if err != nil {
 		return err
 	}
@@ -118,6 +138,9 @@ func serve(dir string) (err error) {
 		m.Unmount()
 	}()
 	m.Wait()
+	if net != nil {
+		net.Lose(0)
+	}
 	return c.Close()
 }
 
@@ -174,6 +197,13 @@ func startEngine(t testing.TB) *server {
 	t.Helper()
 	needFUSE(t)
 	return startServerAt(t, mountDir(t), serveEnv+"_STORE="+t.TempDir())
+}
+
+// startNet mounts a model in three stores over connections that lose answers, with large files in chunks.
+func startNet(t testing.TB) *server {
+	t.Helper()
+	needFUSE(t)
+	return startServerAt(t, mountDir(t), serveEnv+"_NET=1")
 }
 
 func startServerAt(t testing.TB, dir string, env ...string) *server {

@@ -85,6 +85,7 @@ func Mount(ctx context.Context, c *Client, o MountOptions) (*MountPoint, error) 
 		return nil, fmt.Errorf("root %d of volume %d: %w", c.o.Root, c.o.Volume, sealfs.ErrNotDir)
 	}
 	m := &MountPoint{c: c, o: o, dir: dir, done: make(chan struct{})}
+	c.layoutAge.Store(int64(o.AttrTimeout))
 	m.srv, err = fuse.NewServer(newFilesystem(c, o), dir, m.fuseOptions())
 	if err != nil {
 		// The kernel may have mounted before the protocol failed.
@@ -93,6 +94,7 @@ func Mount(ctx context.Context, c *Client, o MountOptions) (*MountPoint, error) 
 		}
 		return nil, fmt.Errorf("mount %s: %w", dir, err)
 	}
+	closeDeviceOnExec()
 	go func() {
 		m.srv.Serve()
 		close(m.done)
@@ -108,6 +110,24 @@ func Mount(ctx context.Context, c *Client, o MountOptions) (*MountPoint, error) 
 	return m, nil
 }
 
+// closeDeviceOnExec keeps programs that this process starts from inheriting the
+// device, which would keep a mount alive that nobody serves any more. go-fuse leaves it open.
+func closeDeviceOnExec() {
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return
+	}
+	for _, e := range fds {
+		fd, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		if at, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil && at == "/dev/fuse" {
+			unix.CloseOnExec(fd)
+		}
+	}
+}
+
 func (m *MountPoint) fuseOptions() *fuse.MountOptions {
 	level := slog.LevelWarn
 	if m.o.Debug {
@@ -121,7 +141,7 @@ func (m *MountPoint) fuseOptions() *fuse.MountOptions {
 		MaxWrite:     sealfs.IOMax,
 		MaxReadAhead: readAhead,
 		// Reads ahead and writes from mappings run in the background.
-		MaxBackground:        64,
+		MaxBackground:        m.background(),
 		EnableLocks:          true,
 		EnableSymlinkCaching: true, // a target never changes, and an inode number never comes back
 		DisableSplice:        true, // our answers are in memory
@@ -148,6 +168,15 @@ func (m *MountPoint) fuseOptions() *fuse.MountOptions {
 		o.Options = append(o.Options, "ro")
 	}
 	return o
+}
+
+// background bounds the requests that run in the background. With servers that may
+// be away it is high: requests that wait for one of them must not keep others out.
+func (m *MountPoint) background() int {
+	if m.c.remote {
+		return 4096
+	}
+	return 64
 }
 
 // setReadAhead raises what the kernel reads ahead beyond the 128 KiB that it offers

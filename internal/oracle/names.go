@@ -34,7 +34,7 @@ func (fs *FS) enter(req *op.Request, rep *op.Reply, dir, in *inode, now int64) s
 	dir.entries[req.Name] = &entry{in.attr.Ino, dir.cookies}
 	dir.attr.Size++
 	dir.touched(now)
-	rep.Attr = in.attr
+	rep.Attr = fs.seen(in, req.Shard)
 	return 0
 }
 
@@ -283,7 +283,7 @@ func (fs *FS) lookup(req *op.Request, rep *op.Reply, dir *inode) sealfs.Code {
 	if e == nil {
 		return sealfs.ErrNotExist
 	}
-	rep.Attr = fs.inodes[e.ino].attr
+	rep.Attr = fs.seen(fs.inodes[e.ino], req.Shard)
 	return 0
 }
 
@@ -294,7 +294,7 @@ func (fs *FS) readdir(req *op.Request, rep *op.Reply, dir *inode) sealfs.Code {
 		if e.cookie > req.Off {
 			in := fs.inodes[e.ino]
 			d := op.Dirent{Name: name, Ino: e.ino, Cookie: e.cookie, Type: uint8(in.attr.Mode >> 12)}
-			if req.Flags&op.Plus != 0 {
+			if req.Flags&op.Plus != 0 && fs.same(e.ino, req.Shard) {
 				d.Attr = in.attr
 			}
 			all = append(all, d)

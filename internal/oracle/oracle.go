@@ -1,6 +1,6 @@
 // Package oracle is a file system in plain Go maps: the model with which the
 // engine, the library and the mount are compared. It implements op.Handler for
-// every type of request, with one mutex and no thought of speed, durability or
+// every type of request that clients send, with one mutex and no thought of speed, durability or
 // damage. Where it and another implementation differ, one of the two is wrong.
 //
 // It does what POSIX and Linux say, with these choices that the rest of SealFS shares:
@@ -11,8 +11,6 @@ package oracle
 
 import (
 	"context"
-	"maps"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -33,6 +31,11 @@ type FS struct {
 	unlocked chan struct{} // closed and replaced whenever a lock goes
 	limit    uint64        // bytes that all files may take, 0: no limit
 	whole    bool          // no file gets chunks
+
+	stores int // shard s lies in store s modulo stores; 0: all in one
+	rows   map[rowsOf]*rows
+	ended  map[sealfs.Session]bool
+	synced map[sealfs.Shard]int
 }
 
 // hold says which session holds which inode open.
@@ -87,7 +90,32 @@ func New(shards uint32) *FS {
 		counters: map[sealfs.Shard]uint64{},
 		holds:    map[hold]uint64{},
 		unlocked: make(chan struct{}),
+		rows:     map[rowsOf]*rows{},
+		ended:    map[sealfs.Session]bool{},
+		synced:   map[sealfs.Shard]int{},
 	}
+}
+
+// storeOf returns the store of a shard.
+func (fs *FS) storeOf(s sealfs.Shard) int {
+	if fs.stores == 0 {
+		return 0
+	}
+	return int(s) % fs.stores
+}
+
+// same reports whether an inode lies in the store of the shard s.
+func (fs *FS) same(ino sealfs.Ino, s sealfs.Shard) bool {
+	return fs.storeOf(ino.Home(fs.shards)) == fs.storeOf(s)
+}
+
+// seen returns the attributes of in as the store of the shard s knows them: those
+// of an inode in another store are Ino and type.
+func (fs *FS) seen(in *inode, s sealfs.Shard) op.Attr {
+	if fs.same(in.attr.Ino, s) {
+		return in.attr
+	}
+	return op.Attr{Ino: in.attr.Ino, Mode: in.attr.Mode & typeMask}
 }
 
 // Limit bounds the bytes that all files together may take, in whole blocks;
@@ -106,7 +134,8 @@ func (fs *FS) Inodes() int {
 }
 
 // Do answers one request: see op.Handler. It returns an error only when ctx ends
-// a WaitLock.
+// a WaitLock. Like a server it answers a numbered change of a session that comes
+// again from what it remembers.
 func (fs *FS) Do(ctx context.Context, req *op.Request, rep *op.Reply) error {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
@@ -134,6 +163,23 @@ func (fs *FS) Do(ctx context.Context, req *op.Request, rep *op.Reply) error {
 }
 
 func (fs *FS) dispatch(req *op.Request, rep *op.Reply) sealfs.Code {
+	if fs.ended[req.Session] {
+		return sealfs.ErrSession
+	}
+	if !numbered(req) {
+		return fs.answer(req, rep)
+	}
+	if again, code := fs.answered(req, rep); again {
+		return code
+	}
+	code := fs.answer(req, rep)
+	if code == 0 {
+		fs.remember(req, rep)
+	}
+	return code
+}
+
+func (fs *FS) answer(req *op.Request, rep *op.Reply) sealfs.Code {
 	now := fs.now(req)
 	switch req.Type {
 	case op.MakeRoot:
@@ -143,9 +189,12 @@ func (fs *FS) dispatch(req *op.Request, rep *op.Reply) sealfs.Code {
 	case op.DropVolume:
 		return fs.dropVolume(req, rep)
 	case op.Statfs:
-		return fs.statfs(rep)
+		return fs.statfs(req, rep)
 	case op.Sync:
+		fs.synced[req.Shard]++
 		return 0
+	case op.Register:
+		return fs.register(req)
 	case op.Purge:
 		rep.Eof = true // nothing waits to be purged here
 		return 0
@@ -340,18 +389,7 @@ func (fs *FS) release(h hold, n uint64) {
 }
 
 func (fs *FS) dropSession(req *op.Request, rep *op.Reply) sealfs.Code {
-	session := sealfs.Session(req.Lock.Owner)
-	for ino, in := range fs.inodes {
-		if ino.Home(fs.shards) == req.Shard {
-			in.locks = slices.DeleteFunc(in.locks, func(l lock) bool { return l.session == session })
-		}
-	}
-	for h := range maps.Clone(fs.holds) {
-		if h.session == session && h.ino.Home(fs.shards) == req.Shard {
-			fs.release(h, fs.holds[h])
-		}
-	}
-	fs.wake()
+	fs.drop(sealfs.Session(req.Lock.Owner), func(s sealfs.Shard) bool { return s == req.Shard })
 	rep.Eof = true
 	return 0
 }
@@ -366,23 +404,50 @@ func (fs *FS) dropVolume(req *op.Request, rep *op.Reply) sealfs.Code {
 	return 0
 }
 
+// used returns what the blocks of all files take.
 func (fs *FS) used() uint64 {
 	var n uint64
 	for _, in := range fs.inodes {
-		n += uint64(len(in.blocks)) * sealfs.BlockSize
+		n += uint64(len(in.blocks)) * block
 	}
 	return n
 }
 
-func (fs *FS) statfs(rep *op.Reply) sealfs.Code {
+// usedAt returns what the blocks in the store of the shard s take.
+func (fs *FS) usedAt(s sealfs.Shard) uint64 {
+	if fs.stores == 0 {
+		return fs.used()
+	}
+	var n uint64
+	for _, in := range fs.inodes {
+		for b := range in.blocks {
+			at := in.attr.Ino.Home(fs.shards)
+			if in.attr.Bound != 0 {
+				at = in.attr.Ino.DataShard(b*block, fs.shards)
+			}
+			if fs.storeOf(at) == fs.storeOf(s) {
+				n += block
+			}
+		}
+	}
+	return n
+}
+
+func (fs *FS) statfs(req *op.Request, rep *op.Reply) sealfs.Code {
 	const inodes = 1 << 32
 	total := fs.limit
 	if total == 0 {
 		total = 1 << 40
 	}
+	count := uint64(0)
+	for ino := range fs.inodes {
+		if fs.same(ino, req.Shard) {
+			count++
+		}
+	}
 	rep.Space = op.Space{
-		Bytes: total, BytesFree: total - min(fs.used(), total),
-		Inodes: inodes, InodesFree: inodes - uint64(len(fs.inodes)),
+		Bytes: total, BytesFree: total - min(fs.usedAt(req.Shard), total),
+		Inodes: inodes, InodesFree: inodes - count,
 	}
 	return 0
 }

@@ -1,0 +1,158 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"sealfs"
+	"sealfs/op"
+)
+
+// errGaveUp says that a caller's context ended before there was an answer.
+// Whether the request happens is not known then, and its call may be asked on.
+var errGaveUp = fmt.Errorf("gave up waiting for an answer: %w", sealfs.ErrInterrupted)
+
+const (
+	// pauseMin and pauseMax bound the time between two attempts.
+	pauseMin = 5 * time.Millisecond
+	pauseMax = time.Second
+	// staleMax is how often an answer "stale" is asked again: the router below
+	// has asked anew for the place of the shard each time.
+	staleMax = 10
+)
+
+// briefKey marks the context of somebody who has better things to do than to
+// wait for a server that is away.
+type briefKey struct{}
+
+// brief returns a context under which requests give up as soon as a server does
+// not answer, at the latest after d.
+func brief(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithValue(ctx, briefKey{}, true), d)
+}
+
+// ask sends k until there is an answer, the time-out is over, ctx ends or the
+// client is closed. It returns errGaveUp in the last two cases, and then k may be asked again,
+// for the same number in its session: it happens once. Otherwise k must be finished.
+func (c *Client) ask(ctx context.Context, k *call) error {
+	var p patience
+	for {
+		if err := c.enlist(ctx, k); err != nil {
+			return err
+		}
+		k.rep.Reset()
+		k.registered = c.registered[k.Shard].Load()
+		err := c.h.Do(ctx, &k.Request, &k.rep)
+		switch {
+		case err == nil && k.rep.Code == 0:
+			return nil
+		case err == nil && k.rep.Code == sealfs.ErrSession:
+			c.fence(k.ses, k.rep.Code)
+			continue
+		case err == nil:
+			err = k.rep.Code
+			if stale := err == sealfs.ErrStale; stale && (k.layout || p.stale >= staleMax) ||
+				!stale && err != sealfs.ErrUnavailable && err != sealfs.ErrBusy {
+				return err
+			} else if stale {
+				p.stale++
+			}
+		case errors.Is(err, sealfs.ErrUnavailable), errors.Is(err, sealfs.ErrTimeout):
+			k.unsure = true
+		case errors.Is(err, sealfs.ErrInterrupted) && (ctx.Err() != nil || c.life.Err() != nil):
+			k.unsure = true
+			return errGaveUp
+		default:
+			return err
+		}
+		if err := p.wait(ctx, c, k, err); err != nil {
+			return err
+		}
+		if c.o.Epoch != nil {
+			k.Epoch = c.o.Epoch(k.Shard)
+		}
+	}
+}
+
+// patience is how long somebody has waited for an answer.
+type patience struct {
+	began time.Time
+	pause time.Duration
+	stale int
+}
+
+// wait pauses before the next attempt, a little longer each time and never as
+// long as others. cause is why there must be one.
+func (p *patience) wait(ctx context.Context, c *Client, k *call, cause error) error {
+	if ctx.Value(briefKey{}) != nil {
+		return errGaveUp
+	}
+	now := time.Now()
+	if p.pause == 0 {
+		p.began, p.pause = now, pauseMin
+	}
+	pause := p.pause/2 + rand.N(p.pause/2)
+	if c.o.Retry > 0 {
+		left := c.o.Retry - now.Sub(p.began)
+		if left <= 0 {
+			return fmt.Errorf("%v: %w: no answer for %v: %w", k.Type, sealfs.ErrIO, c.o.Retry, cause)
+		}
+		pause = min(pause, left)
+	}
+	p.pause = min(2*p.pause, pauseMax)
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-k.ses.over: // the next attempt finds out what that means
+	case <-ctx.Done():
+		return errGaveUp
+	case <-c.life.Done():
+		return errGaveUp
+	}
+	return nil
+}
+
+// finish notes that k will not be asked again.
+func (c *Client) finish(k *call) {
+	if k.ses != nil && k.Seq != 0 {
+		k.ses.seqs[k.Shard].finish(k.Seq)
+	}
+}
+
+// insist is none for what must happen once it was begun: when ctx ends, k is asked
+// on in the background, and its outcome remains unknown to the caller.
+func (c *Client) insist(ctx context.Context, k *call) error {
+	if !c.remote {
+		return c.none(ctx, k)
+	}
+	c.address(k)
+	err := c.ask(ctx, k)
+	if err != errGaveUp {
+		c.finish(k)
+		k.end()
+		return err
+	}
+	go func() {
+		if err := c.ask(c.life, k); err != nil && err != errGaveUp {
+			c.log.Warn("a request of an interrupted caller failed", "request", k.Type, "ino", uint64(k.Ino), "err", err)
+		}
+		c.finish(k)
+		k.end()
+	}()
+	return err
+}
+
+// boundToSession reports whether requests of type t belong to a file that the
+// session holds open, so that they must not be repeated by another session.
+func boundToSession(t op.Type) bool {
+	switch t {
+	case op.Write, op.Read, op.Fallocate, op.Seek, op.Extend, op.Sync, op.SetLock, op.WaitLock, op.TestLock,
+		op.DropOwner, op.Release:
+		return true
+	}
+	return false
+}
