@@ -107,6 +107,17 @@ func (s *Store) begin(payload sealfs.LSN) *Tx {
 	return t
 }
 
+// Undoer is a Change that keeps something beside the region. Undo takes back
+// what Apply did there, before anybody else can see it: the change does not
+// happen, or not yet. It may be called when there is nothing to take back.
+type Undoer interface{ Undo() }
+
+func undo(ch Change) {
+	if u, ok := ch.(Undoer); ok {
+		u.Undo()
+	}
+}
+
 // append executes, publishes and applies one update. Needs mu.
 func (s *Store) append(in *Intent, ch Change) (sealfs.LSN, error) {
 	if err := s.Failure(); err != nil {
@@ -120,6 +131,9 @@ func (s *Store) append(in *Intent, ch Change) (sealfs.LSN, error) {
 	}
 	if n := int64(len(in.Payload)); in.Class == Normal && n > 0 && s.live+n > s.usable() {
 		return 0, s.full()
+	}
+	if in.Class == Normal && s.region.Tight() {
+		return 0, fmt.Errorf("region of the store on %s is full: %w", s.dev.Name(), sealfs.ErrNoSpace)
 	}
 	for rolled := false; ; rolled = true {
 		open := s.open()
@@ -147,6 +161,7 @@ func (s *Store) append(in *Intent, ch Change) (sealfs.LSN, error) {
 		rec.RedoLen = uint32(len(s.redo))
 		if rec.Bytes() > recordMax {
 			tx.Reset()
+			undo(ch)
 			return 0, fmt.Errorf("a change of %d bytes is larger than a record may be: %w", rec.Bytes(), sealfs.ErrNoSpace)
 		}
 		// The last block stays free for a KindNext record.
@@ -157,6 +172,7 @@ func (s *Store) append(in *Intent, ch Change) (sealfs.LSN, error) {
 			return s.tail(), nil
 		}
 		tx.Reset()
+		undo(ch)
 		if rolled {
 			return 0, fmt.Errorf("a change of %d bytes does not fit a segment of %d: %w", rec.Bytes(), s.seg, sealfs.ErrNoSpace)
 		}

@@ -12,7 +12,11 @@ import (
 // Data and Entries. A refusal is rep.Code; an error means damage.
 func Query(r pmem.Reader, c Config, req *op.Request, rep *op.Reply) error {
 	rep.Reset()
-	return answer(query(r, c, req, rep), rep)
+	err := query(r, c, req, rep)
+	if req.Ino != 0 {
+		err = c.absent(req, req.Ino, err) // a new directory may be on its way
+	}
+	return answer(err, rep)
 }
 
 func query(r pmem.Reader, c Config, req *op.Request, rep *op.Reply) error {

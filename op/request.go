@@ -62,7 +62,7 @@ const (
 
 	Resolve   // shard Shard of a coordinator: the fate of Tx, in the reply's Off, and when it was decided, in Attr.Mtime
 	Ancestors // Ino, a directory: it and what is above it, as far as the store knows, in the reply's Entries; Off is the next to ask for elsewhere, 0 after a root. Tx, if any, may see its own parties
-	Register  // shard Shard: the files of its store that the session holds open, listed in Data (see AppendOpens); flag Excl: all earlier ones are let go first
+	Register  // shard Shard: the files of its store that the session holds open, and no others: Len in all, those from number Off on listed in Data (see AppendOpens). It counts with the last of them
 
 	numTypes
 )

@@ -398,6 +398,16 @@ func (r *Region) NeedsGrowth() bool {
 	return int64(r.freePages())*PageSize < r.growBytes/4 && r.pages.Load() < r.maxPages
 }
 
+// tightPages is how many pages of a region that cannot grow are kept for what
+// must not fail.
+const tightPages = 256
+
+// Tight reports whether the region cannot grow and has hardly a page left. No
+// latch is needed.
+func (r *Region) Tight() bool {
+	return r.pages.Load() >= r.maxPages && r.freePages() < tightPages
+}
+
 // Grow makes the region a step larger, or as large as it may become; ErrNoSpace
 // if it is that already. No latch is needed; it may block on the medium.
 func (r *Region) Grow() error {

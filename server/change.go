@@ -69,6 +69,9 @@ func (st *store) execute(ctx context.Context, req *op.Request, rep *op.Reply, pa
 	c := changes.Get().(*change)
 	c.st, c.req, c.rep = st, req, rep
 	defer c.free()
+	if req.Type == op.Commit {
+		st.follow(req.Mtime)
+	}
 	req.Time = st.now()
 	req.Flags &^= op.Held
 	c.in = lsfs.Intent{Class: class(req.Type), Payload: payload, Ino: req.Ino, Offset: req.Off}
@@ -91,7 +94,7 @@ func (st *store) execute(ctx context.Context, req *op.Request, rep *op.Reply, pa
 			req.Flags |= op.Held
 			continue
 		}
-		c.undo()
+		c.Undo()
 		if err == errRefused {
 			return end, nil
 		}
@@ -127,9 +130,22 @@ func (st *store) now() int64 {
 	}
 }
 
+// aheadMax bounds how far another server's clock may pull a store's along.
+const aheadMax = time.Minute
+
+// follow makes what happens from now on later than t, a time of another server's clock.
+func (st *store) follow(t int64) {
+	if t > time.Now().Add(aheadMax).UnixNano() {
+		return
+	}
+	for last := st.last.Load(); last < t && !st.last.CompareAndSwap(last, t); {
+		last = st.last.Load()
+	}
+}
+
 // Apply executes the request under the store's lock.
 func (c *change) Apply(tx *lsfs.Tx) error {
-	c.undo()
+	c.Undo()
 	c.Tx = tx
 	c.rep.Reset()
 	if c.st.srv.ended(c.req.Session) {
@@ -153,6 +169,12 @@ func (c *change) Apply(tx *lsfs.Tx) error {
 	if c.req.Flags&op.OpenIt != 0 && c.rep.Attr.Ino != 0 {
 		c.held = c.rep.Attr.Ino
 		c.st.holds.add(c.req.Session, c.held)
+		if c.st.srv.ended(c.req.Session) { // just now: who ends it may have looked before
+			c.Undo()
+			c.rep.Reset()
+			c.rep.Code = sealfs.ErrSession
+			return errRefused
+		}
 	}
 	switch c.req.Type {
 	case op.Prepare:
@@ -166,9 +188,9 @@ func (c *change) Apply(tx *lsfs.Tx) error {
 	return nil
 }
 
-// undo takes back what an execution did outside the region: the store may
+// Undo takes back what an execution did outside the region: the store may
 // execute a change again.
-func (c *change) undo() {
+func (c *change) Undo() {
 	if c.paid {
 		c.st.refund(c.charges)
 	}

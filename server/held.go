@@ -1,6 +1,8 @@
 package server
 
 import (
+	"context"
+	"maps"
 	"sync"
 
 	"sealfs"
@@ -17,6 +19,8 @@ type holds struct {
 	// they hold: everything counts as held.
 	grace      bool
 	registered map[sealfs.Session]struct{}
+	// telling is what sessions have told so far of what they hold: see register.
+	telling map[sealfs.Session][]op.Opens
 }
 
 func (h *holds) add(sess sealfs.Session, ino sealfs.Ino) {
@@ -61,16 +65,25 @@ func (h *holds) any(ino sealfs.Ino) bool {
 	return h.grace || len(h.files[ino]) > 0
 }
 
-// end drops everything that a session holds and returns what nobody holds any more.
-func (h *holds) end(sess sealfs.Session) []sealfs.Ino {
+// end drops everything that the sessions hold that match, and returns what nobody
+// holds any more.
+func (h *holds) end(match func(sealfs.Session) bool) []sealfs.Ino {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	return h.drops(match)
+}
+
+// drops is end with the lock held.
+func (h *holds) drops(match func(sealfs.Session) bool) []sealfs.Ino {
+	maps.DeleteFunc(h.telling, func(at sealfs.Session, _ []op.Opens) bool { return match(at) })
 	var free []sealfs.Ino
 	for ino, m := range h.files {
-		if _, ok := m[sess]; !ok {
+		before := len(m)
+		maps.DeleteFunc(m, func(at sealfs.Session, _ uint64) bool { return match(at) })
+		if len(m) == before {
 			continue
 		}
-		if delete(m, sess); len(m) == 0 {
+		if len(m) == 0 {
 			delete(h.files, ino)
 			free = append(free, ino)
 		}
@@ -80,7 +93,21 @@ func (h *holds) end(sess sealfs.Session) []sealfs.Ino {
 
 // hold answers Open. The inode is looked up under the same lock under which
 // changes decide whether a file is held, so it cannot vanish in between.
-func (st *store) hold(req *op.Request, rep *op.Reply) error {
+func (st *store) hold(ctx context.Context, req *op.Request, rep *op.Reply) error {
+	for {
+		// Asked for before, so that what has come by then is seen.
+		busy := st.guard(op.Tx{}, meta.Touch{Kind: meta.TouchExists, Ino: req.Ino})
+		if err := st.holdNow(req, rep); err != nil || rep.Code != sealfs.ErrNotExist || busy == nil {
+			return err
+		}
+		if err := st.await(ctx, busy, op.Tx{}); err != nil { // a new directory is on its way
+			return err
+		}
+		rep.Reset()
+	}
+}
+
+func (st *store) holdNow(req *op.Request, rep *op.Reply) error {
 	if st.srv.ended(req.Session) {
 		return sealfs.ErrSession
 	}
@@ -96,6 +123,10 @@ func (st *store) hold(req *op.Request, rep *op.Reply) error {
 		return nil
 	}
 	st.holds.add(req.Session, req.Ino)
+	if st.srv.ended(req.Session) { // just now: who ends it may have looked before
+		st.release(req.Session, req.Ino, 1)
+		return sealfs.ErrSession
+	}
 	return nil
 }
 

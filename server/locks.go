@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -126,23 +127,30 @@ func (st *store) waitLock(ctx context.Context, req *op.Request, rep *op.Reply) e
 
 // EndSession drops what a client held: its open files and its locks.
 func (s *Server) EndSession(sess sealfs.Session) error {
+	return s.endSessions(func(at sealfs.Session) bool { return at == sess })
+}
+
+// endSessions drops what the sessions held that match.
+func (s *Server) endSessions(match func(sealfs.Session) bool) error {
+	var errs []error
 	for _, st := range s.all() {
-		st.callsMu.Lock()
-		for _, calls := range st.calls {
-			calls.End(sess)
-		}
-		st.callsMu.Unlock()
-		for _, ino := range st.holds.end(sess) {
-			if st.reclaim.nameless(ino) {
-				st.reclaim.add(ino)
-			}
-		}
-		err := st.dropSessions(func(at sealfs.Session) bool { return at == sess })
-		if err != nil {
-			return err
+		errs = append(errs, st.endSessions(match))
+	}
+	return errors.Join(errs...)
+}
+
+func (st *store) endSessions(match func(sealfs.Session) bool) error {
+	st.callsMu.Lock()
+	for _, calls := range st.calls {
+		calls.End(match)
+	}
+	st.callsMu.Unlock()
+	for _, ino := range st.holds.end(match) {
+		if st.reclaim.nameless(ino) {
+			st.reclaim.add(ino)
 		}
 	}
-	return nil
+	return st.dropSessions(match)
 }
 
 // shardSession is a session that has locks or result rows in a shard.

@@ -1,6 +1,9 @@
 package server
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"sync"
@@ -10,6 +13,13 @@ import (
 	"sealfs/meta"
 	"sealfs/op"
 )
+
+// gone is a context that has ended.
+var gone = func() context.Context {
+	ctx, end := context.WithCancel(context.Background())
+	end()
+	return ctx
+}()
 
 // reclaimRetry is when a failed step is tried again.
 const reclaimRetry = time.Second
@@ -147,10 +157,13 @@ func (q *reclaimer) free(ino sealfs.Ino) (keep bool) {
 		if st.holds.any(ino) && st.lostName(ino) && !st.hasTail(ino) {
 			return true
 		}
-		done, err := st.reclaimStep(ino)
+		// Nothing waits here: all others would wait, too.
+		done, err := st.reclaimWithin(gone, ino)
 		if err != nil {
 			// The orphan table remembers it; so must the queue.
-			st.srv.log.Error("reclaim", "ino", uint64(ino), "err", err)
+			if !errors.Is(err, sealfs.ErrUnavailable) {
+				st.srv.log.Error("reclaim", "ino", uint64(ino), "err", err)
+			}
 			time.AfterFunc(reclaimRetry, func() { q.add(ino) })
 			return false
 		}
@@ -181,11 +194,26 @@ func (st *store) lostName(ino sealfs.Ino) bool {
 	return meta.GetInode(r, st.srv.cfg, ino, &in) == nil && in.Nlink == 0
 }
 
-// reclaimStep executes one Reclaim and reports whether nothing is left.
+// reclaimStep executes one Reclaim and reports whether nothing is left. A
+// transaction that has the inode in hand for long is ErrUnavailable.
 func (st *store) reclaimStep(ino sealfs.Ino) (done bool, err error) {
+	ctx, stop := context.WithTimeout(context.Background(), reclaimRetry)
+	defer stop()
+	return st.reclaimWithin(ctx, ino)
+}
+
+// reclaimWithin is reclaimStep that waits no longer than ctx lives.
+func (st *store) reclaimWithin(ctx context.Context, ino sealfs.Ino) (done bool, err error) {
 	req := op.Request{Type: op.Reclaim, Ino: ino, Shard: ino.Home(st.srv.cfg.Shards)}
 	var rep op.Reply
-	if err := st.change(&req, &rep, nil); err != nil {
+	end, err := st.execute(ctx, &req, &rep, nil)
+	if errors.Is(err, sealfs.ErrInterrupted) {
+		return false, fmt.Errorf("%v: %w", err, sealfs.ErrUnavailable)
+	}
+	if err == nil && rep.Code == 0 && st.srv.o.Durable {
+		err = st.SyncTo(end)
+	}
+	if err != nil {
 		return false, err
 	}
 	return rep.Code != 0 || rep.Held == 0 || rep.Eof, nil

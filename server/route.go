@@ -69,6 +69,9 @@ func (s *Server) route(req *op.Request) (*store, error) {
 	}
 	w := s.routes()
 	if w.m == nil {
+		if s.o.Map != nil || w.only == nil {
+			return nil, fmt.Errorf("where shard %d lies is not known yet: %w", req.Shard, sealfs.ErrUnavailable)
+		}
 		return w.only, nil
 	}
 	if int(req.Shard) >= len(w.m.Table) {
@@ -87,9 +90,9 @@ func (s *Server) route(req *op.Request) (*store, error) {
 func (st *store) config() meta.Config {
 	c := st.srv.cfg
 	if !st.srv.routes().alone {
-		c.Local = st.local
+		c.Local = st.isLocal
 	}
-	c.Guard = st.parties.locks.Guard
+	c.Guard = st.guard
 	return c
 }
 

@@ -84,6 +84,10 @@ type store struct {
 	callsMu sync.Mutex
 	calls   map[sealfs.Shard]*txn.Calls // sessions count their changes by shard
 	chunks  chunks
+
+	// Method values, made once: each takes an allocation.
+	guard   func(op.Tx, meta.Touch) error // parties.locks.Guard
+	isLocal func(sealfs.Shard) bool       // local
 }
 
 // Open recovers all stores and begins to answer.
@@ -115,14 +119,30 @@ func (s *Server) AddStore(ctx context.Context, so StoreOptions) error {
 	if err != nil {
 		return err
 	}
+	if err := s.enlist(st); err != nil {
+		return errors.Join(err, st.close())
+	}
+	// A list of sessions that was here before the store has not reached it.
+	if l := s.sessions.Load(); l != nil {
+		time.AfterFunc(s.o.Grace, func() { st.reclaimKept(st.holds.endGrace()) })
+		if err := st.endSessions(l.ended); err != nil {
+			s.log.Error("locks of ended sessions are not all released; a restart releases them", "err", err)
+		}
+		st.settleGrace(l)
+	}
+	return nil
+}
+
+// enlist makes a store be found.
+func (s *Server) enlist(st *store) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed.Load() {
-		return errors.Join(fmt.Errorf("server: %w", sealfs.ErrClosed), st.close())
+		return fmt.Errorf("server: %w", sealfs.ErrClosed)
 	}
 	for _, o := range s.stores {
 		if o.ID() == st.ID() {
-			return errors.Join(fmt.Errorf("store %s is open already, at %s: %w", st.ID(), o.opts.Device, sealfs.ErrExist), st.close())
+			return fmt.Errorf("store %s is open already, at %s: %w", st.ID(), o.opts.Device, sealfs.ErrExist)
 		}
 	}
 	s.stores = append(slices.Clip(s.stores), st)
@@ -171,6 +191,7 @@ func (s *Server) attach(dev disk.Device, region pmem.Backing, kept *pmem.Staging
 		return nil, err
 	}
 	st := &store{Store: ls, srv: s, opts: so}
+	st.guard, st.isLocal = st.parties.locks.Guard, st.local
 	st.mark.Store(uint32(time.Now().UnixNano() >> 10))
 	if err := st.load(); err != nil {
 		return nil, errors.Join(err, ls.Close())
@@ -283,7 +304,7 @@ func (st *store) do(ctx context.Context, req *op.Request, rep *op.Reply) error {
 		rep.Off = uint64(st.Incarnation())
 		return st.Sync()
 	case op.Open:
-		return st.hold(req, rep)
+		return st.hold(ctx, req, rep)
 	case op.Release:
 		st.release(req.Session, req.Ino, max(req.Len, 1))
 		return nil
@@ -337,7 +358,7 @@ func (st *store) once(ctx context.Context, req *op.Request, rep *op.Reply) error
 				code = 0 // not answered: it will be asked again
 			}
 			st.callsMu.Lock()
-			calls.Leave(req.Session, req.Seq, code)
+			calls.Leave(req.Session, req.Seq, call, code)
 			st.callsMu.Unlock()
 			return err
 		}

@@ -86,7 +86,7 @@ func TestOpenDying(t *testing.T) {
 	ino := s.must(t, op.Request{Type: op.Create, Dir: s.root, Name: "f", Mode: 0o644, Flags: op.OpenIt}).Attr.Ino
 	s.must(t, op.Request{Type: op.Unlink, Dir: s.root, Name: "f"})
 	s.must(t, op.Request{Type: op.Open, Ino: ino})
-	s.stores[0].holds.end(0) // as if the release were on its way to the reclaimer
+	s.stores[0].holds.end(func(at sealfs.Session) bool { return at == 0 }) // as if the release were on its way to the reclaimer
 	rep := s.try(t, op.Request{Type: op.Open, Ino: ino})
 	if rep.Code != sealfs.ErrStale && rep.Code != sealfs.ErrNotExist {
 		t.Errorf("open of a dying file: %v", rep.Code)

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"fmt"
 	"slices"
 	"time"
 
@@ -41,23 +42,32 @@ func (s *Server) SetSessions(next sealfs.Session, live []sealfs.Session) {
 	if old == nil {
 		// From now on those that live have their time to register.
 		time.AfterFunc(s.o.Grace, s.endGrace)
-		for _, st := range s.all() {
-			if err := st.dropSessions(l.ended); err != nil {
-				s.log.Error("locks of ended sessions are not all released; a restart releases them", "err", err)
-			}
-		}
-	} else {
-		for at := range old.live {
-			if l.ended(at) {
-				if err := s.EndSession(at); err != nil {
-					s.log.Error("locks of a session are not all released; a restart releases them", "session", uint64(at), "err", err)
-				}
-			}
+	}
+	if old == nil || l.newlyEnded(old) {
+		if err := s.endSessions(l.ended); err != nil {
+			s.log.Error("locks of ended sessions are not all released; a restart releases them", "err", err)
 		}
 	}
 	for _, st := range s.all() {
 		st.settleGrace(l)
 	}
+}
+
+// newlyEnded reports whether sessions have ended that were not known to have: those that
+// lived, and those that came and went since.
+func (l *sessionList) newlyEnded(old *sessionList) bool {
+	for at := range old.live {
+		if l.ended(at) {
+			return true
+		}
+	}
+	lived := 0
+	for at := range l.live {
+		if at >= old.next && at < l.next {
+			lived++
+		}
+	}
+	return l.next > old.next && uint64(l.next-old.next) > uint64(lived)
 }
 
 // endGrace ends the time in which files without a name wait for who holds them.
@@ -96,32 +106,57 @@ func (st *store) register(req *op.Request) error {
 	if st.srv.ended(req.Session) {
 		return sealfs.ErrSession
 	}
-	for _, ino := range st.holds.register(req.Session, list, req.Flags&op.Excl != 0) {
+	free, err := st.holds.register(req.Session, list, req.Off, req.Len)
+	if err != nil {
+		return err
+	}
+	if st.srv.ended(req.Session) { // just now: who ends it may have looked before
+		free = append(free, st.holds.end(func(at sealfs.Session) bool { return at == req.Session })...)
+		err = sealfs.ErrSession
+	}
+	for _, ino := range free {
 		if st.reclaim.nameless(ino) {
 			st.reclaim.add(ino)
 		}
 	}
-	st.settleGrace(st.srv.sessions.Load())
-	return nil
+	if err == nil {
+		st.settleGrace(st.srv.sessions.Load())
+	}
+	return err
 }
 
-// register replaces or adds to what a session holds, and returns what nobody
-// holds any more.
-func (h *holds) register(sess sealfs.Session, list []op.Opens, afresh bool) (free []sealfs.Ino) {
-	var before []sealfs.Ino
-	if afresh {
-		before = h.end(sess)
-	}
+// register takes a part of what a session holds: the files from number off on, of total.
+// With the last part it replaces what the session held before, at once, and returns what
+// nobody holds any more.
+func (h *holds) register(sess sealfs.Session, list []op.Opens, off, total uint64) (free []sealfs.Ino, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if off == 0 {
+		delete(h.telling, sess)
+	}
+	if before := uint64(len(h.telling[sess])); before != off || off+uint64(len(list)) > total || len(list) == 0 && total > 0 {
+		return nil, fmt.Errorf("files %d to %d of %d that a session holds, after %d: %w", off, off+uint64(len(list)), total, before, sealfs.ErrInvalid)
+	}
+	list = append(h.telling[sess], list...)
+	if uint64(len(list)) < total {
+		if h.telling == nil {
+			h.telling = map[sealfs.Session][]op.Opens{}
+		}
+		h.telling[sess] = list
+		return nil, nil
+	}
+	delete(h.telling, sess)
+	before := h.drops(func(at sealfs.Session) bool { return at == sess })
 	for _, o := range list {
 		h.put(sess, o.Ino, o.Count)
 	}
-	if h.registered == nil {
-		h.registered = map[sealfs.Session]struct{}{}
+	if h.grace {
+		if h.registered == nil {
+			h.registered = map[sealfs.Session]struct{}{}
+		}
+		h.registered[sess] = struct{}{}
 	}
-	h.registered[sess] = struct{}{}
-	return slices.DeleteFunc(before, func(ino sealfs.Ino) bool { return len(h.files[ino]) > 0 })
+	return slices.DeleteFunc(before, func(ino sealfs.Ino) bool { return len(h.files[ino]) > 0 }), nil
 }
 
 // allRegistered reports whether all of the sessions have come back.

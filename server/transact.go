@@ -137,12 +137,18 @@ func (st *store) attempt(ctx context.Context, tx op.Tx, req *op.Request, rep *op
 	st.srv.active.add(tx)
 	st.collect(ctx, c)
 	if c.State() == txn.Ready {
+		bound, stop := context.WithTimeout(ctx, prepareTimeout)
 		for _, w := range plan.Walks {
-			if code := st.walk(ctx, tx, w); code != 0 {
+			code := st.walk(bound, tx, w)
+			if code == sealfs.ErrInterrupted && ctx.Err() == nil {
+				code = sealfs.ErrDeadlock // it took too long: let others go first
+			}
+			if code != 0 {
 				c.Abort(code)
 				break
 			}
 		}
+		stop()
 	}
 	if c.State() == txn.Ready {
 		if err := st.decide(ctx, c, plan, req, rep); err != nil {
@@ -164,9 +170,12 @@ func (st *store) attempt(ctx context.Context, tx op.Tx, req *op.Request, rep *op
 				return true, nil
 			}
 		}
+		if ctx.Err() != nil {
+			return false, fmt.Errorf("%v: %w: %w", req.Type, context.Cause(ctx), sealfs.ErrInterrupted)
+		}
 		rep.Reset()
 		rep.Code = c.Code()
-		return false, ctx.Err()
+		return false, nil
 	}
 	st.srv.finisher.add(st, decision{
 		coord: req.Shard, tx: tx, time: req.Time, parties: c.Parties(), in: st.announce(c, op.Commit, req.Time, commitTimeout),
@@ -274,8 +283,14 @@ func (st *store) decide(ctx context.Context, c *txn.Coordinator, plan meta.Plan,
 	if req.Type == op.Rename {
 		d.Off, d.Ino, d.Flags = uint64(plan.Src), plan.Ino, d.Flags|op.Walked
 	}
-	end, err := st.execute(ctx, &d, rep, nil)
+	bound, stop := context.WithTimeout(ctx, prepareTimeout)
+	defer stop()
+	end, err := st.execute(bound, &d, rep, nil)
 	req.Time = d.Time
+	if errors.Is(err, sealfs.ErrInterrupted) && ctx.Err() == nil {
+		c.Abort(sealfs.ErrDeadlock) // it holds what others wait for, so it does not wait for long
+		return nil
+	}
 	if isForeign(err) {
 		c.Abort(sealfs.ErrStale) // something else has come into it
 		return nil
@@ -371,7 +386,15 @@ func (st *store) walk(ctx context.Context, tx op.Tx, w meta.Walk) sealfs.Code {
 
 // prepare answers Prepare: the vote is durable before it is given.
 func (st *store) prepare(ctx context.Context, req *op.Request, rep *op.Reply) error {
-	end, err := st.execute(ctx, req, rep, nil)
+	// Who has asked does not wait for ever either, and cannot say so: see wire.
+	bound, stop := context.WithTimeout(ctx, prepareTimeout)
+	defer stop()
+	end, err := st.execute(bound, req, rep, nil)
+	if errors.Is(err, sealfs.ErrInterrupted) && ctx.Err() == nil {
+		rep.Reset()
+		rep.Code = sealfs.ErrDeadlock
+		return nil
+	}
 	if err != nil || rep.Code != 0 {
 		return err
 	}

@@ -1,9 +1,6 @@
 package txn
 
-import (
-	"sealfs"
-	"sealfs/op"
-)
+import "sealfs"
 
 // Calls keeps apart the requests of sessions for the same change. A client that
 // lost an answer asks again, while the first request may still wait for a
@@ -30,8 +27,6 @@ type calls struct {
 type Call struct {
 	Done <-chan struct{} // closed when it was answered
 	Code sealfs.Code     // then: why it was refused; 0: ask again, it has left a row if it was done
-	// Reply is the answer, if Answer has told it: without Entries and Data, not to be changed.
-	Reply *op.Reply
 
 	done chan struct{}
 }
@@ -52,7 +47,7 @@ func (c *Calls) Enter(session sealfs.Session, seq, low uint64) (call *Call, firs
 	if low > s.low {
 		s.low = low
 		for n, call := range s.bySeq {
-			if n < low && call.answered() {
+			if n < low && call.Code != 0 {
 				delete(s.bySeq, n)
 			}
 		}
@@ -71,12 +66,11 @@ func (c *Calls) Enter(session sealfs.Session, seq, low uint64) (call *Call, firs
 
 // Leave says how the change that was entered first was answered: with a code of
 // the reply, 0 if it was done or not answered at all.
-func (c *Calls) Leave(session sealfs.Session, seq uint64, code sealfs.Code) {
+func (c *Calls) Leave(session sealfs.Session, seq uint64, call *Call, code sealfs.Code) {
 	s := c.sessions[session]
-	if s == nil || s.bySeq[seq] == nil {
-		return // the session has ended
+	if s == nil || s.bySeq[seq] != call {
+		return // the session has ended, and what waited for call knows it
 	}
-	call := s.bySeq[seq]
 	if call.Code = code; code == 0 || seq < s.low {
 		delete(s.bySeq, seq)
 	} else {
@@ -89,32 +83,17 @@ func (c *Calls) Leave(session sealfs.Session, seq uint64, code sealfs.Code) {
 	}
 }
 
-// Answer is Leave with the whole reply, which is remembered whatever it says: a
-// change that found nothing to do leaves no row either, and might find something later.
-func (c *Calls) Answer(session sealfs.Session, seq uint64, rep *op.Reply) {
-	if s := c.sessions[session]; s != nil && s.bySeq[seq] != nil {
-		call := s.bySeq[seq]
-		kept := *rep
-		kept.Entries, kept.Data = nil, nil
-		if call.Reply = &kept; seq < s.low {
-			delete(s.bySeq, seq)
+// End forgets the sessions that match.
+func (c *Calls) End(match func(sealfs.Session) bool) {
+	for session, s := range c.sessions {
+		if !match(session) {
+			continue
 		}
-		close(call.done)
-	}
-}
-
-func (c *Call) answered() bool { return c.Code != 0 || c.Reply != nil }
-
-// End forgets a session.
-func (c *Calls) End(session sealfs.Session) {
-	s := c.sessions[session]
-	if s == nil {
-		return
-	}
-	delete(c.sessions, session)
-	for _, call := range s.bySeq {
-		if !call.answered() {
-			close(call.done)
+		delete(c.sessions, session)
+		for _, call := range s.bySeq {
+			if call.Code == 0 {
+				close(call.done)
+			}
 		}
 	}
 }

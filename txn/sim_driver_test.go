@@ -79,22 +79,23 @@ func (p *proc) once(c *scope, req *op.Request, rep *op.Reply, end func(error)) {
 		end(nil)
 	case first:
 		p.changeWithin(c, req, rep, func(err error) {
+			code := rep.Code
 			if err != nil {
-				p.calls.Leave(req.Session, req.Seq, 0)
-			} else {
-				p.calls.Answer(req.Session, req.Seq, rep)
+				code = 0
 			}
+			p.calls.Leave(req.Session, req.Seq, call, code)
 			p.wake()
 			end(err)
 		})
 	default:
 		p.waitFor(c, call.Done, func(err error) {
-			if err == nil && call.Reply == nil {
+			if err == nil && call.Code == 0 {
 				p.once(c, req, rep, end)
 				return
 			}
 			if err == nil {
-				*rep = *call.Reply
+				rep.Reset()
+				rep.Code = call.Code
 			}
 			end(err)
 		})

@@ -30,42 +30,38 @@ func TestCalls(t *testing.T) {
 		}
 		return call
 	}
-	enter(1, 1, true, nil)
+	first := enter(1, 1, true, nil)
 	second := enter(1, 1, false, nil)
 	if closed(second.Done) {
 		t.Error("the second request does not wait")
 	}
-	c.Leave(7, 1, 0)
+	c.Leave(7, 1, first, 0)
 	if !closed(second.Done) || second.Code != 0 {
 		t.Errorf("the second request is answered %v, still waits: %v", second.Code, !closed(second.Done))
 	}
-	enter(1, 1, true, nil) // it was done: the row says so
-	c.Leave(7, 1, 0)
+	again := enter(1, 1, true, nil) // it was done: the row says so
+	c.Leave(7, 1, again, 0)
 
-	enter(2, 2, true, nil)
-	c.Leave(7, 2, sealfs.ErrExist)
+	c.Leave(7, 2, enter(2, 2, true, nil), sealfs.ErrExist)
 	if late := enter(2, 2, false, nil); late.Code != sealfs.ErrExist || !closed(late.Done) {
 		t.Errorf("what was refused is answered %v", late.Code)
 	}
-	enter(3, 3, true, nil)
+	third := enter(3, 3, true, nil)
 	enter(2, 2, false, sealfs.ErrStale)
-	c.Leave(7, 3, sealfs.ErrExist)
-
+	c.Leave(7, 3, third, sealfs.ErrExist)
 	enter(3, 3, false, nil)
-	enter(5, 5, true, nil)
-	c.Answer(7, 5, &op.Reply{Off: 8})
-	if late := enter(5, 5, false, nil); late.Reply == nil || late.Reply.Off != 8 || !closed(late.Done) {
-		t.Errorf("what was answered is answered %+v", late.Reply)
-	}
 
-	enter(6, 6, true, nil)
+	sixth := enter(6, 6, true, nil)
 	waits := enter(6, 6, false, nil)
-	c.End(7)
+	c.End(func(at sealfs.Session) bool { return at == 7 })
 	if !closed(waits.Done) {
 		t.Error("who waits for a session that has ended waits on")
 	}
-	c.Leave(7, 6, 0)
-	enter(1, 1, true, nil)
+	next := enter(6, 1, true, nil) // whoever has the number now
+	c.Leave(7, 6, sixth, sealfs.ErrExist)
+	if closed(next.Done) {
+		t.Error("the end of a request ends another one")
+	}
 }
 
 func TestDecision(t *testing.T) {
