@@ -93,8 +93,15 @@ func (f *finisher) finish(st *store, list []decision) (left []decision) {
 			synced[s] = 0
 		}
 	}
+	byStore := map[int]uint64{} // the shards of a store are asked for at once
 	for s := range synced {
-		synced[s] = f.ask(st, op.Request{Type: op.Sync, Shard: s})
+		at := st.srv.primary(s)
+		incarnation, asked := byStore[at]
+		if !asked || at < 0 {
+			incarnation = f.ask(st, op.Request{Type: op.Sync, Shard: s})
+			byStore[at] = incarnation
+		}
+		synced[s] = incarnation
 	}
 	for _, d := range list {
 		done := true

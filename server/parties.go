@@ -17,11 +17,14 @@ const resolveTimeout = 2 * time.Second
 
 // pace says how patient a server is.
 type pace struct {
-	doubt  time.Duration // how long a party waits to hear of a transaction before it asks
-	finish time.Duration // how long committed transactions are gathered before they are made durable and forgotten
+	doubt time.Duration // how long a party waits to hear of a transaction before it asks
+	// attributes is how long a question for attributes waits for a transaction that
+	// has them in hand.
+	attributes time.Duration
+	finish     time.Duration // how long committed transactions are gathered before they are made durable and forgotten
 }
 
-var usualPace = pace{doubt: time.Second, finish: time.Second}
+var usualPace = pace{doubt: time.Second, finish: time.Second, attributes: 2 * time.Second}
 
 // parties are the transactions in which a store is a party: what they hold, and
 // a goroutine that asks for the fate of those that nobody comes back for.

@@ -119,3 +119,12 @@ func (p *self) Do(ctx context.Context, req *op.Request, rep *op.Reply) error {
 	req.Epoch = s.epoch(req.Shard)
 	return s.Do(ctx, req, rep)
 }
+
+// primary returns which store of the map holds a shard, -1 if that is not known.
+func (s *Server) primary(shard sealfs.Shard) int {
+	w := s.routes()
+	if w.m == nil || int(shard) >= len(w.m.Table) || len(w.m.Table[shard].Replicas) == 0 {
+		return -1
+	}
+	return int(w.m.Table[shard].Replicas[0])
+}

@@ -381,20 +381,42 @@ func (st *store) query(ctx context.Context, req *op.Request, rep *op.Reply) erro
 	if req.Type != op.Ancestors {
 		cfg.Guard = st.parties.locks.Now()
 	}
+	var patience context.Context // of this question for attributes
 	for {
 		r := st.BeginRead()
 		err := meta.Query(r, cfg, req, rep)
 		st.EndRead()
-		if err == nil {
-			return nil
+		blocked, ok := err.(*txn.Blocked)
+		if !ok {
+			return err
+		}
+		waiting := ctx
+		if blocked.Kind == meta.TouchLinks || blocked.Kind == meta.TouchEmpty {
+			if patience == nil {
+				var stop context.CancelFunc
+				patience, stop = context.WithTimeout(ctx, st.srv.pace.attributes)
+				defer stop()
+			}
+			waiting = patience
 		}
 		// A transaction on its walk holds locks itself, so it must not wait for an older one.
-		if err = st.await(ctx, err, req.Tx); err == errDie {
+		err = st.await(waiting, blocked, req.Tx)
+		switch {
+		case err == errDie:
 			rep.Reset()
 			rep.Code = sealfs.ErrDeadlock
 			return nil
-		}
-		if err != nil {
+		case err != nil && waiting == patience && ctx.Err() == nil && req.Type != op.Ancestors:
+			// Its coordinator is away. That must not make everything below a directory
+			// wait: its attributes are told as they are without the transaction.
+			guard := cfg.Guard
+			cfg.Guard = func(tx op.Tx, t meta.Touch) error {
+				if t.Kind == meta.TouchLinks || t.Kind == meta.TouchEmpty {
+					return nil
+				}
+				return guard(tx, t)
+			}
+		case err != nil:
 			return err
 		}
 	}

@@ -82,12 +82,22 @@ func (st *store) await(ctx context.Context, err error, tx op.Tx) error {
 // store holds the shard that the request is addressed to, and coordinates.
 func (st *store) transact(ctx context.Context, req *op.Request, rep *op.Reply) error {
 	age := st.now()
+	var last meta.Plan
+	same := 0 // attempts in which the parties did not know what the plan was made for
 	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
 		rep.Reset()
-		again, err := st.attempt(ctx, op.Tx{Age: age, Nonce: rand.Uint64()}, req, rep)
+		a := attempt{st: st, tx: op.Tx{Age: age, Nonce: rand.Uint64()}}
+		again, err := a.run(ctx, req, rep)
 		if err != nil || !again {
 			return err
 		}
+		if !a.stale || !a.plan.Equal(&last) {
+			same = 0
+		}
+		if last = a.plan; same == staleMax {
+			return fmt.Errorf("%v of %q in directory %d: its inode is not as the name says: %w", req.Type, req.Name, req.Dir, sealfs.ErrCorrupt)
+		}
+		same++
 		timer := time.NewTimer(wait/2 + rand.N(wait))
 		select {
 		case <-timer.C:
@@ -114,10 +124,24 @@ func isForeign(err error) bool {
 	return is
 }
 
-// attempt is one attempt to do an operation as transaction tx. again says that
-// it was in somebody's way, or found another state than it had planned for.
-func (st *store) attempt(ctx context.Context, tx op.Tx, req *op.Request, rep *op.Reply) (again bool, err error) {
+// staleMax is how often the same plan may be refused as stale. Names change under
+// way, but not always to what they were.
+const staleMax = 40
+
+// attempt is one attempt to do an operation as a transaction.
+type attempt struct {
+	st    *store
+	tx    op.Tx
+	plan  meta.Plan
+	stale bool // a party did not know what the plan was made for
+}
+
+// run makes the attempt. again says that it was in somebody's way, or found another
+// state than it had planned for.
+func (a *attempt) run(ctx context.Context, req *op.Request, rep *op.Reply) (again bool, err error) {
+	st, tx := a.st, a.tx
 	plan, err := st.plan(ctx, req)
+	a.plan = plan
 	var code sealfs.Code
 	if errors.As(err, &code) && err == error(code) {
 		rep.Code = code
@@ -162,6 +186,7 @@ func (st *store) attempt(ctx context.Context, tx op.Tx, req *op.Request, rep *op
 		case 0: // the decision said why
 			return false, nil
 		case sealfs.ErrDeadlock, sealfs.ErrStale, sealfs.ErrAgain:
+			a.stale = c.Code() == sealfs.ErrStale
 			return true, nil
 		case sealfs.ErrUnavailable, sealfs.ErrInterrupted:
 		default:

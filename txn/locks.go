@@ -41,6 +41,7 @@ type holder struct {
 // Blocked is the error of an operation that a prepared transaction is in the way of.
 type Blocked struct {
 	By   op.Tx
+	Kind meta.TouchKind
 	Done <-chan struct{} // closed when it is out of the way
 	seq  uint64
 }
@@ -195,7 +196,7 @@ func (l *Locks) Guard(tx op.Tx, t meta.Touch) error {
 	if h == nil || h.tx == tx {
 		return nil
 	}
-	return &Blocked{h.tx, h.done, h.seq}
+	return &Blocked{h.tx, t.Kind, h.done, h.seq}
 }
 
 func (h *holder) has(part op.Part, ino sealfs.Ino) bool {
