@@ -45,9 +45,11 @@ func (c *Client) ask(ctx context.Context, k *call) error {
 		}
 		k.rep.Reset()
 		k.registered = c.registered[k.Shard].Load()
+		asked := time.Now()
 		err := c.h.Do(ctx, &k.Request, &k.rep)
 		switch {
 		case err == nil && k.rep.Code == 0:
+			c.learn(k, asked)
 			return nil
 		case err == nil && k.rep.Code == sealfs.ErrSession:
 			c.fence(k.ses, k.rep.Code)

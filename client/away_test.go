@@ -242,6 +242,7 @@ func TestStatfsAddsStores(t *testing.T) {
 			Volume: 1, Root: u.root, Shards: testShards, Session: 1, Each: net.Each,
 			Quota: func() (uint64, uint64) { return quota, files },
 		})
+		defer c.Close()
 		ctx := context.Background()
 		u.model.Limit(1 << 30)
 		for store := range 3 {

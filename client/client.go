@@ -107,6 +107,9 @@ type Client struct {
 	registered []atomic.Uint32 // by shard: how often Register was called for it; only with a session
 
 	nodes     table
+	releases  releases
+	lazy      atomic.Bool // releases are gathered, as a mount wants it
+	dirs      dirs
 	dirty     dirtyList
 	sent      sentLog
 	sending   chan struct{} // a token for each aged buffer that is just being sent

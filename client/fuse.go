@@ -180,6 +180,11 @@ func (f *filesystem) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name strin
 }
 
 func (f *filesystem) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
+	if a, left, ok := f.c.dirs.get(f.ino(in.NodeId)); ok {
+		fillAttr(&out.Attr, &a)
+		out.AttrValid, out.AttrValidNsec = uint64(left/time.Second), uint32(left%time.Second)
+		return fuse.OK
+	}
 	ctx, w := f.wait(cancel)
 	defer w.over()
 	a, err := f.c.Getattr(ctx, f.ino(in.NodeId))

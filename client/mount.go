@@ -86,6 +86,7 @@ func Mount(ctx context.Context, c *Client, o MountOptions) (*MountPoint, error) 
 	}
 	m := &MountPoint{c: c, o: o, dir: dir, done: make(chan struct{})}
 	c.layoutAge.Store(int64(o.AttrTimeout))
+	c.lazy.Store(true)
 	m.srv, err = fuse.NewServer(newFilesystem(c, o), dir, m.fuseOptions())
 	if err != nil {
 		// The kernel may have mounted before the protocol failed.

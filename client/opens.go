@@ -74,6 +74,7 @@ func (c *Client) opening(ctx context.Context, ino sealfs.Ino) (*node, error) {
 			return n, nil
 		}
 		p.mu.Unlock()
+		c.sendReleases(ino.Home(c.o.Shards)) // it may not have been sent yet
 		select {
 		case <-over:
 		case <-ctx.Done():
@@ -191,6 +192,10 @@ func (c *Client) release(ctx context.Context, n *node) error {
 		}
 	}
 	if held == 0 {
+		return err
+	}
+	if c.remote && c.lazy.Load() {
+		c.releaseSoon(n.ino, n.ses.Load())
 		return err
 	}
 	k := c.begin(op.Release, n.ino)

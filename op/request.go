@@ -48,7 +48,7 @@ const (
 	Seek      // Ino: Off; Mode 3 = SEEK_DATA, 4 = SEEK_HOLE
 	Sync      // everything answered so far is durable on return
 	Open      // Ino: the session holds it open
-	Release   // Ino: the session lets it go, Len times
+	Release   // Ino: the session lets it go, Len times; and what is listed in Data (see AppendOpens), of the same store
 	WaitLock  // SetLock that waits
 
 	// Changes between servers, and those of large files: they came later.

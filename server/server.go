@@ -307,7 +307,7 @@ func (st *store) do(ctx context.Context, req *op.Request, rep *op.Reply) error {
 		return st.hold(ctx, req, rep)
 	case op.Release:
 		st.release(req.Session, req.Ino, max(req.Len, 1))
-		return nil
+		return op.DecodeOpens(req.Data, func(o op.Opens) { st.release(req.Session, o.Ino, o.Count) })
 	case op.SetLock:
 		return st.setLock(req, rep)
 	case op.WaitLock:

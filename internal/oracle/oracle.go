@@ -286,6 +286,9 @@ func (fs *FS) answer(req *op.Request, rep *op.Reply) sealfs.Code {
 		return 0
 	case op.Release:
 		fs.release(hold{req.Session, ino}, max(req.Len, 1))
+		if op.DecodeOpens(req.Data, func(o op.Opens) { fs.release(hold{req.Session, o.Ino}, o.Count) }) != nil {
+			return sealfs.ErrInvalid
+		}
 		return 0
 	case op.Reclaim:
 		// Nothing waits here: what nobody can reach is freed at once.
