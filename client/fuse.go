@@ -168,7 +168,7 @@ func (f *filesystem) entry(out *fuse.EntryOut, a *op.Attr, err error) fuse.Statu
 }
 
 func (f *filesystem) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
-	ctx, w := f.wait(cancel)
+	ctx, w := f.wait(cancel, h.Pid)
 	defer w.over()
 	a, err := f.c.Lookup(ctx, f.ino(h.NodeId), name)
 	if err == sealfs.ErrNotExist && f.negativeTTL != (ttl{}) {
@@ -185,7 +185,7 @@ func (f *filesystem) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fu
 		out.AttrValid, out.AttrValidNsec = uint64(left/time.Second), uint32(left%time.Second)
 		return fuse.OK
 	}
-	ctx, w := f.wait(cancel)
+	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
 	a, err := f.c.Getattr(ctx, f.ino(in.NodeId))
 	if err != nil {
@@ -197,7 +197,7 @@ func (f *filesystem) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fu
 
 // Statx serves who asks for the birth time; others are answered by GetAttr.
 func (f *filesystem) Statx(cancel <-chan struct{}, in *fuse.StatxIn, out *fuse.StatxOut) fuse.Status {
-	ctx, w := f.wait(cancel)
+	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
 	a, err := f.c.Getattr(ctx, f.ino(in.NodeId))
 	if err != nil {
@@ -220,7 +220,7 @@ func (f *filesystem) Statx(cancel <-chan struct{}, in *fuse.StatxIn, out *fuse.S
 }
 
 func (f *filesystem) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
-	ctx, w := f.wait(cancel)
+	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
 	s := SetAttr{Mode: in.Mode & modePerm, Cred: Cred{in.Owner.Uid, in.Owner.Gid}, Size: in.Size}
 	for _, b := range [...]struct{ kernel, ours uint32 }{
@@ -261,48 +261,48 @@ func (f *filesystem) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fu
 }
 
 func (f *filesystem) Readlink(cancel <-chan struct{}, h *fuse.InHeader) ([]byte, fuse.Status) {
-	ctx, w := f.wait(cancel)
+	ctx, w := f.wait(cancel, h.Pid)
 	defer w.over()
 	b, err := f.c.Readlink(ctx, f.ino(h.NodeId))
 	return b, status(err)
 }
 
 func (f *filesystem) Mknod(cancel <-chan struct{}, in *fuse.MknodIn, name string, out *fuse.EntryOut) fuse.Status {
-	ctx, w := f.wait(cancel)
+	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
 	a, err := f.c.Mknod(ctx, f.ino(in.NodeId), name, in.Mode&^(in.Umask&0o777), in.Rdev, cred(&in.InHeader))
 	return f.entry(out, &a, err)
 }
 
 func (f *filesystem) Mkdir(cancel <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
-	ctx, w := f.wait(cancel)
+	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
 	a, err := f.c.Mkdir(ctx, f.ino(in.NodeId), name, in.Mode&^(in.Umask&0o777), cred(&in.InHeader))
 	return f.entry(out, &a, err)
 }
 
 func (f *filesystem) Symlink(cancel <-chan struct{}, h *fuse.InHeader, target, name string, out *fuse.EntryOut) fuse.Status {
-	ctx, w := f.wait(cancel)
+	ctx, w := f.wait(cancel, h.Pid)
 	defer w.over()
 	a, err := f.c.Symlink(ctx, f.ino(h.NodeId), name, target, cred(h))
 	return f.entry(out, &a, err)
 }
 
 func (f *filesystem) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
-	ctx, w := f.wait(cancel)
+	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
 	a, err := f.c.Link(ctx, f.ino(in.Oldnodeid), f.ino(in.NodeId), name)
 	return f.entry(out, &a, err)
 }
 
 func (f *filesystem) Unlink(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
-	ctx, w := f.wait(cancel)
+	ctx, w := f.wait(cancel, h.Pid)
 	defer w.over()
 	return status(f.c.Unlink(ctx, f.ino(h.NodeId), name))
 }
 
 func (f *filesystem) Rmdir(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
-	ctx, w := f.wait(cancel)
+	ctx, w := f.wait(cancel, h.Pid)
 	defer w.over()
 	return status(f.c.Rmdir(ctx, f.ino(h.NodeId), name))
 }
@@ -314,7 +314,7 @@ const (
 )
 
 func (f *filesystem) Rename(cancel <-chan struct{}, in *fuse.RenameIn, name, name2 string) fuse.Status {
-	ctx, w := f.wait(cancel)
+	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
 	var flags op.Flags
 	switch in.Flags {
@@ -333,7 +333,7 @@ func (f *filesystem) Rename(cancel <-chan struct{}, in *fuse.RenameIn, name, nam
 // exists came from elsewhere meanwhile: ESTALE lets it look again, and then
 // check permissions as for any open.
 func (f *filesystem) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
-	ctx, w := f.wait(cancel)
+	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
 	a, err := f.c.Create(ctx, f.ino(in.NodeId), name, in.Mode&^(in.Umask&0o777), cred(&in.InHeader))
 	if (err == sealfs.ErrExist || err == sealfs.ErrIsDir) && in.Flags&syscall.O_EXCL == 0 {
@@ -348,7 +348,7 @@ func (f *filesystem) Create(cancel <-chan struct{}, in *fuse.CreateIn, name stri
 }
 
 func (f *filesystem) Tmpfile(cancel <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
-	ctx, w := f.wait(cancel)
+	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
 	a, err := f.c.Tmpfile(ctx, f.ino(in.NodeId), in.Mode&^(in.Umask&0o777), cred(&in.InHeader))
 	if err != nil {
@@ -373,7 +373,7 @@ func newFileFlags(flags uint32) uint32 {
 }
 
 func (f *filesystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	ctx, w := f.wait(cancel)
+	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
 	ino := f.ino(in.NodeId)
 	a, err := f.c.Open(ctx, ino)

@@ -26,7 +26,7 @@ func refuseAttr(name string) error {
 }
 
 func (f *filesystem) GetXAttr(cancel <-chan struct{}, h *fuse.InHeader, name string, dest []byte) (uint32, fuse.Status) {
-	ctx, w := f.wait(cancel)
+	ctx, w := f.wait(cancel, h.Pid)
 	defer w.over()
 	if err := refuseAttr(name); err != nil {
 		return 0, status(err)
@@ -42,7 +42,7 @@ func (f *filesystem) GetXAttr(cancel <-chan struct{}, h *fuse.InHeader, name str
 }
 
 func (f *filesystem) ListXAttr(cancel <-chan struct{}, h *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
-	ctx, w := f.wait(cancel)
+	ctx, w := f.wait(cancel, h.Pid)
 	defer w.over()
 	ino := f.ino(h.NodeId)
 	if h.Uid == 0 {
@@ -83,7 +83,7 @@ const (
 )
 
 func (f *filesystem) SetXAttr(cancel <-chan struct{}, in *fuse.SetXAttrIn, name string, value []byte) fuse.Status {
-	ctx, w := f.wait(cancel)
+	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
 	if err := refuseAttr(name); err != nil {
 		return status(err)
@@ -99,7 +99,7 @@ func (f *filesystem) SetXAttr(cancel <-chan struct{}, in *fuse.SetXAttrIn, name 
 }
 
 func (f *filesystem) RemoveXAttr(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
-	ctx, w := f.wait(cancel)
+	ctx, w := f.wait(cancel, h.Pid)
 	defer w.over()
 	if err := refuseAttr(name); err != nil {
 		return status(err)
@@ -127,7 +127,7 @@ func lockOf(in *fuse.LkIn) (l op.Lock, flags op.Flags, err error) {
 }
 
 func (f *filesystem) GetLk(cancel <-chan struct{}, in *fuse.LkIn, out *fuse.LkOut) fuse.Status {
-	ctx, w := f.wait(cancel)
+	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
 	l, flags, err := lockOf(in)
 	if err == nil {
@@ -147,7 +147,7 @@ func (f *filesystem) GetLk(cancel <-chan struct{}, in *fuse.LkIn, out *fuse.LkOu
 }
 
 func (f *filesystem) SetLk(cancel <-chan struct{}, in *fuse.LkIn) fuse.Status {
-	ctx, w := f.wait(cancel)
+	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
 	l, flags, err := lockOf(in)
 	if f.lost(in.Fh) {
@@ -169,7 +169,7 @@ func (f *filesystem) SetLkw(cancel <-chan struct{}, in *fuse.LkIn) fuse.Status {
 	if f.lost(in.Fh) {
 		return fuse.EIO
 	}
-	ctx, w := f.wait(cancel)
+	ctx, w := f.wait(cancel, 0)
 	err = f.c.SetLock(ctx, f.ino(in.NodeId), l, flags)
 	w.over()
 	if errors.Is(err, sealfs.ErrAgain) {

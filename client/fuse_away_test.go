@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -71,7 +72,7 @@ func callOf(name, path string) (func() error, error) {
 // makeCall is the life of such a process.
 func makeCall(name, path string) error {
 	runtime.LockOSThread()
-	signal.Notify(make(chan os.Signal, 10), unix.SIGUSR1)
+	signal.Notify(make(chan os.Signal, 10), unix.SIGHUP)
 	do, err := callOf(name, path)
 	if err != nil {
 		return err
@@ -173,7 +174,7 @@ func fileIn(t *testing.T, c *Client, net *oracle.Net, store int, name string) (s
 	}
 }
 
-// TestSignalsInterruptCalls sends signals to processes in the middle of a call
+// TestSignalsInterruptCalls sends signals that ask programs to end to processes in the middle of a call
 // whose server hangs: each call ends with EINTR, or the process with
 // the signal, and what was written arrives nevertheless.
 func TestSignalsInterruptCalls(t *testing.T) {
@@ -200,7 +201,7 @@ func TestSignalsInterruptCalls(t *testing.T) {
 		expect := unix.EINTR.Error()
 		if name == "exit" {
 			expect = "<nil>" // which cannot be interrupted, and does not wait
-		} else if err := unix.Tgkill(p.cmd.Process.Pid, p.tid, unix.SIGUSR1); err != nil {
+		} else if err := errors.Join(unix.Tgkill(p.cmd.Process.Pid, p.tid, unix.SIGURG), unix.Tgkill(p.cmd.Process.Pid, p.tid, unix.SIGHUP)); err != nil {
 			t.Fatal(err)
 		}
 		if got := p.end(t); got != expect {

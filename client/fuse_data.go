@@ -28,7 +28,7 @@ func (f *filesystem) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (
 	if f.lost(in.Fh) {
 		return nil, fuse.EIO
 	}
-	ctx, w := f.wait(cancel)
+	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
 	b, err := f.c.Read(ctx, f.ino(in.NodeId), in.Offset, min(int(in.Size), len(buf)), buf)
 	if err != nil {
@@ -43,7 +43,7 @@ func (f *filesystem) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte
 	if f.lost(in.Fh) {
 		return 0, fuse.EIO
 	}
-	ctx, w := f.wait(cancel)
+	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
 	ino := f.ino(in.NodeId)
 	var flags op.Flags
@@ -71,8 +71,8 @@ func (f *filesystem) Flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Status
 	if f.lost(in.Fh) {
 		return fuse.EIO
 	}
-	ctx, w := f.wait(cancel)
-	w.flushes(in.Pid)
+	ctx, w := f.wait(cancel, in.Pid)
+	w.flushes()
 	defer w.over()
 	ino := f.ino(in.NodeId)
 	err := f.c.Flush(ctx, ino)
@@ -88,7 +88,7 @@ func (f *filesystem) Fsync(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status
 	if f.lost(in.Fh) {
 		return fuse.EIO
 	}
-	ctx, w := f.wait(cancel)
+	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
 	return status(f.c.Fsync(ctx, f.ino(in.NodeId)))
 }
@@ -107,7 +107,7 @@ func (f *filesystem) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fus
 	if f.lost(in.Fh) {
 		return fuse.EIO
 	}
-	ctx, w := f.wait(cancel)
+	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
 	ino := f.ino(in.NodeId)
 	err := f.c.Fallocate(ctx, ino, in.Offset, in.Length, in.Mode)
@@ -121,7 +121,7 @@ func (f *filesystem) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fus
 const copyMax = 16 << 20
 
 func (f *filesystem) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32, fuse.Status) {
-	ctx, w := f.wait(cancel)
+	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
 	if in.Flags != 0 {
 		return 0, fuse.EINVAL
@@ -144,7 +144,7 @@ func (f *filesystem) Lseek(cancel <-chan struct{}, in *fuse.LseekIn, out *fuse.L
 	if f.lost(in.Fh) {
 		return fuse.EIO
 	}
-	ctx, w := f.wait(cancel)
+	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
 	off, err := f.c.Seek(ctx, f.ino(in.NodeId), in.Offset, in.Whence)
 	out.Offset = off
@@ -156,7 +156,7 @@ func (f *filesystem) Ioctl(cancel <-chan struct{}, in *fuse.IoctlIn, inbuf []byt
 }
 
 func (f *filesystem) StatFs(cancel <-chan struct{}, h *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
-	ctx, w := f.wait(cancel)
+	ctx, w := f.wait(cancel, h.Pid)
 	defer w.over()
 	s, err := f.c.Statfs(ctx)
 	if err != nil {
@@ -172,7 +172,7 @@ func (f *filesystem) StatFs(cancel <-chan struct{}, h *fuse.InHeader, out *fuse.
 
 // OpenDir holds the directory, so that it can still be read after its removal.
 func (f *filesystem) OpenDir(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	ctx, w := f.wait(cancel)
+	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
 	ino := f.ino(in.NodeId)
 	_, err := f.c.Open(ctx, ino)
@@ -184,7 +184,7 @@ func (f *filesystem) OpenDir(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.
 func (f *filesystem) ReleaseDir(in *fuse.ReleaseIn) { f.Release(nil, in) }
 
 func (f *filesystem) FsyncDir(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
-	ctx, w := f.wait(cancel)
+	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
 	return status(f.c.Fsync(ctx, f.ino(in.NodeId)))
 }
@@ -220,7 +220,7 @@ func (f *filesystem) readDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.
 			return fuse.OK
 		}
 	}
-	ctx, w := f.wait(cancel)
+	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
 	list := direntLists.Get().(*[]op.Dirent)
 	defer func() {

@@ -9,12 +9,19 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-// interruptGrace is for how long a request that the kernel has interrupted may go on,
-// once to twice. A signal must not make a short operation fail that never failed on
-// a local file system: think of the Go runtime's own signals, of
-// SIGCHLD and SIGWINCH. What hangs for longer ends, so that its program can be stopped.
+// interruptGrace is how often the requests that the kernel has interrupted are looked
+// at; one goes on for one to two times as long in any case.
+//
+// The kernel tells of every signal that a thread gets. But a signal must not make an
+// operation fail that never failed on a local file system: think of the Go runtime's
+// own signals, of SIGCHLD and SIGWINCH; and a change that is said to have
+// been interrupted happens nevertheless when its server is back, so that a program that
+// tries again finds it done. So a request ends only for a signal that asks its
+// program to end (see ending), and waiting for a lock for every one, as POSIX has it.
 const interruptGrace = 100 * time.Millisecond
 
 // interrupts watches the requests of a mount whose servers may be away. One
@@ -32,7 +39,8 @@ type interruptible struct {
 	cancel     <-chan struct{} // closed when the kernel interrupts
 	seen       bool            // closed already when the timer looked last
 	looks      int             // how often the timer has looked
-	flushing   int             // the thread that closes a file, if the request is that
+	tid        uint32          // the thread that asks; 0: any signal ends the request
+	flushing   bool            // it closes a file
 	list       *interrupts
 	prev, next *interruptible
 }
@@ -40,11 +48,12 @@ type interruptible struct {
 // wait returns a context for the handling of a request, and what must be told
 // that it is over. A client without a session never waits for a server, so
 // that there is nothing to interrupt.
-func (f *filesystem) wait(cancel <-chan struct{}) (context.Context, *interruptible) {
+// tid is the thread that asks.
+func (f *filesystem) wait(cancel <-chan struct{}, tid uint32) (context.Context, *interruptible) {
 	if !f.c.remote {
 		return bg, nil
 	}
-	r := &interruptible{cancel: cancel, list: &f.interrupts}
+	r := &interruptible{cancel: cancel, tid: tid, list: &f.interrupts}
 	r.Context, r.stop = context.WithCancel(bg)
 	r.list.add(r)
 	return r, r
@@ -63,12 +72,12 @@ func (l *interrupts) add(r *interruptible) {
 	}
 }
 
-// flushes says that the request is a close by a thread.
-func (r *interruptible) flushes(tid uint32) {
+// flushes says that the request is a close.
+func (r *interruptible) flushes() {
 	if r != nil {
 		r.list.mu.Lock()
 		defer r.list.mu.Unlock()
-		r.flushing = int(tid)
+		r.flushing = true
 	}
 }
 
@@ -90,32 +99,48 @@ func (r *interruptible) over() {
 	}
 }
 
-// exiting reports whether a thread is about to end.
-func exiting(tid int) bool {
-	const flagExiting = 0x4 // PF_EXITING in the kernel's include/linux/sched.h
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", tid))
-	if err != nil {
-		return false
+// exiting reports whether a thread is about to end: it has no memory any more when
+// it closes its files. (What stands in /proc/TID/stat cannot be read while a thread
+// that executes another program closes files before.)
+func exiting(tid uint32) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", tid))
+	return err == nil && bytes.HasPrefix(b, []byte("0 "))
+}
+
+// endingSignals are those that ask a program to end, whether it handles them or not.
+const endingSignals = 1<<(unix.SIGKILL-1) | 1<<(unix.SIGINT-1) | 1<<(unix.SIGTERM-1) | 1<<(unix.SIGQUIT-1) | 1<<(unix.SIGHUP-1)
+
+// ending reports whether a signal that asks its program to end waits for a thread.
+// Of a thread that cannot be looked at, in another namespace, it is assumed.
+func ending(tid uint32) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", tid))
+	if tid == 0 || err != nil {
+		return true
 	}
-	// The name, in parentheses, may hold anything; then come state, five numbers, and flags.
-	fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
-	if len(fields) < 7 {
-		return false
+	for line := range strings.Lines(string(b)) {
+		name, value, _ := strings.Cut(line, ":")
+		if name != "SigPnd" && name != "ShdPnd" {
+			continue
+		}
+		pending, err := strconv.ParseUint(strings.TrimSpace(value), 16, 64)
+		if err != nil || pending&endingSignals != 0 {
+			return true
+		}
 	}
-	flags, err := strconv.ParseUint(fields[6], 10, 64)
-	return err == nil && flags&flagExiting != 0
+	return false
 }
 
 // look ends the requests that were interrupted when it looked last.
 func (l *interrupts) look() {
+	var asked, closing []*interruptible
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	for r := l.first; r != nil; r = r.next {
-		// A process that ends closes its files without anybody to hear of errors, and
-		// gets no signals any more. One that waits here before it ends does get them.
-		if r.looks++; r.seen || r.looks == 2 && r.flushing != 0 && exiting(r.flushing) {
-			r.stop()
-			continue
+		r.looks++
+		switch {
+		case r.seen:
+			asked = append(asked, r)
+		case r.looks == 2 && r.flushing:
+			closing = append(closing, r)
 		}
 		select {
 		case <-r.cancel:
@@ -123,6 +148,22 @@ func (l *interrupts) look() {
 		default:
 		}
 	}
+	l.mu.Unlock()
+	// Not under the lock, which every request takes: this asks the kernel.
+	for _, r := range asked {
+		if ending(r.tid) {
+			r.stop()
+		}
+	}
+	// A process that ends closes its files without anybody to hear of errors, and
+	// gets no signals any more. One that waits here before it ends does get them.
+	for _, r := range closing {
+		if exiting(r.tid) {
+			r.stop()
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	if l.timer = l.first != nil; l.timer {
 		time.AfterFunc(interruptGrace, l.look)
 	}

@@ -88,11 +88,8 @@ func TestTroubleAddStoreGrace(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.SetSessions(9, []sealfs.Session{7})
-	time.Sleep(200 * time.Millisecond)
-	for i, st := range s.all() {
-		if st.holds.any(12345) {
-			t.Errorf("store %d: everything counts as held", i)
-		}
+	for _, st := range s.all() {
+		poll(t, "everything counts as held", func() bool { return !st.holds.any(12345) })
 	}
 }
 
@@ -192,14 +189,13 @@ func TestTroubleReclaimBlocked(t *testing.T) {
 		t.Fatal(err, rep.Code)
 	}
 	w.ask(op.Request{Type: op.Release, Ino: tmp, Shard: sh, Session: 7, Len: 1})
-	time.Sleep(50 * time.Millisecond)
 	// Another file loses its last name while held, and is released.
 	w.ask(op.Request{Type: op.Unlink, Dir: d, Shard: sh, Name: "big"})
 	w.ask(op.Request{Type: op.Release, Ino: big, Shard: sh, Session: 7, Len: 1})
-	time.Sleep(500 * time.Millisecond)
-	if rep, err := w.ask(op.Request{Type: op.Getattr, Ino: big, Shard: sh}); err == nil && rep.Code == 0 {
-		t.Error("nothing is freed in the store while a transaction is in doubt")
-	}
+	poll(t, "nothing is freed in the store while a transaction is in doubt", func() bool {
+		rep, err := w.ask(op.Request{Type: op.Getattr, Ino: big, Shard: sh})
+		return err == nil && rep.Code == sealfs.ErrNotExist
+	})
 	if rep, err := w.ask(op.Request{Type: op.Abort, Shard: sh, Coord: 3, Tx: tx}); err != nil || rep.Code != 0 {
 		t.Fatal(err, rep.Code)
 	}
