@@ -122,7 +122,8 @@ func (m *Manager) Handler() http.Handler {
 	a.proxy = &httputil.ReverseProxy{
 		Transport: newTransport(false),
 		Rewrite: func(r *httputil.ProxyRequest) {
-			r.Out.URL.Scheme, r.Out.URL.Host = "http", m.Leader()
+			leader, _ := r.In.Context().Value(leaderKey{}).(string)
+			r.Out.URL.Scheme, r.Out.URL.Host = "http", leader
 			r.Out.Header.Set(headerForward, m.id.String())
 		},
 		ModifyResponse: func(r *http.Response) error {
@@ -191,6 +192,10 @@ func (a *api) serve(w http.ResponseWriter, r *http.Request, next http.Handler) {
 	next.ServeHTTP(w, r)
 }
 
+// leaderKey is the context's key of the leader to whom a request is passed on: by the
+// time it is, nobody may lead.
+type leaderKey struct{}
+
 // lead has h answer if this manager leads, and passes the request on otherwise.
 func (a *api) lead(w http.ResponseWriter, r *http.Request, h http.HandlerFunc) {
 	leader := a.m.Leader()
@@ -200,7 +205,7 @@ func (a *api) lead(w http.ResponseWriter, r *http.Request, h http.HandlerFunc) {
 	case leader == "" || leader == a.m.o.Addr || leader == embeddedAddr || r.Header.Get(headerForward) != "":
 		a.fail(w, a.m.notLeading())
 	default:
-		a.proxy.ServeHTTP(w, r)
+		a.proxy.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), leaderKey{}, leader)))
 	}
 }
 

@@ -70,11 +70,14 @@ func (l *leases) grant(now time.Time, b *Beat, mp *Map) (refused map[sealfs.UUID
 	return refused
 }
 
+// LeftForEver is why a store that was removed from the cluster is refused.
+const LeftForEver = "it has left the cluster for ever; to use the disk again, start its server anew, and make a new store on it with `mkfs.sealfs --force`"
+
 // refuse says why the sender of b may not serve a store, "" if it may.
 func (l *leases) refuse(now time.Time, b *Beat, id sealfs.UUID, mp *Map) string {
 	i := mp.StoreIndex(id)
 	if i >= 0 && mp.Stores[i].State == StoreLeft {
-		return "it has left the cluster for ever: format the disk anew to use it again"
+		return LeftForEver
 	}
 	h := l.holder[id]
 	switch {

@@ -19,8 +19,8 @@ const beatInterval = time.Second
 // beatPatience is how long a server waits for the answer to a heartbeat.
 const beatPatience = 3 * time.Second
 
-// sendBeat sends one heartbeat with all disks that are this server's, and takes
-// over what the answer says. A store that is refused while it is open ends the
+// sendBeat sends one heartbeat with the disks that this server serves or is about
+// to, and takes over what the answer says. A store that is refused while it is open ends the
 // process: somebody else has its identity, and serves it.
 func (s *StoreServer) sendBeat(ctx context.Context, leaving bool) (r cluster.BeatReply, err error) {
 	ctx, cancel := context.WithTimeout(ctx, beatPatience)
@@ -33,15 +33,19 @@ func (s *StoreServer) sendBeat(ctx context.Context, leaving bool) (r cluster.Bea
 	b.Leaving = leaving
 	sent := time.Now()
 	if r, err = s.remote.Beat(ctx, b); err != nil || leaving {
-		return r, err
+		return cluster.BeatReply{}, err
 	}
 	s.mu.Lock()
 	s.lease = sent.Add(r.Term)
-	for id, d := range s.disks {
-		why, refused := r.Refused[id]
+	for _, x := range b.Stores {
+		d := s.disks[x.ID]
+		if d == nil {
+			continue // removed meanwhile
+		}
+		why, refused := r.Refused[x.ID]
 		d.reason = ""
 		if refused {
-			d.reason = fmt.Sprintf("store %s on %s is not served: %s", id, s.dir.abs(d.Device), why)
+			d.reason = s.unserved(d.Disk, why)
 		}
 		if refused && d.open {
 			err = fault(sealfs.ErrBusy, "%s", d.reason)
@@ -67,7 +71,8 @@ func (s *StoreServer) tellSessions() {
 	}
 }
 
-// composeBeat says how all disks are; srv is nil while they are not open.
+// composeBeat says how the disks are; srv is nil while they are not open. What this
+// server does not serve it must not claim: the lease would keep those away who do.
 func (s *StoreServer) composeBeat(srv *server.Server) cluster.Beat {
 	b := cluster.Beat{Server: s.id, Instance: s.instance, Addr: s.addr, Host: s.host, Rack: s.rack}
 	if l := s.sessions.Load(); l != nil {
@@ -84,7 +89,7 @@ func (s *StoreServer) composeBeat(srv *server.Server) cluster.Beat {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, k := range s.inv.Disks {
-		if s.disks[k.ID] == nil {
+		if d := s.disks[k.ID]; d == nil || !d.claim {
 			continue
 		}
 		x := cluster.StoreBeat{ID: k.ID, Bytes: uint64(k.Size), Weight: k.Weight, State: "starting"}
@@ -126,7 +131,7 @@ func (s *StoreServer) claim(ctx context.Context) error {
 		case deadline.IsZero():
 			deadline = time.Now().Add(r.Term + r.Term/4)
 			for _, d := range s.disks {
-				if d.reason != "" {
+				if d.claim && d.reason != "" {
 					now = d.reason + "; waiting for that to end"
 				}
 			}
@@ -194,116 +199,4 @@ func (s *StoreServer) beat() {
 		case <-tick.C:
 		}
 	}
-}
-
-// addDisk takes a disk into a server that runs.
-func (s *StoreServer) addDisk(ctx context.Context, spec diskSpec) (DiskStatus, error) {
-	s.changing.Lock()
-	defer s.changing.Unlock()
-	s.mu.Lock()
-	inv := *s.inv
-	inv.Disks = slices.Clone(s.inv.Disks)
-	s.mu.Unlock()
-	if len(inv.Disks) >= ServersMax {
-		return DiskStatus{}, fault(sealfs.ErrNoSpace, "this server has %d disks, and cannot have more: start another server", len(inv.Disks))
-	}
-	p, err := s.dir.adoptDisk(&inv, spec)
-	if err != nil {
-		return DiskStatus{}, err
-	}
-	k := *p
-	if err := s.dir.checkDisk(&inv, k); err != nil {
-		return DiskStatus{}, err
-	}
-	s.mu.Lock()
-	d := s.disks[k.ID]
-	if d == nil {
-		d = &servedDisk{Disk: k}
-	}
-	s.inv, s.disks[k.ID] = &inv, d
-	s.mu.Unlock()
-	if !d.open {
-		if _, err := s.sendBeat(ctx, false); err != nil {
-			return DiskStatus{}, err
-		}
-		s.mu.Lock()
-		why := d.reason
-		s.mu.Unlock()
-		if why != "" {
-			return DiskStatus{}, fault(sealfs.ErrBusy, "%s", why)
-		}
-		so, err := s.storeOptions(s.dir.diskStore(k), s.settings)
-		if err != nil {
-			return DiskStatus{}, err
-		}
-		if err := s.server.Load().AddStore(ctx, so); err != nil {
-			return DiskStatus{}, err
-		}
-		s.mu.Lock()
-		d.open = true
-		s.mu.Unlock()
-		s.router.Renew()
-		s.log.Info("disk added", "device", k.Device, "store", k.ID)
-	}
-	return s.disk(k.ID.String())
-}
-
-// disk finds a disk by its store, or by its device.
-func (s *StoreServer) disk(name string) (DiskStatus, error) {
-	var names []string
-	for _, k := range s.listDisks() {
-		if k.ID.String() == name || k.Device == name {
-			return k, nil
-		}
-		names = append(names, k.Device)
-	}
-	return DiskStatus{}, fault(sealfs.ErrNotExist, "this server has no disk %q (there are: %q)", name, names)
-}
-
-// drainDisk refuses to empty a disk that shards lie on: they cannot be moved yet.
-func (s *StoreServer) drainDisk(name string) error {
-	k, err := s.disk(name)
-	if err == nil && k.Shards > 0 {
-		err = fault(sealfs.ErrNotSupported, "disk %s cannot be drained: %d shards lie on it, and shards cannot be moved to other disks yet; `sealfs disk bad` keeps new ones away from it", k.Device, k.Shards)
-	}
-	return err
-}
-
-// markDisk says whether new shards may come to lie on a disk.
-func (s *StoreServer) markDisk(ctx context.Context, name string, bad bool) error {
-	k, err := s.disk(name)
-	if err != nil {
-		return err
-	}
-	weight := k.Weight
-	if m := s.remote.Map(); m != nil {
-		if i := m.StoreIndex(k.ID); i >= 0 {
-			weight = m.Stores[i].Weight
-		}
-	}
-	return s.remote.SetStore(ctx, k.ID, weight, bad)
-}
-
-// removeDisk takes a disk that holds no shard out of the cluster for ever.
-func (s *StoreServer) removeDisk(ctx context.Context, name string) error {
-	s.changing.Lock()
-	defer s.changing.Unlock()
-	k, err := s.disk(name)
-	if err != nil {
-		return err
-	}
-	if k.Shards > 0 {
-		return fault(sealfs.ErrBusy, "disk %s cannot be removed: %d shards lie on it, and shards cannot be moved to other disks yet", k.Device, k.Shards)
-	}
-	if err := s.remote.RemoveStore(ctx, k.ID); err != nil {
-		return err
-	}
-	s.mu.Lock()
-	inv := *s.inv
-	inv.Disks = slices.DeleteFunc(slices.Clone(s.inv.Disks), func(o Disk) bool { return o.ID == k.ID })
-	s.inv = &inv
-	delete(s.disks, k.ID)
-	s.mu.Unlock()
-	s.log.Info("disk removed", "device", k.Device, "store", k.ID)
-	return s.dir.writeInventory(&inv)
 }

@@ -104,9 +104,10 @@ type remembered struct {
 }
 
 // mountRecord is a mount that is remembered, with the session to be ended if
-// this daemon was killed.
+// this daemon was killed, and the cluster that both are of.
 type mountRecord struct {
 	MountSpec `yaml:",inline"`
+	Cluster   sealfs.UUID    `yaml:"cluster,omitempty"`
 	Session   sealfs.Session `yaml:"session,omitempty"`
 }
 
@@ -122,7 +123,7 @@ type Daemon struct {
 	// detached are those that have left their mount point, and are served until the
 	// last file on them is closed.
 	detached map[*clusterMount]bool
-	remote   map[string]*sharedRemote // by the managers' addresses
+	remote   map[remoteKey]*sharedRemote
 
 	writing sync.Mutex // of mounts.yaml; taken before mu
 }
@@ -138,7 +139,7 @@ type DaemonOptions struct {
 // cleared, and mounted again: those that can be at once before it returns, the
 // others as soon as their managers answer.
 func StartDaemon(ctx context.Context, o DaemonOptions) (d *Daemon, err error) {
-	d = &Daemon{mounts: make(map[string]*clusterMount), detached: make(map[*clusterMount]bool), remote: make(map[string]*sharedRemote)}
+	d = &Daemon{mounts: make(map[string]*clusterMount), detached: make(map[*clusterMount]bool), remote: make(map[remoteKey]*sharedRemote)}
 	d.begin(ctx, o.Dir.as(RoleDaemon))
 	defer func() {
 		if err != nil {
@@ -241,7 +242,7 @@ func (d *Daemon) remount(ctx context.Context, records []mountRecord) {
 	var first []chan struct{}
 	for _, r := range records {
 		m := newClusterMount(d, r.MountSpec)
-		m.old = r.Session
+		m.old, m.cluster = r.Session, r.Cluster
 		d.mounts[r.Mount] = m
 		tried := make(chan struct{})
 		first = append(first, tried)
@@ -426,24 +427,31 @@ func (d *Daemon) api() *api {
 	return a
 }
 
+// remoteKey says which managers: whoever listens at an address later on may be
+// another cluster's.
+type remoteKey struct {
+	addrs   string
+	cluster sealfs.UUID
+}
+
 // sharedRemote is the way to the managers of a cluster, which all mounts from it share.
 type sharedRemote struct {
 	*cluster.Remote
-	key   string
+	key   remoteKey
 	users int
 	stop  context.CancelFunc
 	done  chan struct{}
 }
 
-// openRemote returns the way to the managers at these addresses.
-func (d *Daemon) openRemote(addrs []string) *sharedRemote {
-	key := strings.Join(addrs, ",")
+// openRemote returns the way to a cluster's managers at these addresses.
+func (d *Daemon) openRemote(addrs []string, id sealfs.UUID) *sharedRemote {
+	key := remoteKey{strings.Join(addrs, ","), id}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	r := d.remote[key]
 	if r == nil {
 		ctx, stop := context.WithCancel(context.Background())
-		r = &sharedRemote{cluster.NewRemote(addrs, cluster.RemoteOptions{Logger: d.log.With("part", "managers")}), key, 0, stop, make(chan struct{})}
+		r = &sharedRemote{cluster.NewRemote(addrs, cluster.RemoteOptions{Cluster: id, Logger: d.log.With("part", "managers")}), key, 0, stop, make(chan struct{})}
 		d.remote[key] = r
 		go func() {
 			defer close(r.done)
@@ -466,5 +474,6 @@ func (d *Daemon) closeRemote(r *sharedRemote) {
 	if last {
 		r.stop()
 		<-r.done
+		r.Close()
 	}
 }

@@ -26,7 +26,7 @@ type clusterMount struct {
 	state   string
 	reason  string
 	session cluster.Session
-	cluster sealfs.UUID
+	cluster sealfs.UUID // zero until it is known; the mount is of no other one ever
 	router  *router.Router
 	mount   *mount
 	remote  *sharedRemote
@@ -50,7 +50,7 @@ func newClusterMount(d *Daemon, spec MountSpec) *clusterMount {
 func (m *clusterMount) record() mountRecord {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	r := mountRecord{MountSpec: m.spec, Session: m.session.ID}
+	r := mountRecord{MountSpec: m.spec, Cluster: m.cluster, Session: m.session.ID}
 	if r.Session == 0 {
 		r.Session = m.old
 	}
@@ -112,11 +112,11 @@ func (m *clusterMount) begin(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if m.remote == nil {
-		m.remote = m.d.openRemote(m.spec.Managers)
-	}
 	mctx, done := context.WithTimeoutCause(ctx, mapPatience, fault(sealfs.ErrTimeout, "no manager at %s has answered within %v: are they running?", strings.Join(m.spec.Managers, ","), mapPatience))
 	defer done()
+	if err := m.findCluster(mctx); err != nil {
+		return err
+	}
 	cm, err := m.remote.WaitMap(mctx)
 	if err != nil {
 		return err
@@ -160,7 +160,7 @@ func (m *clusterMount) begin(ctx context.Context) error {
 	mt, err := mountClient(ctx, kc, v, mo.client(m.spec.Mount, v.Name, log))
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.cluster, m.router = cm.Cluster, r
+	m.router = r
 	if err != nil {
 		return err
 	}
@@ -168,6 +168,33 @@ func (m *clusterMount) begin(ctx context.Context) error {
 	close(m.up)
 	m.kept.Go(func() { m.keep(m.ctx) })
 	log.Info("mounted", "volume", v.Name, "session", uint64(s.ID))
+	return nil
+}
+
+// findCluster opens the way to the managers. A new mount takes whatever cluster is
+// there; from then on, and when it is mounted again by a later daemon, it has to be
+// that one: sessions and volumes of another have the same numbers and names.
+func (m *clusterMount) findCluster(ctx context.Context) error {
+	if m.remote != nil {
+		return nil
+	}
+	m.mu.Lock()
+	id := m.cluster
+	m.mu.Unlock()
+	if id.IsZero() {
+		first := cluster.NewRemote(m.spec.Managers, cluster.RemoteOptions{})
+		defer first.Close()
+		cm, err := first.WaitMap(ctx)
+		if err != nil {
+			return err
+		}
+		id = cm.Cluster
+		m.mu.Lock()
+		m.cluster = id
+		m.old = 0 // nobody knows whose it was
+		m.mu.Unlock()
+	}
+	m.remote = m.d.openRemote(m.spec.Managers, id)
 	return nil
 }
 

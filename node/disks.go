@@ -276,7 +276,7 @@ func (d Dir) examine(inv *inventory, k *Disk, s diskSpec, again bool) (blank boo
 		case sb.Cluster.IsZero():
 			return false, fault(sealfs.ErrExist, "%s holds store %s, which is in use by a data directory of `sealfs up`: start `sealfs server` on that directory", s.Device, sb.Store)
 		}
-		return false, fault(sealfs.ErrExist, "%s holds store %s of cluster %s, and this server belongs to cluster %s: name another disk, or erase this one with `wipefs -a %s` if nobody needs it any more", s.Device, sb.Store, sb.Cluster, inv.Cluster, s.Device)
+		return false, fault(sealfs.ErrExist, "%s holds store %s of cluster %s, and this server belongs to cluster %s: name another disk, or make a new store on this one with `mkfs.sealfs --force %s` if nobody needs it any more", s.Device, sb.Store, sb.Cluster, inv.Cluster, s.Device)
 	}
 	sig, perr := disk.ProbeDevice(dev)
 	switch {

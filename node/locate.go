@@ -72,9 +72,9 @@ func (a *MountAdmin) Locate(ctx context.Context, path string) (l Location, ok bo
 		if !yes {
 			continue
 		}
-		c := OpenCluster(m.Managers)
-		defer c.Close()
-		cm, err := c.WaitMap(ctx)
+		r := cluster.NewRemote(m.Managers, cluster.RemoteOptions{Cluster: m.Cluster})
+		defer r.Close()
+		cm, err := r.WaitMap(ctx)
 		if err != nil {
 			return l, true, err
 		}

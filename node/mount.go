@@ -34,7 +34,9 @@ type mountOptions struct {
 
 // What holds for mounts from a cluster where nothing else is said.
 const (
-	defaultMountTimeout = 60 * time.Second
+	// A program that is told EIO in the middle of its work may leave half of it; one
+	// that waits goes on, and can be interrupted.
+	defaultMountTimeout = 0 * time.Second
 	connsMax            = 64
 )
 

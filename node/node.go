@@ -183,10 +183,11 @@ func (n *Node) serve(ctx context.Context, s Settings) error {
 		if err := n.manager.AddStore(ctx, cluster.StoreInfo{ID: st.ID, Bytes: uint64(st.Size)}); err != nil {
 			return err
 		}
-		so, err := n.storeOptions(st, s)
+		so, release, err := n.storeOptions(st, s)
 		if err != nil {
 			return err
 		}
+		n.onClose(release)
 		stores = append(stores, so)
 	}
 	var srv atomic.Pointer[server.Server]

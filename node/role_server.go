@@ -55,8 +55,10 @@ type StoreServer struct {
 	mu    sync.Mutex // taken before no other lock
 	inv   *inventory
 	disks map[sealfs.UUID]*servedDisk
-	lease time.Time // until when the managers count on us; zero: never yet
-	trust string    // why the managers are not heard, empty if they are
+	// removed are those that have left the cluster, and stay open until the end.
+	removed []*servedDisk
+	lease   time.Time // until when the managers count on us; zero: never yet
+	trust   string    // why the managers are not heard, empty if they are
 
 	changing sync.Mutex // serialises changes of disks; taken before mu
 }
@@ -64,8 +66,10 @@ type StoreServer struct {
 // servedDisk is a disk of the inventory in this run.
 type servedDisk struct {
 	Disk
-	open   bool
-	reason string // why it is not open
+	claim   bool         // heartbeats name it: it is open, or about to be
+	open    bool         //
+	reason  string       // why it is not open
+	release func() error // gives its ring back; nil: it is not taken
 }
 
 // ServerOptions says what StartServer shall do.
@@ -224,16 +228,32 @@ func (s *StoreServer) findDisks(m *cluster.Map, specs []diskSpec) error {
 	if len(s.inv.Disks) > ServersMax {
 		return fault(sealfs.ErrInvalid, "%d disks are more than one server can have, %d: start another server for some", len(s.inv.Disks), ServersMax)
 	}
+	// A broken disk does not keep the others from being served.
+	var errs []error
 	for _, k := range s.inv.Disks {
+		d := &servedDisk{Disk: k, claim: true}
+		s.disks[k.ID] = d
+		err := s.dir.checkDisk(s.inv, k)
+		if i := m.StoreIndex(k.ID); i >= 0 && m.Stores[i].State == cluster.StoreLeft {
+			err = fault(sealfs.ErrInvalid, "%s", s.unserved(k, cluster.LeftForEver))
+		}
 		if k.Formatting {
-			return fault(sealfs.ErrInvalid, "the formatting of %s was interrupted: name it with --disk %s,format again", s.dir.abs(k.Device), s.dir.abs(k.Device))
+			err = fault(sealfs.ErrInvalid, "the formatting of %s was interrupted: name it with --disk %s,format again", s.dir.abs(k.Device), s.dir.abs(k.Device))
 		}
-		if err := s.dir.checkDisk(s.inv, k); err != nil {
-			return err
+		if err != nil {
+			d.claim, d.reason = false, err.Error()
+			errs = append(errs, err)
 		}
-		s.disks[k.ID] = &servedDisk{Disk: k}
+	}
+	if len(errs) == len(s.inv.Disks) {
+		return errors.Join(errs...)
 	}
 	return nil
+}
+
+// unserved says that a disk is not served, and why.
+func (s *StoreServer) unserved(k Disk, why string) string {
+	return fmt.Sprintf("store %s on %s is not served: %s", k.ID, s.dir.abs(k.Device), why)
 }
 
 // openStores opens all stores that the managers let us have.
@@ -241,28 +261,8 @@ func (s *StoreServer) openStores(ctx context.Context, m *cluster.Map) error {
 	if err := s.claim(ctx); err != nil {
 		return err
 	}
-	var stores []server.StoreOptions
-	var refused []string
-	for _, k := range s.inv.Disks {
-		d := s.disks[k.ID]
-		if d.reason != "" {
-			refused = append(refused, d.reason)
-			continue
-		}
-		so, err := s.storeOptions(s.dir.diskStore(k), s.settings)
-		if err != nil {
-			return err
-		}
-		stores = append(stores, so)
-		d.open = true
-	}
-	if len(stores) == 0 {
-		return fault(sealfs.ErrBusy, "%s", strings.Join(refused, "; "))
-	}
-	for _, r := range refused {
-		s.tell(r)
-	}
-	if err := s.endInherited(ctx, m, stores); err != nil {
+	s.onClose(s.releaseDisks)
+	if err := s.endInherited(ctx, m); err != nil {
 		return err
 	}
 	s.router = router.New(router.Options{
@@ -270,8 +270,8 @@ func (s *StoreServer) openStores(ctx context.Context, m *cluster.Map) error {
 		Program: "sealfs server", Logger: s.log.With("part", "peers"),
 	})
 	s.onClose(func() error { s.router.Close(); return nil })
-	srv, err := server.Open(ctx, server.Options{
-		Shards: m.Shards, Map: s.remote.Map, Stores: stores, Durable: s.settings.Durable, Logger: s.log.With("part", "server"),
+	srv, err := s.openServer(ctx, server.Options{
+		Shards: m.Shards, Map: s.remote.Map, Durable: s.settings.Durable, Logger: s.log.With("part", "server"),
 		Peers: s.router, KeepSessions: true, Others: s.elsewhere,
 	})
 	if err != nil {
@@ -288,9 +288,23 @@ func (s *StoreServer) openStores(ctx context.Context, m *cluster.Map) error {
 
 // endInherited ends the sessions that a killed `sealfs up` left in its stores: their
 // numbers are none of the managers', who could not say that they have ended.
-func (s *StoreServer) endInherited(ctx context.Context, m *cluster.Map, stores []server.StoreOptions) error {
+func (s *StoreServer) endInherited(ctx context.Context, m *cluster.Map) (err error) {
 	if !s.inv.Inherited {
 		return nil
+	}
+	// Of all disks, or the next start has to do it.
+	defer func() { err = errors.Join(err, s.releaseDisks()) }()
+	var stores []server.StoreOptions
+	for _, k := range s.inv.Disks {
+		d := s.disks[k.ID]
+		if d.reason != "" {
+			return fault(sealfs.ErrBusy, "the disks that `sealfs up` made in %s must all be there when a server opens them first: %s", s.dir, d.reason)
+		}
+		so, err := s.takeDisk(d)
+		if err != nil {
+			return err
+		}
+		stores = append(stores, so)
 	}
 	srv, err := server.Open(ctx, server.Options{Shards: m.Shards, Map: s.remote.Map, Stores: stores, Logger: s.log.With("part", "server")})
 	if err != nil {
@@ -313,16 +327,17 @@ func (s *StoreServer) elsewhere(v sealfs.Volume) (bytes, inodes int64) {
 }
 
 // storeOptions takes a store's ring for this process, and says how to open it.
-func (l *life) storeOptions(st Store, s Settings) (server.StoreOptions, error) {
+// release gives the ring back, when the store is closed.
+func (l *life) storeOptions(st Store, s Settings) (so server.StoreOptions, release func() error, err error) {
 	ring := StagingPath(st.ID, st.Device)
 	k, err := lockStaging(ring, st.ID)
 	if err != nil {
-		return server.StoreOptions{}, err
+		return so, nil, err
 	}
-	l.onClose(func() error { return errors.Join(os.Remove(ring+".lock"), k.release()) })
+	release = func() error { return errors.Join(os.Remove(ring+".lock"), k.release()) }
 	return server.StoreOptions{Device: st.Device, Region: st.Region, Staging: ring, Log: lsfs.Options{
 		StagingBytes: int64(s.Staging), BudgetBytes: int64(s.Memory), CacheBytes: int64(s.Cache), Logger: l.log.With("part", "store"),
-	}}, nil
+	}}, release, nil
 }
 
 // listen begins to answer clients, peers and administrators.

@@ -200,7 +200,9 @@ func (r *Router) build() (*table, error) {
 	}
 	for addr, s := range r.servers {
 		if ids := stores[addr]; ids != nil {
-			s.stores.Store(&ids)
+			if old := *s.stores.Swap(&ids); r.o.Register != nil && slices.ContainsFunc(ids, func(id sealfs.UUID) bool { return !slices.Contains(old, id) }) {
+				s.moved()
+			}
 		} else {
 			delete(r.servers, addr)
 			s.retire(fmt.Errorf("server at %s: %w: the map names it no more", addr, sealfs.ErrUnavailable))

@@ -45,6 +45,7 @@ type attempt struct {
 	done    chan struct{} // closed when link or err is set
 	link    *link
 	err     error
+	void    error // why the link must not be used although it was made; changes under server.mu
 }
 
 // link is a set of connections to one life of a server.
@@ -198,12 +199,16 @@ func (s *server) try(a *attempt) {
 	l, err := s.dial(a)
 	s.mu.Lock()
 	now := time.Now()
+	if err == nil && a.void != nil {
+		defer l.close()
+		err = a.void
+	}
 	first := s.err == nil // the first attempt, or the first failure after a success
 	s.attempt, s.since = nil, now
 	switch {
 	case s.gone != nil:
 		if err == nil {
-			l.close()
+			defer l.close()
 		}
 		a.err = s.gone
 	case err != nil:
@@ -304,6 +309,18 @@ func (s *server) lost(l *link, cause error) {
 		s.mu.Unlock()
 		return
 	}
+	keep := s.cut(l, cause)
+	s.mu.Unlock()
+	l.close()
+	s.r.o.Logger.Warn("server is lost", "server", s.addr, "error", cause)
+	if keep {
+		s.r.spawn(s.keep)
+	}
+}
+
+// cut takes the link out of use for a reason; it is to be closed. It reports whether
+// keep is to be run. Requires mu.
+func (s *server) cut(l *link, cause error) (keep bool) {
 	s.drop(l)
 	s.err = cause
 	if now := time.Now(); now.Sub(l.since) < s.r.o.BackoffMax {
@@ -311,14 +328,32 @@ func (s *server) lost(l *link, cause error) {
 	} else {
 		s.away.reset()
 	}
-	keep := s.r.o.Register != nil && !s.keeping
+	keep = s.r.o.Register != nil && !s.keeping
 	s.keeping = s.keeping || keep
-	s.mu.Unlock()
-	l.close()
-	s.r.o.Logger.Warn("server is lost", "server", s.addr, "error", cause)
-	if keep {
-		s.r.spawn(s.keep)
+	return keep
+}
+
+// moved ends the link after a store has come to the server, which Register has not
+// told anything; so it does with an attempt that is under way. It is called with
+// Router.mu held.
+func (s *server) moved() {
+	cause := fmt.Errorf("server at %s: %w: a store has come to it", s.addr, sealfs.ErrUnavailable)
+	s.mu.Lock()
+	if s.attempt != nil {
+		s.attempt.void = cause
 	}
+	l := s.link.Load()
+	keep := l != nil && s.cut(l, cause)
+	s.mu.Unlock()
+	if l == nil {
+		return
+	}
+	s.r.wg.Go(func() {
+		l.close()
+		if keep {
+			s.keep()
+		}
+	})
 }
 
 // drop forgets the link; it is to be closed. Requires mu.
