@@ -48,6 +48,7 @@ func (c *Client) write(ctx context.Context, ino sealfs.Ino, off uint64, data []b
 		return 0, sealfs.ErrTooBig
 	}
 	n := c.nodes.get(ino)
+	c.dropEarly(n)
 	if n == nil {
 		return c.writeNow(ctx, nil, ino, off, data, flags)
 	}

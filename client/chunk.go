@@ -120,6 +120,9 @@ func (c *Client) Read(ctx context.Context, ino sealfs.Ino, off uint64, n int, ro
 		return nil, err
 	}
 	n = min(n, sealfs.IOMax)
+	if b, ok := c.readEarly(ino, off, n, room); ok {
+		return b, nil
+	}
 	if off+uint64(n) > sealfs.HomeBytes {
 		return c.readFar(ctx, ino, off, n, room)
 	}

@@ -106,15 +106,16 @@ type Client struct {
 	sesMu      sync.Mutex      // held while ses changes
 	registered []atomic.Uint32 // by shard: how often Register was called for it; only with a session
 
-	nodes     table
-	releases  releases
-	lazy      atomic.Bool // releases are gathered, as a mount wants it
-	dirs      dirs
-	dirty     dirtyList
-	sent      sentLog
-	sending   chan struct{} // a token for each aged buffer that is just being sent
-	unsynced  unsynced
-	layoutAge atomic.Int64 // for how long a layout is believed, in nanoseconds
+	nodes      table
+	releases   releases
+	earlyBytes atomic.Int64 // in early of all nodes
+	lazy       atomic.Bool  // releases are gathered, as a mount wants it
+	dirs       dirs
+	dirty      dirtyList
+	sent       sentLog
+	sending    chan struct{} // a token for each aged buffer that is just being sent
+	unsynced   unsynced
+	layoutAge  atomic.Int64 // for how long a layout is believed, in nanoseconds
 
 	dirtyCount atomic.Int64 // nodes with a buffer
 	buffered   atomic.Int64 // bytes of all buffers' room

@@ -376,7 +376,11 @@ func (f *filesystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
 	ino := f.ino(in.NodeId)
-	a, err := f.c.Open(ctx, ino)
+	open := f.c.Open
+	if in.Flags&(syscall.O_ACCMODE|syscall.O_TRUNC|syscall.O_DIRECT) == syscall.O_RDONLY && !f.seen.has(ino) {
+		open = f.c.OpenToRead // the kernel has nothing of it
+	}
+	a, err := open(ctx, ino)
 	if err != nil {
 		return status(err)
 	}
@@ -439,6 +443,15 @@ type seenVersions struct {
 
 // seenMax bounds the files that one part remembers.
 const seenMax = 4096
+
+// has reports whether the kernel may hold something of ino.
+func (s *seenVersions) has(ino sealfs.Ino) bool {
+	p := &s.parts[uint64(ino)*0x9e3779b97f4a7c15>>60]
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, ok := p.m[ino]
+	return ok
+}
 
 // same notes the version of ino and reports whether it was the same before.
 func (s *seenVersions) same(ino sealfs.Ino, version uint64) bool {

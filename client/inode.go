@@ -84,6 +84,7 @@ func (c *Client) Setattr(ctx context.Context, ino sealfs.Ino, s *SetAttr) (op.At
 	if err := c.settle(ctx, ino); err != nil {
 		return op.Attr{}, err
 	}
+	c.dropEarly(c.nodes.get(ino))
 	k := c.begin(op.Setattr, ino)
 	k.Ino, k.Valid, k.Mode, k.UID, k.GID = ino, s.Valid, s.Mode, s.UID, s.GID
 	k.Size, k.Atime, k.Mtime, k.Ctime = s.Size, s.Atime, s.Mtime, s.Ctime
@@ -181,11 +182,16 @@ func (c *Client) Readlink(ctx context.Context, ino sealfs.Ino) ([]byte, error) {
 // Open holds ino open until Release, so that it outlives its name, and returns
 // its attributes.
 func (c *Client) Open(ctx context.Context, ino sealfs.Ino) (op.Attr, error) {
+	return c.openFor(ctx, ino, 0)
+}
+
+// openFor is Open that also wants the content of a file of at most n bytes.
+func (c *Client) openFor(ctx context.Context, ino sealfs.Ino, n uint64) (op.Attr, error) {
 	if err := c.settle(ctx, ino); err != nil {
 		return op.Attr{}, err
 	}
 	k := c.begin(op.Open, ino)
-	k.Ino = ino
+	k.Ino, k.Len = ino, n
 	a, err := c.open(ctx, k)
 	c.seen(&a)
 	return a, err

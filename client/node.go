@@ -22,6 +22,7 @@ type node struct {
 	dirty      atomic.Bool // there is a buffer; false only when the server has answered it
 	far        atomic.Bool // the file has grown beyond what an append to its home may write
 	kept       kept        // what is known of its layout
+	early      atomic.Pointer[early]
 
 	gate  gate     // taken while the buffer changes or is sent; guards the following
 	gone  bool     // released: no buffer may begin

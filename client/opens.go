@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"time"
 
 	"sealfs"
 	"sealfs/op"
@@ -87,6 +88,7 @@ func (c *Client) opening(ctx context.Context, ino sealfs.Ino) (*node, error) {
 // It may be called again when it gave up.
 func (c *Client) askOpen(ctx context.Context, k *call, n **node) (op.Attr, error) {
 	for {
+		asked := time.Now()
 		err := c.ask(ctx, k)
 		if err == errGaveUp {
 			return op.Attr{}, err
@@ -95,6 +97,9 @@ func (c *Client) askOpen(ctx context.Context, k *call, n **node) (op.Attr, error
 		a := k.rep.Attr
 		switch {
 		case err == nil && c.opened(a.Ino, k, *n):
+			if k.Len != 0 && *n != nil {
+				c.keepEarly(*n, k.rep.Data, asked)
+			}
 			return a, nil
 		case err != nil:
 			if *n != nil {
@@ -180,6 +185,9 @@ func (c *Client) release(ctx context.Context, n *node) error {
 	}
 	held := c.nodes.release(n, c.remote)
 	last := n.gone
+	if last {
+		c.dropEarly(n)
+	}
 	if last {
 		err, n.err = n.err, nil // the last who can be told
 	}

@@ -47,7 +47,7 @@ const (
 	TestLock  // Ino: Lock; answers the lock in the way, or Unlock
 	Seek      // Ino: Off; Mode 3 = SEEK_DATA, 4 = SEEK_HOLE
 	Sync      // everything answered so far is durable on return
-	Open      // Ino: the session holds it open
+	Open      // Ino: the session holds it open. The content of a file of at most Len bytes comes along
 	Release   // Ino: the session lets it go, Len times; and what is listed in Data (see AppendOpens), of the same store
 	WaitLock  // SetLock that waits
 

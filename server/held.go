@@ -98,6 +98,9 @@ func (st *store) hold(ctx context.Context, req *op.Request, rep *op.Reply) error
 		// Asked for before, so that what has come by then is seen.
 		busy := st.guard(op.Tx{}, meta.Touch{Kind: meta.TouchExists, Ino: req.Ino})
 		if err := st.holdNow(req, rep); err != nil || rep.Code != sealfs.ErrNotExist || busy == nil {
+			if err == nil && rep.Code == 0 {
+				st.bring(req, rep)
+			}
 			return err
 		}
 		if err := st.await(ctx, busy, op.Tx{}); err != nil { // a new directory is on its way
@@ -134,5 +137,22 @@ func (st *store) holdNow(req *op.Request, rep *op.Reply) error {
 func (st *store) release(sess sealfs.Session, ino sealfs.Ino, n uint64) {
 	if st.holds.drop(sess, ino, n) && st.reclaim.nameless(ino) {
 		st.reclaim.add(ino)
+	}
+}
+
+// bringMax bounds what an opening brings along, in bytes.
+const bringMax = 128 << 10
+
+// bring adds the content of a small file to the answer to its opening. What
+// cannot be read is told to who reads.
+func (st *store) bring(req *op.Request, rep *op.Reply) {
+	size := rep.Attr.Size
+	if size == 0 || size > min(req.Len, bringMax) || rep.Attr.Mode&modeType != modeRegular || rep.Attr.Bound != 0 {
+		return
+	}
+	data := make([]byte, size)
+	got, now, err := st.readData(place{ino: req.Ino, shard: req.Shard}, 0, data)
+	if err == nil && now == size && uint64(got) == size {
+		rep.Data = append(rep.Data, data...)
 	}
 }

@@ -507,7 +507,7 @@ func charge(r *op.Request, payload uint32) int64 {
 	const small = 1 << 10
 	n := small + int64(payload) + int64(len(r.Data))
 	switch r.Type {
-	case op.Read:
+	case op.Read, op.Open:
 		n += int64(min(r.Len, sealfs.IOMax))
 	case op.Readdir: // entries are larger as structs than when encoded
 		n += 4 * int64(min(r.Len, sealfs.IOMax))
