@@ -281,11 +281,7 @@ func (fs *FS) answer(req *op.Request, rep *op.Reply) sealfs.Code {
 	case op.DropOwner:
 		return fs.dropOwner(req, in)
 	case op.Open:
-		fs.holds[hold{req.Session, ino}]++
-		rep.Attr = in.attr
-		if in.isFile() && in.attr.Bound == 0 && in.attr.Size <= req.Len {
-			in.copyTo(rep, 0, in.attr.Size)
-		}
+		fs.hold(req, rep, in)
 		return 0
 	case op.Release:
 		fs.release(hold{req.Session, ino}, max(req.Len, 1))
@@ -456,4 +452,13 @@ func (fs *FS) statfs(req *op.Request, rep *op.Reply) sealfs.Code {
 		Inodes: inodes, InodesFree: inodes - count,
 	}
 	return 0
+}
+
+// hold answers Open.
+func (fs *FS) hold(req *op.Request, rep *op.Reply, in *inode) {
+	fs.holds[hold{req.Session, req.Ino}]++
+	rep.Attr = in.attr
+	if in.isFile() && in.attr.Bound == 0 && in.attr.Size <= req.Len {
+		in.copyTo(rep, 0, in.attr.Size)
+	}
 }
