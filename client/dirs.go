@@ -67,17 +67,27 @@ func (d *dirs) forget(ino sealfs.Ino) {
 	delete(d.of, ino)
 }
 
-// learn takes from the answer to k what it tells of directories.
+// learn takes from the answer to k what it tells of directories. An answer from a
+// result row, to a request that came twice, does not tell the directory.
 func (c *Client) learn(k *call, asked time.Time) {
-	switch {
-	case k.rep.Dir.Ino != 0:
-		c.dirs.note(&k.rep.Dir, asked, time.Duration(c.layoutAge.Load()))
-	case k.Type == op.Rename:
+	ttl := time.Duration(c.layoutAge.Load())
+	switch k.Type {
+	case op.Create, op.Mknod, op.Mkdir, op.Symlink, op.Link, op.Unlink, op.Rmdir:
+		if k.rep.Dir.Ino == k.Dir {
+			c.dirs.note(&k.rep.Dir, asked, ttl)
+		} else {
+			c.dirs.forget(k.Dir)
+		}
+		if k.Type == op.Rmdir {
+			c.dirs.forget(k.rep.Attr.Ino)
+		}
+	case op.Rename:
 		c.dirs.forget(k.Dir)
 		c.dirs.forget(k.Dir2)
-	case k.Type == op.Setattr:
-		c.dirs.note(&k.rep.Attr, asked, time.Duration(c.layoutAge.Load()))
-	case k.Type == op.Setxattr, k.Type == op.Removexattr:
+		c.dirs.forget(k.rep.Attr.Ino) // what was moved
+	case op.Setattr:
+		c.dirs.note(&k.rep.Attr, asked, ttl)
+	case op.Setxattr, op.Removexattr:
 		c.dirs.forget(k.Ino)
 	}
 }
