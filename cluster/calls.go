@@ -174,7 +174,7 @@ func (r *Remote) StatusAll(ctx context.Context) []ManagerStatus {
 	for i, addr := range addrs {
 		go func() {
 			defer func() { done <- struct{}{} }()
-			err, _ := r.attempt(ctx, addr, request{method: http.MethodGet, path: "/v1/status", out: &list[i], any: true}, nil)
+			_, err := r.attempt(ctx, addr, request{method: http.MethodGet, path: "/v1/status", out: &list[i], any: true}, nil)
 			if err != nil {
 				list[i] = ManagerStatus{Addr: addr, State: "unreachable", Reason: err.Error()}
 			}

@@ -247,7 +247,7 @@ func (r *Remote) attemptBeat(t *testing.T, addr string, b Beat) (reply BeatReply
 	if err != nil {
 		t.Fatal(err)
 	}
-	err, _ = r.attempt(ask(t), addr, request{method: "POST", path: "/v1/beat", out: &reply}, body)
+	_, err = r.attempt(ask(t), addr, request{method: "POST", path: "/v1/beat", out: &reply}, body)
 	return reply, err
 }
 

@@ -145,7 +145,7 @@ func (r *Remote) do(ctx context.Context, q request) error {
 	for pause := backoffMin; ; pause = min(2*pause, backoffMax) {
 		strangers, addrs := 0, r.order(q.any)
 		for _, addr := range addrs {
-			err, o := r.attempt(ctx, addr, q, body)
+			o, err := r.attempt(ctx, addr, q, body)
 			switch o {
 			case answered:
 				return err
@@ -213,12 +213,12 @@ func (r *Remote) failed(ctx context.Context, said map[string]error) error {
 }
 
 // attempt makes a call to one manager.
-func (r *Remote) attempt(ctx context.Context, addr string, q request, body []byte) (error, outcome) {
+func (r *Remote) attempt(ctx context.Context, addr string, q request, body []byte) (outcome, error) {
 	ctx, cancel := context.WithTimeout(ctx, attemptTimeout+q.wait)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, q.method, "http://"+addr+q.path, bytes.NewReader(body))
 	if err != nil {
-		return fmt.Errorf("%w: %w", err, sealfs.ErrInvalid), stranger
+		return stranger, fmt.Errorf("%w: %w", err, sealfs.ErrInvalid)
 	}
 	if c := r.Cluster(); !c.IsZero() {
 		req.Header.Set(headerCluster, c.String())
@@ -231,13 +231,13 @@ func (r *Remote) attempt(ctx context.Context, addr string, q request, body []byt
 	if err != nil {
 		r.forget(addr)
 		if isUnsent(err) {
-			return unwrapURL(err), untouched
+			return untouched, unwrapURL(err)
 		}
-		return unwrapURL(err), unknown
+		return unknown, unwrapURL(err)
 	}
 	defer resp.Body.Close()
 	if err := r.meet(addr, resp.Header, q.any); err != nil {
-		return err, stranger
+		return stranger, err
 	}
 	if resp.StatusCode >= 300 {
 		return r.refused(resp)
@@ -249,25 +249,25 @@ func (r *Remote) attempt(ctx context.Context, addr string, q request, body []byt
 		err = json.NewDecoder(io.LimitReader(resp.Body, answerMax)).Decode(q.out)
 	}
 	if err != nil {
-		return fmt.Errorf("answer: %w", err), unknown
+		return unknown, fmt.Errorf("answer: %w", err)
 	}
-	return nil, answered
+	return answered, nil
 }
 
 // refused reads an answer that reports a failure.
-func (r *Remote) refused(resp *http.Response) (error, outcome) {
+func (r *Remote) refused(resp *http.Response) (outcome, error) {
 	var f failure
 	if err := json.NewDecoder(io.LimitReader(resp.Body, bodyMax)).Decode(&f); err != nil || !f.Code.Known() {
-		return fmt.Errorf("answer %q: %w", resp.Status, sealfs.ErrIO), unknown
+		return unknown, fmt.Errorf("answer %q: %w", resp.Status, sealfs.ErrIO)
 	}
 	err := error(&told{f})
 	switch f.Code {
 	case sealfs.ErrUnavailable:
-		return err, untouched
+		return untouched, err
 	case sealfs.ErrInterrupted, sealfs.ErrIO, sealfs.ErrCorrupt, sealfs.ErrClosed, sealfs.ErrVersion:
-		return err, unknown // that manager is in trouble
+		return unknown, err // that manager is in trouble
 	}
-	return err, answered
+	return answered, err
 }
 
 // told is an error that a manager answered.

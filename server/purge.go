@@ -103,7 +103,7 @@ func shardsOf(ino sealfs.Ino, from, to uint64, shards uint32) []sealfs.Shard {
 func (q *reclaimer) runPurge(ino sealfs.Ino, p *purge) {
 	defer q.done.Done()
 	st := q.st
-	err := q.ctx.Err()
+	var err error
 	select {
 	case q.slots <- struct{}{}:
 		// What others are told must not be undone by a power cut here.

@@ -15,17 +15,7 @@ import (
 	"sealfs/pmem"
 )
 
-// inShard makes a file or dir in a given shard's directory... mkdir in shard.
-func (w *world) dirIn(shard sealfs.Shard, name string) sealfs.Ino {
-	w.t.Helper()
-	req := op.Request{Type: op.Mkdir, Dir: w.root, Name: name, Mode: 0o755, Shard: w.root.Home(testShards), Shard2: shard, Volume: 1}
-	var rep op.Reply
-	if err := w.Do(context.Background(), &req, &rep); err != nil || rep.Code != 0 {
-		w.t.Fatal(err, rep.Code)
-	}
-	return rep.Attr.Ino
-}
-
+// ask sends a request, and returns its reply.
 func (w *world) ask(req op.Request) (*op.Reply, error) {
 	rep := &op.Reply{}
 	req.Volume = 1

@@ -7,12 +7,6 @@ import (
 	"sealfs/op"
 )
 
-const (
-	typeMask = 0o170000
-	typeDir  = 0o040000
-	typeFile = 0o100000
-)
-
 // names is the sequential specification: names, links and parents, and nothing else.
 type names map[sealfs.Ino]*node
 

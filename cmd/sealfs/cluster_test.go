@@ -104,8 +104,8 @@ func kill(t *testing.T, data, role string) {
 // ask asks the admin socket of a process.
 func ask(t *testing.T, data, role, path string) (code int, body []byte) {
 	t.Helper()
-	c := &http.Client{Transport: &http.Transport{Dial: func(string, string) (net.Conn, error) {
-		return wire.DialUnix(t.Context(), filepath.Join(data, "run", role+".sock"))
+	c := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return wire.DialUnix(ctx, filepath.Join(data, "run", role+".sock"))
 	}}}
 	defer c.CloseIdleConnections()
 	r, err := c.Get("http://sealfs" + path)
