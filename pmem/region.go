@@ -405,7 +405,8 @@ const tightPages = 256
 // Tight reports whether the region cannot grow and has hardly a page left. No
 // latch is needed.
 func (r *Region) Tight() bool {
-	return r.pages.Load() >= r.maxPages && r.freePages() < tightPages
+	most := r.maxPages
+	return r.pages.Load() >= most && int64(r.freePages()) < min(tightPages, int64(most)/16)
 }
 
 // Grow makes the region a step larger, or as large as it may become; ErrNoSpace
