@@ -59,13 +59,19 @@ func (ch *change) rename() error {
 		return refusal(sealfs.ErrNotExist)
 	}
 	var moved, other Inode
-	if err := ch.loadEntry(&src, &moved); err != nil {
-		return err
-	}
 	if found && src.Ino == dst.Ino {
 		ch.quiet = true
+		if ch.rep.Attr = src.attr(); !ch.c.local(src.Ino) {
+			return nil
+		}
+		if err := ch.loadEntry(&src, &moved); err != nil {
+			return err
+		}
 		moved.Attr(&ch.rep.Attr)
 		return nil
+	}
+	if err := ch.loadEntry(&src, &moved); err != nil {
+		return err
 	}
 	if found {
 		if to.foreign {

@@ -150,10 +150,6 @@ func (a *attempt) run(ctx context.Context, req *op.Request, rep *op.Reply) (agai
 	if err != nil {
 		return false, err
 	}
-	if plan.Same != 0 {
-		rep.Attr.Ino = plan.Same
-		return false, nil
-	}
 	if len(plan.Parts) == 0 {
 		return true, nil // it is not foreign any more
 	}
