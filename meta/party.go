@@ -260,13 +260,13 @@ func (ch *change) prepare() error {
 	if err != nil {
 		return err
 	}
-	if ordinal++; ordinal >= preparedMax {
-		return refusal(sealfs.ErrInvalid)
-	}
 	if before != nil {
 		// It came twice. What it found cannot have changed since.
 		ch.quiet = true
 		return ch.voteAgain(before)
+	}
+	if ordinal++; ordinal >= preparedMax {
+		return refusal(sealfs.ErrInvalid)
 	}
 	if err := ch.preparePart(&part); err != nil {
 		return err

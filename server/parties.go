@@ -150,7 +150,7 @@ func (st *store) loadShards(r pmem.Reader) error {
 			return err
 		}
 		err = meta.Decisions(r, shard, func(tx op.Tx, d meta.Decision) {
-			st.srv.finisher.add(st, decision{shard, tx, d.Time, d.Parties, map[sealfs.Shard]uint64{}})
+			st.srv.finisher.add(st, txn.Decide(shard, tx, d.Time, d.Parties))
 		})
 		if err != nil {
 			return err

@@ -96,8 +96,8 @@ func (st *store) reclaimKept(ended bool) {
 	}
 }
 
-// register answers Register: from now on the session holds these files open
-// here, and with Excl no others.
+// register answers Register: with the last part of its list, the session holds
+// these files open here and no others.
 func (st *store) register(req *op.Request) error {
 	var list []op.Opens
 	if err := op.DecodeOpens(req.Data, func(o op.Opens) { list = append(list, o) }); err != nil {

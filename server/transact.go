@@ -198,9 +198,11 @@ func (a *attempt) run(ctx context.Context, req *op.Request, rep *op.Reply) (agai
 		rep.Code = c.Code()
 		return false, nil
 	}
-	st.srv.finisher.add(st, decision{
-		coord: req.Shard, tx: tx, time: req.Time, parties: c.Parties(), in: st.announce(c, op.Commit, req.Time, commitTimeout),
-	})
+	d := txn.Decide(req.Shard, tx, req.Time, c.Parties())
+	for s, life := range st.announce(c, op.Commit, req.Time, commitTimeout) {
+		d.Committed(s, life)
+	}
+	st.srv.finisher.add(st, d)
 	return false, nil
 }
 
