@@ -51,7 +51,7 @@ func query(r pmem.Reader, c Config, req *op.Request, rep *op.Reply) error {
 func getattr(r pmem.Reader, c Config, req *op.Request, rep *op.Reply) error {
 	var in Inode
 	if err := getInode(r, c, req.Ino, &in); err != nil {
-		return c.absent(req, req.Ino, err)
+		return err
 	}
 	if err := c.touchAttr(req, &in); err != nil {
 		return err

@@ -150,7 +150,7 @@ func (st *store) loadShards(r pmem.Reader) error {
 			return err
 		}
 		err = meta.Decisions(r, shard, func(tx op.Tx, d meta.Decision) {
-			st.srv.finisher.add(st, txn.Decide(shard, tx, d.Time, d.Parties))
+			st.unfinished = append(st.unfinished, txn.Decide(shard, tx, d.Time, d.Parties))
 		})
 		if err != nil {
 			return err

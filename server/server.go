@@ -81,9 +81,11 @@ type store struct {
 	locks   waiters
 	reclaim reclaimer
 	parties parties
-	callsMu sync.Mutex
-	calls   map[sealfs.Shard]*txn.Calls // sessions count their changes by shard
-	chunks  chunks
+	// unfinished are the decisions that were found at the start, until run takes them.
+	unfinished []*txn.Decision
+	callsMu    sync.Mutex
+	calls      map[sealfs.Shard]*txn.Calls // sessions count their changes by shard
+	chunks     chunks
 
 	// Method values, made once: each takes an allocation.
 	guard   func(op.Tx, meta.Touch) error // parties.locks.Guard
@@ -210,6 +212,10 @@ func (s *Server) attach(dev disk.Device, region pmem.Backing, kept *pmem.Staging
 func (st *store) run() {
 	st.reclaim.start(st)
 	st.parties.start(st)
+	for _, d := range st.unfinished {
+		st.srv.finisher.add(st, d)
+	}
+	st.unfinished = nil
 }
 
 // close ends what runs for the store, and makes it durable.
