@@ -121,6 +121,26 @@ func TestInterruptedWritesArrive(t *testing.T) {
 	}
 }
 
+// TestInterruptedReopening interrupts who opens a file again whose release is under
+// way to a server that is away: nothing is left open at the end.
+func TestInterruptedReopening(t *testing.T) {
+	u := newCluster()
+	c, net := u.client(t, 1, Options{})
+	c.lazy.Store(true) // as a mount has it
+	bg := context.Background()
+	ino := createIn(t, c, net, 1, "f")
+	net.Hang(1)
+	if err := c.Release(bg, ino); err != nil {
+		t.Fatal(err)
+	}
+	interrupted(t, "open", func() bool { return net.Waiting(1) > 0 }, func(ctx context.Context) error {
+		_, err := c.Open(ctx, ino)
+		return err
+	})
+	net.Back(1)
+	await(t, "the file stays open", func() bool { return u.model.Held() == 0 })
+}
+
 // TestOthersGoOn writes to many files of a store that is away, more than may be
 // delayed altogether, while files of another store are used.
 func TestOthersGoOn(t *testing.T) {

@@ -75,7 +75,8 @@ func (c *Client) opening(ctx context.Context, ino sealfs.Ino) (*node, error) {
 			return n, nil
 		}
 		p.mu.Unlock()
-		c.sendReleases(ino.Home(c.o.Shards)) // it may not have been sent yet
+		// It may not have been sent yet. We only wait for it, so that we can be interrupted.
+		go c.sendReleases(ino.Home(c.o.Shards))
 		select {
 		case <-over:
 		case <-ctx.Done():
