@@ -28,7 +28,7 @@ type chunks struct {
 func (p *chunks) where() string { return fmt.Sprintf("%s, part in shard %d", name(p.ino), p.shard) }
 
 // large takes note of an inode's chunks.
-func (n *namespace) large(i *inode, in *meta.Inode) {
+func (r *reader) large(i *inode, in *meta.Inode) {
 	if !in.Chunked() {
 		return
 	}
@@ -36,62 +36,62 @@ func (n *namespace) large(i *inode, in *meta.Inode) {
 	if in.Cut != 0 {
 		i.flags |= cutOff
 	}
-	n.files[in.Ino] = large{in.Gen, in.Bound, in.Cut}
+	r.files[in.Ino] = large{in.Gen, in.Bound, in.Cut}
 }
 
 // part takes note of a part. Its bytes count where it stands.
-func (n *namespace) part(k *meta.Key, p *meta.Part) {
-	n.parts = append(n.parts, chunks{Part: *p, shard: k.Shard, ino: k.Ino})
-	n.use(k.Shard, p.Volume, int64(p.Bytes), 0)
-	n.c.rep.Parts++
-	n.c.rep.Bytes += p.Bytes
+func (r *reader) part(k *meta.Key, p *meta.Part) {
+	r.parts = append(r.parts, chunks{Part: *p, shard: k.Shard, ino: k.Ino})
+	r.charge(k.Shard, p.Volume, int64(p.Bytes), 0)
+	r.rep.Parts++
+	r.rep.Bytes += p.Bytes
 }
 
 // partOf finds a part of this store, nil if there is none.
-func (n *namespace) partOf(s sealfs.Shard, ino sealfs.Ino) *chunks {
-	if p := n.lastPart; p != nil && p.ino == ino && p.shard == s {
+func (r *reader) partOf(s sealfs.Shard, ino sealfs.Ino) *chunks {
+	if p := r.lastPart; p != nil && p.ino == ino && p.shard == s {
 		return p
 	}
 	// They were noted in the order of their keys.
-	at, ok := slices.BinarySearchFunc(n.parts, chunks{shard: s, ino: ino}, func(a, b chunks) int {
+	at, ok := slices.BinarySearchFunc(r.parts, chunks{shard: s, ino: ino}, func(a, b chunks) int {
 		return cmp.Or(cmp.Compare(a.shard, b.shard), cmp.Compare(a.ino, b.ino))
 	})
 	if !ok {
 		return nil
 	}
-	n.lastPart = &n.parts[at]
-	return n.lastPart
+	r.lastPart = &r.parts[at]
+	return r.lastPart
 }
 
 // chunk judges an extent that belongs to a chunk, and reports whether it does.
-func (n *namespace) chunk(at ref, k *meta.Key, e *meta.Extent) bool {
-	shards := n.w.shards
+func (r *reader) chunk(at ref, k *meta.Key, e *meta.Extent) bool {
+	shards := r.w.shards
 	if e.Off < sealfs.HomeBytes {
 		return false
 	}
-	p, right := n.partOf(k.Shard, k.Ino), k.Ino.DataShard(e.Off, shards) == k.Shard
+	p, right := r.partOf(k.Shard, k.Ino), k.Ino.DataShard(e.Off, shards) == k.Shard
 	if p == nil {
-		i := n.lookup(k.Ino)
+		i := r.lookup(k.Ino)
 		if home := k.Ino.Home(shards) == k.Shard; !right || home && (i == nil || i.flags&chunked == 0) {
 			return false // of a file that is whole, or of nothing at all
 		}
-		n.piece(at, k.Ino, e)
-		if !n.c.holes {
-			n.c.problem(ChunkNoPart, name(k.Ino), "%d bytes at %d in shard %d", e.Len, e.Off, k.Shard)
+		r.piece(at, k.Ino, e)
+		if !r.holey() {
+			r.problem(ChunkNoPart, name(k.Ino), "%d bytes at %d in shard %d", e.Len, e.Off, k.Shard)
 		}
 		return true
 	}
-	n.piece(at, k.Ino, e)
+	r.piece(at, k.Ino, e)
 	p.found += uint64(e.Stored())
 	end := e.Off + uint64(e.Len)
 	if !right || end > e.Off/sealfs.ChunkBytes*sealfs.ChunkBytes+sealfs.ChunkBytes {
-		n.c.problem(ChunkPlace, p.where(), "%d bytes at %d belong in shard %d", e.Len, e.Off, k.Ino.DataShard(e.Off, shards))
+		r.problem(ChunkPlace, p.where(), "%d bytes at %d belong in shard %d", e.Len, e.Off, k.Ino.DataShard(e.Off, shards))
 	}
 	if e.Off/block < p.blocks {
-		n.c.problem(ExtentOverlap, p.where(), "block %d", e.Off/block)
+		r.problem(ExtentOverlap, p.where(), "block %d", e.Off/block)
 	}
 	if end > p.Bound {
-		n.c.problem(PartBound, p.where(), "bytes %d to %d, its bound is %d", e.Off, end, p.Bound)
+		r.problem(PartBound, p.where(), "bytes %d to %d, its bound is %d", e.Off, end, p.Bound)
 	}
 	p.blocks, p.end = e.Off/block+uint64(e.Blocks()), max(p.end, end)
 	return true

@@ -30,39 +30,40 @@ func attrHash(ino sealfs.Ino, v sealfs.Volume, name []byte) uint32 {
 
 // siphash is SipHash-2-4 (Aumasson and Bernstein, 2012).
 func siphash(k0, k1 uint64, msg []byte) uint64 {
-	v := [4]uint64{k0 ^ 0x736f6d6570736575, k1 ^ 0x646f72616e646f6d, k0 ^ 0x6c7967656e657261, k1 ^ 0x7465646279746573}
+	v := sip{k0 ^ 0x736f6d6570736575, k1 ^ 0x646f72616e646f6d, k0 ^ 0x6c7967656e657261, k1 ^ 0x7465646279746573}
 	last := uint64(len(msg)) << 56
 	for ; len(msg) >= 8; msg = msg[8:] {
-		v = sipWord(v, binary.LittleEndian.Uint64(msg))
+		v = v.word(binary.LittleEndian.Uint64(msg))
 	}
 	for i, b := range msg {
 		last |= uint64(b) << (8 * i)
 	}
-	v = sipWord(v, last)
-	v[2] ^= 0xff
-	for range 4 {
-		v = sipRound(v)
-	}
-	return v[0] ^ v[1] ^ v[2] ^ v[3]
+	v = v.word(last)
+	v.c ^= 0xff
+	v = v.round().round().round().round()
+	return v.a ^ v.b ^ v.c ^ v.d
 }
 
-func sipWord(v [4]uint64, m uint64) [4]uint64 {
-	v[3] ^= m
-	v = sipRound(sipRound(v))
-	v[0] ^= m
+// sip is the state of a siphash.
+type sip struct{ a, b, c, d uint64 }
+
+func (v sip) word(m uint64) sip {
+	v.d ^= m
+	v = v.round().round()
+	v.a ^= m
 	return v
 }
 
-func sipRound(v [4]uint64) [4]uint64 {
-	v[0] += v[1]
-	v[1] = bits.RotateLeft64(v[1], 13) ^ v[0]
-	v[0] = bits.RotateLeft64(v[0], 32)
-	v[2] += v[3]
-	v[3] = bits.RotateLeft64(v[3], 16) ^ v[2]
-	v[0] += v[3]
-	v[3] = bits.RotateLeft64(v[3], 21) ^ v[0]
-	v[2] += v[1]
-	v[1] = bits.RotateLeft64(v[1], 17) ^ v[2]
-	v[2] = bits.RotateLeft64(v[2], 32)
+func (v sip) round() sip {
+	v.a += v.b
+	v.b = bits.RotateLeft64(v.b, 13) ^ v.a
+	v.a = bits.RotateLeft64(v.a, 32)
+	v.c += v.d
+	v.d = bits.RotateLeft64(v.d, 16) ^ v.c
+	v.a += v.d
+	v.d = bits.RotateLeft64(v.d, 21) ^ v.a
+	v.c += v.b
+	v.b = bits.RotateLeft64(v.b, 17) ^ v.c
+	v.c = bits.RotateLeft64(v.c, 32)
 	return v
 }

@@ -59,10 +59,10 @@ func (k txKey) String() string { return fmt.Sprintf("shard %d, transaction %s", 
 func txName(tx op.Tx) string { return fmt.Sprintf("%d-%016x", tx.Age, tx.Nonce) }
 
 // prepare takes note of a prepared part. A new inode is counted from then on.
-func (n *namespace) prepare(k *meta.Key, req *op.Request) {
-	n.prepared = append(n.prepared, &part{Request: req, key: *k})
+func (r *reader) prepare(k *meta.Key, req *op.Request) {
+	r.prepared = append(r.prepared, &part{Request: req, key: *k})
 	if req.Part == op.PartNew {
-		n.use(k.Shard, req.Volume, 0, 1)
+		r.charge(k.Shard, req.Volume, 0, 1)
 	}
 }
 
@@ -72,6 +72,7 @@ func (w *whole) settle() {
 	w.inDoubt = map[txKey]bool{}
 	for _, n := range w.stores {
 		w.decided(n)
+		w.prepared = w.prepared || len(n.prepared) > 0
 	}
 	for _, n := range w.stores {
 		mine := map[txKey]bool{}
@@ -90,7 +91,9 @@ func (w *whole) settle() {
 				n.c.problem(PreparedWrong, p.where(), "%s", fault)
 				p.fate = UnknownFate
 			} else if p.Request.Part == op.PartNew {
-				n.issued(p.Ino)
+				if fault := n.unissued(p.Ino); fault != "" {
+					n.c.problem(InoBeyond, name(p.Ino), "%s", fault)
+				}
 			}
 			switch {
 			case p.fate == UnknownFate:
@@ -103,11 +106,7 @@ func (w *whole) settle() {
 			}
 		}
 		n.c.rep.InDoubt = len(mine)
-		if len(made) > 0 {
-			n.inodes = append(n.inodes, made...)
-			n.last = nil
-			n.sort()
-		}
+		n.add(made)
 	}
 }
 
@@ -303,6 +302,11 @@ func (n *namespace) wrongName(p *part, ino sealfs.Ino) {
 
 // endParts adds the new names that transactions give.
 func (n *namespace) endParts() {
+	r := n.c.newReader(n, &sink{c: n.c})
+	defer func() {
+		r.out.flush()
+		r.hand()
+	}()
 	for _, ino := range slices.Sorted(maps.Keys(n.inDoubt)) {
 		dir := n.lookup(ino)
 		for _, p := range n.inDoubt[ino] {
@@ -316,7 +320,7 @@ func (n *namespace) endParts() {
 				if p.Mode>>12 == typeDir {
 					dir.nlink++
 				}
-				n.refer(dir, p.entry())
+				r.refer(dir, p.entry())
 			}
 		}
 	}

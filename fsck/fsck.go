@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"sync"
+	"sync/atomic"
 
 	"sealfs"
 	"sealfs/disk"
@@ -112,12 +114,21 @@ type checker struct {
 	segs       []segment       // the segment table, by slot
 	slotOf     map[uint32]uint32
 	leaves     []leaf
-	tableHoles bool      // parts of the segment table are damaged
-	holes      bool      // parts of the tree could not be read: what is missing elsewhere proves nothing
-	extents    [][]piece // by slot, the parts of it that are referred to
+	reached    bitmap      // pages of the tree
+	unordered  atomic.Bool // some of the leaves are not in order
+	over       *overlay    // what repairs make of the records
+	tableHoles bool        // parts of the segment table are damaged
+	holes      bool        // parts of the tree could not be read: what is missing elsewhere proves nothing
+	extents    [][]piece   // by slot, the parts of it that are referred to
 	names      *namespace
 	cachePages int
+	ticking    sync.Mutex // parts of a pass tell of their progress
 }
+
+// fix is a planned repair.
+type fix struct{}
+
+func (c *checker) addFix(*fix) {}
 
 // repair is a planned repair of a finding.
 type repair struct {
@@ -217,7 +228,9 @@ func (c *checker) say(format string, args ...any) {
 // check when the context is done.
 func (c *checker) tick(pass int, done, total int64) error {
 	if c.o.Progress != nil {
+		c.ticking.Lock()
 		c.o.Progress(pass, done, total)
+		c.ticking.Unlock()
 	}
 	if c.ctx.Err() != nil {
 		return fmt.Errorf("check of %s: %w", c.rep.Device, sealfs.ErrInterrupted)

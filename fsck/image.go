@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"sync"
 
 	"sealfs"
 	"sealfs/pmem/layout"
@@ -26,6 +27,7 @@ type image struct {
 	pages   uint64 // of the region, with what redo adds
 	stored  uint64 // of them, on the medium
 	changed map[uint64]*[pageSize]byte
+	mu      sync.Mutex
 	cache   []cached // by page number, direct-mapped
 }
 
@@ -39,26 +41,55 @@ func newImage(m Medium, cache int) *image {
 	return &image{m: m, pages: n, stored: n, changed: map[uint64]*[pageSize]byte{}, cache: make([]cached, cache)}
 }
 
-// page returns a page, which the caller must not change. It stays valid.
+// page returns a page, which the caller must not change. It stays valid. It may
+// be called concurrently, but not beside redo.
 func (g *image) page(n uint64) (*[pageSize]byte, error) {
 	if p := g.changed[n]; p != nil {
 		return p, nil
 	}
-	if n >= g.pages {
-		return nil, &sealfs.Corruption{Where: g.m.Name(), Off: -1, What: fmt.Sprintf("page %d lies beyond the region's %d", n, g.pages)}
-	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	slot := &g.cache[n%uint64(len(g.cache))]
 	if slot.p != nil && slot.no == n {
 		return slot.p, nil
 	}
 	p := new([pageSize]byte)
-	if n < g.stored {
-		if got, err := g.m.ReadAt(p[:], int64(n)*pageSize); err != nil && (err != io.EOF || got < pageSize) {
-			return nil, fmt.Errorf("read of page %d of %s: %w: %w", n, g.m.Name(), err, sealfs.ErrIO)
-		}
+	if err := g.read(n, p); err != nil {
+		return nil, err
 	}
 	*slot = cached{n, p}
 	return p, nil
+}
+
+// read reads a page that redo has not changed.
+func (g *image) read(n uint64, p *[pageSize]byte) error {
+	if n >= g.pages {
+		return &sealfs.Corruption{Where: g.m.Name(), Off: -1, What: fmt.Sprintf("page %d lies beyond the region's %d", n, g.pages)}
+	}
+	if n >= g.stored {
+		clear(p[:])
+		return nil
+	}
+	if got, err := g.m.ReadAt(p[:], int64(n)*pageSize); err != nil && (err != io.EOF || got < pageSize) {
+		return fmt.Errorf("read of page %d of %s: %w: %w", n, g.m.Name(), err, sealfs.ErrIO)
+	}
+	return nil
+}
+
+// pageReader reads pages one after the other, past the cache.
+type pageReader struct {
+	g   *image
+	buf *[pageSize]byte
+}
+
+func (g *image) reader() pageReader { return pageReader{g, new([pageSize]byte)} }
+
+// page returns a page, which is valid until the next call.
+func (r pageReader) page(n uint64) (*[pageSize]byte, error) {
+	if p := r.g.changed[n]; p != nil {
+		return p, nil
+	}
+	return r.buf, r.g.read(n, r.buf)
 }
 
 // redo applies the redo of one record. Redo that breaks a rule is a

@@ -2,39 +2,40 @@ package fsck
 
 import (
 	"fmt"
+	"sync/atomic"
 
 	"sealfs/meta"
 )
 
 // refer notes that the directory dir, which lies on this store, has the entry e.
-func (n *namespace) refer(dir *inode, e *meta.Entry) {
-	c, d := n.c, &n.more[dir.more]
+func (r *reader) refer(dir *inode, e *meta.Entry) {
+	d := &r.more[dir.more]
 	where := func() string { return fmt.Sprintf("directory %d, entry %q", dir.ino, e.Name) }
-	home, in := n.w.lookup(e.Ino)
+	home, in := r.w.lookup(e.Ino)
 	if in == nil {
 		if e.Type == typeDir {
 			d.subdirs++
 		}
-		if home == nil || home.c.holes || n.w.maybe[e.Ino] {
-			c.rep.NotJudged++
+		if home == nil || home.c.holes || r.w.maybe[e.Ino] {
+			r.rep.NotJudged++
 		} else {
-			c.problem(EntryNoInode, where(), "inode %d", e.Ino)
+			r.problem(EntryNoInode, where(), "inode %d", e.Ino)
 		}
 		return
 	}
-	in.names++
+	atomic.AddUint32(&in.names, 1) // of any shard
 	if in.typ != e.Type {
-		c.problem(EntryType, where(), "type %#o, inode %d has %#o", e.Type, e.Ino, in.typ)
+		r.problem(EntryType, where(), "type %#o, inode %d has %#o", e.Type, e.Ino, in.typ)
 	}
-	if a, b := n.volumes[dir.volume], home.volumes[in.volume]; a != b {
-		c.problem(EntryVolume, where(), "volume %d, inode %d is in %d", a, e.Ino, b)
+	if a, b := r.volumes[dir.volume], home.volumes[in.volume]; a != b {
+		r.problem(EntryVolume, where(), "volume %d, inode %d is in %d", a, e.Ino, b)
 	}
 	if in.typ != typeDir {
 		return
 	}
 	d.subdirs++
-	if p := home.more[in.more].parent; p != dir.ino && p != in.ino && in.flags&doubtful == 0 {
-		home.c.problem(DirParent, name(in.ino), "its parent is %d, its name %q stands in %d", p, e.Name, dir.ino)
+	if p := home.more[in.more].parent; p != dir.ino && p != in.ino && (!r.w.prepared || in.flags&doubtful == 0) {
+		r.out.problem(home.c, DirParent, name(in.ino), "its parent is %d, its name %q stands in %d", p, e.Name, dir.ino)
 	}
 }
 

@@ -1,6 +1,7 @@
 package fsck
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"slices"
@@ -20,41 +21,46 @@ type piece struct {
 // segments is pass 6: the parts of the log that extents refer to, against the
 // segment table and each other.
 func (c *checker) segments() error {
-	for slot := range c.segs {
-		if slot%256 == 0 {
-			if err := c.tick(6, int64(slot), int64(len(c.segs))); err != nil {
-				return err
-			}
+	const step = 256 // segments
+	n := (len(c.segs) + step - 1) / step
+	return c.share(n, func(i int, s *sink) error {
+		if err := c.tick(6, int64(i), int64(n)); err != nil {
+			return err
 		}
-		g := &c.segs[slot]
-		list := c.extents[slot]
-		slices.SortFunc(list, func(a, b piece) int {
-			if a.off != b.off {
-				return int(min(max(int64(a.off)-int64(b.off), -1), 1))
-			}
-			return int(min(max(int64(a.n)-int64(b.n), -1), 1))
-		})
-		live, end := int64(0), uint64(0)
-		limit := uint64(c.limit(uint32(slot)))
-		bad := false
-		for _, p := range list {
-			live += int64(p.n)
-			if p.off < layout.BlockSize+layout.RecordHeaderBytes || uint64(p.off)+uint64(p.n) > limit {
-				c.problem(ExtentOutside, c.owner(p), "%d bytes at %v, the segment is used up to %#x", p.n, sealfs.MakeLSN(g.seq, p.off), limit)
-				bad = true
-				continue
-			}
-			if uint64(p.off) < end {
-				c.problem(ExtentShared, c.owner(p), "%d bytes at %v", p.n, sealfs.MakeLSN(g.seq, p.off))
-				bad = true
-			}
-			end = max(end, uint64(p.off)+uint64(p.n))
+		for slot := i * step; slot < min((i+1)*step, len(c.segs)); slot++ {
+			c.segment(uint32(slot), s)
 		}
-		if live != int64(g.live) && !c.holes && !bad {
-			c.problem(LiveWrong, c.device(uint32(slot), 0), "segment %d: %d in the table, extents refer to %d", g.seq, g.live, live)
-		}
+		return nil
+	})
+}
+
+// segment judges what extents refer to in one segment.
+func (c *checker) segment(slot uint32, s *sink) {
+	g := &c.segs[slot]
+	list := c.extents[slot]
+	byPlace := func(a, b piece) int { return cmp.Or(cmp.Compare(a.off, b.off), cmp.Compare(a.n, b.n)) }
+	if !slices.IsSortedFunc(list, byPlace) {
+		slices.SortFunc(list, byPlace)
 	}
-	return nil
+	live, end := int64(0), uint64(0)
+	limit := uint64(c.limit(slot))
+	bad := false
+	for _, p := range list {
+		live += int64(p.n)
+		if p.off < layout.BlockSize+layout.RecordHeaderBytes || uint64(p.off)+uint64(p.n) > limit {
+			s.problem(c, ExtentOutside, c.owner(p), "%d bytes at %v, the segment is used up to %#x", p.n, sealfs.MakeLSN(g.seq, p.off), limit)
+			bad = true
+			continue
+		}
+		if uint64(p.off) < end {
+			s.problem(c, ExtentShared, c.owner(p), "%d bytes at %v", p.n, sealfs.MakeLSN(g.seq, p.off))
+			bad = true
+		}
+		end = max(end, uint64(p.off)+uint64(p.n))
+	}
+	if live != int64(g.live) && !c.holes && !bad {
+		s.problem(c, LiveWrong, c.device(slot, 0), "segment %d: %d in the table, extents refer to %d", g.seq, g.live, live)
+	}
 }
 
 // owner names the file and the place in it of an extent.
@@ -69,11 +75,10 @@ func (c *checker) owner(p piece) string {
 // extentAt decodes the extent whose record stands at a place of the tree.
 func (c *checker) extentAt(at ref) (sealfs.Ino, meta.Extent, error) {
 	var e meta.Extent
-	p, err := c.img.page(c.leaves[at.leaf].page)
+	key, val, err := c.record(at)
 	if err != nil {
 		return 0, e, err
 	}
-	key, val := cell(p, int(at.cell))
 	k, err := meta.DecodeKey(key)
 	if err != nil {
 		return 0, e, err

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"math/bits"
 	"slices"
 
 	"sealfs/pmem"
@@ -14,6 +15,7 @@ import (
 type leaf struct {
 	page  uint64
 	cells uint16
+	shard uint16 // in whose order its first key stands
 }
 
 // tree is pass 4: every page of the tree, and the bitmaps against it.
@@ -29,14 +31,15 @@ func (c *checker) tree() error {
 		c.problem(RootPage, where, "%v", err)
 		return nil
 	}
-	w := &walker{c: c, table: c.hdr.TablePages(), reached: make(bitmap, (c.img.pages+7)/8)}
+	w := c.newWalker()
 	if !w.trees(root.Tree) {
 		c.problem(RootPage, where, "the tree's root cannot be page %d", root.Tree)
 		return nil
 	}
-	if err := w.walk(root.Tree, -1, nil, nil); err != nil {
+	if err := w.all(root.Tree); err != nil {
 		return err
 	}
+	c.leaves, c.reached = w.leaves, w.reached
 	c.rep.Keys, c.rep.Pages = w.keys, w.pages
 	if !c.holes && (w.keys != root.Keys || w.pages != root.Pages) {
 		c.problem(TreeCounts, where, "%d keys and %d pages are counted, %d and %d are there", root.Keys, root.Pages, w.keys, w.pages)
@@ -50,13 +53,95 @@ type bitmap []byte
 func (b bitmap) has(i uint64) bool { return b[i/8]>>(i%8)&1 != 0 }
 func (b bitmap) set(i uint64)      { b[i/8] |= 1 << (i % 8) }
 
-// walker is a walk over the tree.
+// walker is a walk over the tree or a part of it.
 type walker struct {
-	c           *checker
+	*sink
 	table       uint64 // pages of the segment table
 	reached     bitmap
+	leaves      []leaf
 	pages, keys uint64
 	offs        []uint32 // of one page's cells: offset << 16 | length
+	reader      pageReader
+}
+
+func (c *checker) newWalker() *walker {
+	return &walker{sink: &sink{c: c}, table: c.hdr.TablePages(), reached: make(bitmap, (c.img.pages+7)/8), reader: c.img.reader()}
+}
+
+// subtree is a page of the tree, whose level is level (-1 for the root: any) and whose
+// keys lie in [lo, hi), nil being no bound, and everything below it.
+type subtree struct {
+	page   uint64
+	level  int
+	lo, hi []byte
+}
+
+// treeParts is into how many parts at least the tree is divided to be walked, if it
+// is large enough.
+const treeParts = 64
+
+// all walks over the tree: the top as it is, what is below in parts.
+func (w *walker) all(root uint64) error {
+	c := w.c
+	todo := []subtree{{root, -1, nil, nil}}
+	for len(todo) > 0 && len(todo) < treeParts && todo[0].level != 0 {
+		var below []subtree
+		for _, t := range todo {
+			if err := w.visit(t, func(t subtree) error { below = append(below, t); return nil }); err != nil {
+				return err
+			}
+		}
+		todo = below
+	}
+	seen := map[uint64]bool{}
+	todo = slices.DeleteFunc(todo, func(t subtree) bool {
+		if seen[t.page] || w.reached.has(t.page) {
+			w.fault(TreeTwice, t.page, "reached again")
+			return true
+		}
+		seen[t.page] = true
+		return false
+	})
+	w.flush()
+	n := min(workersMax, len(todo))
+	parts := make([]*walker, n)
+	err := c.share(n, func(i int, s *sink) error {
+		p := c.newWalker()
+		p.sink, parts[i] = s, p
+		for _, t := range todo[len(todo)*i/n : len(todo)*(i+1)/n] {
+			if err := p.visit(t, p.walk); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, p := range parts {
+		w.join(p)
+	}
+	return nil
+}
+
+// join adds what a part has found.
+func (w *walker) join(p *walker) {
+	twice := map[uint64]bool{}
+	for i, b := range p.reached {
+		for both := b & w.reached[i]; both != 0; both &= both - 1 {
+			n := uint64(i)*8 + uint64(bits.TrailingZeros8(both))
+			twice[n] = true
+			w.c.problem(TreeTwice, w.where(n), "reached again")
+			w.c.holes = true
+		}
+		w.reached[i] |= b
+	}
+	if len(twice) > 0 {
+		p.leaves = slices.DeleteFunc(p.leaves, func(l leaf) bool { return twice[l.page] })
+	}
+	w.leaves = append(w.leaves, p.leaves...)
+	w.pages += p.pages
+	w.keys += p.keys
 }
 
 // trees reports whether the tree may own page n.
@@ -66,13 +151,19 @@ func (w *walker) trees(n uint64) bool {
 
 func (w *walker) where(n uint64) string { return fmt.Sprintf("%s, page %d", w.c.reg.Name(), n) }
 
-// walk checks page n, whose level is level (-1 for the root: any) and whose keys
-// lie in [lo, hi), nil being no bound, and everything below it.
-func (w *walker) walk(n uint64, level int, lo, hi []byte) error {
-	c := w.c
+func (w *walker) fault(id ID, n uint64, format string, args ...any) {
+	w.problem(w.c, id, w.where(n), format, args...)
+	w.holes = true
+}
+
+// walk checks a subtree.
+func (w *walker) walk(t subtree) error { return w.visit(t, w.walk) }
+
+// visit checks the page at the top of a subtree, and calls below for what hangs on it.
+func (w *walker) visit(t subtree, below func(subtree) error) error {
+	c, n := w.c, t.page
 	if w.reached.has(n) {
-		c.problem(TreeTwice, w.where(n), "reached again")
-		c.holes = true
+		w.fault(TreeTwice, n, "reached again")
 		return nil
 	}
 	w.reached.set(n)
@@ -82,44 +173,48 @@ func (w *walker) walk(n uint64, level int, lo, hi []byte) error {
 			return err
 		}
 	}
-	p, err := c.img.page(n)
+	get := c.img.page
+	if t.level == 0 {
+		get = w.reader.page // nobody needs it afterwards
+	}
+	p, err := get(n)
 	if err != nil {
-		c.problem(TreePage, w.where(n), "%v", err)
-		c.holes = true
+		w.fault(TreePage, n, "%v", err)
 		return nil
 	}
-	fault := w.shape(p, level)
+	fault := w.shape(p, t.level)
 	if fault != "" {
-		c.problem(TreePage, w.where(n), "%s", fault)
-		c.holes = true
+		w.fault(TreePage, n, "%s", fault)
 		return nil
 	}
-	if fault = order(p, lo, hi); fault != "" {
-		c.problem(TreeOrder, w.where(n), "%s", fault)
-		c.holes = true
+	if fault = order(p, t.lo, t.hi); fault != "" {
+		w.fault(TreeOrder, n, "%s", fault)
+		c.unordered.Store(true)
 	}
 	cells := u16(p, layout.TreeCountOff)
-	if level = int(p[layout.TreeLevelOff]); level == 0 {
+	if p[layout.TreeLevelOff] == 0 {
 		w.keys += uint64(cells)
-		c.leaves = append(c.leaves, leaf{n, uint16(cells)})
+		if cells > 0 {
+			key, _ := cell(p, 0)
+			w.leaves = append(w.leaves, leaf{n, uint16(cells), uint16(shardOf(key))})
+		}
 		return nil
 	}
 	for i := range cells {
 		_, val := cell(p, i)
 		child := uint64(binary.LittleEndian.Uint32(val)) | uint64(binary.LittleEndian.Uint16(val[4:]))<<32
 		if !w.trees(child) {
-			c.problem(TreeChild, w.where(n), "cell %d refers to page %d of %d", i, child, c.img.pages)
-			c.holes = true
+			w.fault(TreeChild, n, "cell %d refers to page %d of %d", i, child, c.img.pages)
 			continue
 		}
-		from, to := lo, hi
+		s := subtree{child, int(p[layout.TreeLevelOff]) - 1, t.lo, t.hi}
 		if fault == "" && i > 0 {
-			from, _ = cell(p, i)
+			s.lo, _ = cell(p, i)
 		}
 		if fault == "" && i+1 < cells {
-			to, _ = cell(p, i+1)
+			s.hi, _ = cell(p, i+1)
 		}
-		if err := w.walk(child, level-1, from, to); err != nil {
+		if err := below(s); err != nil {
 			return err
 		}
 	}
@@ -139,10 +234,14 @@ func cellSpan(p *[pageSize]byte, i int) (off, end, key int) {
 	return off, off + layout.CellHeader + key + h>>layout.CellKeyBits, key
 }
 
-// cell returns key and value of a cell of a page that shape found sound.
+// cell returns key and value of a cell of a page that shape found sound. They
+// are empty if that is no longer so: somebody writes to what is being checked.
 func cell(p *[pageSize]byte, i int) (key, val []byte) {
 	off, end, n := cellSpan(p, i)
 	off += layout.CellHeader
+	if end > pageSize {
+		return nil, nil
+	}
 	return p[off : off+n : off+n], p[off+n : end : end]
 }
 
@@ -229,10 +328,10 @@ func (w *walker) bitmaps() error {
 			continue
 		}
 		base := g * layout.GroupPages
-		bits := bitmap(p[:])
+		used := bitmap(p[:])
 		for i := range uint64(layout.GroupPages) {
 			n := base + i
-			taken := bits.has(i)
+			taken := used.has(i)
 			inside := i >= layout.Reserved(g, w.table) && n < c.img.pages
 			switch {
 			case taken && !inside:
@@ -245,34 +344,4 @@ func (w *walker) bitmaps() error {
 		}
 	}
 	return nil
-}
-
-// cells calls fn for every cell of the sound leaves, in order of their keys.
-func (c *checker) cells(number int, fn func(at ref, key, val []byte) error) error {
-	for i, l := range c.leaves {
-		if i%256 == 0 {
-			if err := c.tick(number, int64(i), int64(len(c.leaves))); err != nil {
-				return err
-			}
-		}
-		p, err := c.img.page(l.page)
-		if err != nil { // it could be read before
-			c.problem(TreePage, fmt.Sprintf("%s, page %d", c.reg.Name(), l.page), "%v", err)
-			c.holes = true
-			continue
-		}
-		for j := range int(l.cells) {
-			key, val := cell(p, j)
-			if err := fn(ref{uint32(i), uint16(j)}, key, val); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// ref says where a cell stands.
-type ref struct {
-	leaf uint32 // index in leaves
-	cell uint16
 }

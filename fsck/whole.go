@@ -131,6 +131,8 @@ type whole struct {
 	missing bool
 	// maybe has the inodes that transactions of unknown fate make.
 	maybe map[sealfs.Ino]bool
+	// prepared says that stores have prepared parts of transactions.
+	prepared bool
 	// inDoubt are the transactions that have begun and not ended.
 	inDoubt map[txKey]bool
 }
@@ -181,7 +183,7 @@ func (c *checker) peek() (newest *layout.Superblock) {
 // gather finds out which shard lies where, and what the namespace will be once
 // the transactions under way have ended.
 func (w *whole) gather(all []*checker) {
-	var votes [17]int
+	var votes [18]int
 	for _, c := range all {
 		if c.names == nil {
 			continue
@@ -199,6 +201,9 @@ func (w *whole) gather(all []*checker) {
 	}
 	if w.shards == 0 {
 		w.shards = shardCount(&votes)
+	}
+	for _, n := range w.stores {
+		n.index()
 	}
 	w.owner = make([]*namespace, w.shards)
 	for s := range w.owner {
@@ -219,14 +224,18 @@ func (w *whole) gather(all []*checker) {
 
 // shardCount returns the number of shards that explains most inode numbers. Of
 // equal ones the usual number is taken.
-func shardCount(votes *[17]int) uint32 {
-	best := slices.Max(votes[:])
-	for bits, v := range votes {
+func shardCount(diffs *[18]int) uint32 {
+	votes := *diffs
+	for i := 1; i < len(votes); i++ {
+		votes[i] += votes[i-1]
+	}
+	best := slices.Max(votes[:17])
+	for bits, v := range votes[:17] {
 		if v == best && 1<<bits == sealfs.ShardsDefault {
 			return sealfs.ShardsDefault
 		}
 	}
-	return 1 << slices.Index(votes[:], best)
+	return 1 << slices.Index(votes[:17], best)
 }
 
 // place finds the owner of a shard, and reports other stores that have records of it.
