@@ -64,7 +64,7 @@ func (r *reader) partOf(s sealfs.Shard, ino sealfs.Ino) *chunks {
 }
 
 // chunk judges an extent that belongs to a chunk, and reports whether it does.
-func (r *reader) chunk(at ref, k *meta.Key, e *meta.Extent) bool {
+func (r *reader) chunk(at ref, k *meta.Key, key []byte, e *meta.Extent) bool {
 	shards := r.w.shards
 	if e.Off < sealfs.HomeBytes {
 		return false
@@ -78,6 +78,7 @@ func (r *reader) chunk(at ref, k *meta.Key, e *meta.Extent) bool {
 		r.piece(at, k.Ino, e)
 		if !r.holey() {
 			r.problem(ChunkNoPart, name(k.Ino), "%d bytes at %d in shard %d", e.Len, e.Off, k.Shard)
+			r.mendNoPart(k.Shard, k.Ino)
 		}
 		return true
 	}
@@ -86,12 +87,15 @@ func (r *reader) chunk(at ref, k *meta.Key, e *meta.Extent) bool {
 	end := e.Off + uint64(e.Len)
 	if !right || end > e.Off/sealfs.ChunkBytes*sealfs.ChunkBytes+sealfs.ChunkBytes {
 		r.problem(ChunkPlace, p.where(), "%d bytes at %d belong in shard %d", e.Len, e.Off, k.Ino.DataShard(e.Off, shards))
+		r.mendChunk(key, *k, e)
 	}
 	if e.Off/block < p.blocks {
 		r.problem(ExtentOverlap, p.where(), "block %d", e.Off/block)
+		r.mendPartOverlap(p.shard, k.Ino)
 	}
 	if end > p.Bound {
 		r.problem(PartBound, p.where(), "bytes %d to %d, its bound is %d", e.Off, end, p.Bound)
+		r.mendBound(p)
 	}
 	p.blocks, p.end = e.Off/block+uint64(e.Blocks()), max(p.end, end)
 	return true
@@ -107,6 +111,10 @@ func (n *namespace) finishParts() {
 		}
 		if p.found != p.Bytes {
 			c.problem(PartBytes, p.where(), "%d, its extents hold %d", p.Bytes, p.found)
+			n.mendPart(PartBytes, p, func(_ *editor, part *meta.Part, _ *editor, _ *meta.Inode) string {
+				part.Bytes = p.found
+				return fmt.Sprintf("it counts %d bytes", p.found)
+			})
 		}
 		home, i := n.w.lookup(p.ino)
 		switch {
@@ -115,22 +123,40 @@ func (n *namespace) finishParts() {
 			continue
 		case i == nil:
 			c.problem(PartNoFile, p.where(), "it does not exist")
+			n.mendFileOf(p)
 			continue
 		case i.flags&chunked == 0:
 			c.problem(PartNoFile, p.where(), "type %#o, without chunks", i.typ)
+			n.mendFileOf(p)
 			continue
 		}
 		f := home.files[p.ino]
 		if v := home.volumes[i.volume]; v != p.Volume {
 			c.problem(PartVolume, p.where(), "volume %d, the file is in %d", p.Volume, v)
+			n.mendPart(PartVolume, p, func(_ *editor, part *meta.Part, _ *editor, in *meta.Inode) string {
+				if in.Ino == 0 {
+					return ""
+				}
+				part.Volume = in.Volume
+				return fmt.Sprintf("it is of volume %d", in.Volume)
+			})
 		}
 		switch {
 		case p.Gen > f.gen:
 			c.problem(PartGen, p.where(), "generation %d, the file has %d", p.Gen, f.gen)
+			n.mendPart(PartGen, p, func(_ *editor, part *meta.Part, _ *editor, in *meta.Inode) string {
+				if in.Ino == 0 {
+					return ""
+				}
+				part.Gen = min(part.Gen, in.Gen)
+				return fmt.Sprintf("it is of generation %d", part.Gen)
+			})
 		case p.Gen == f.gen && p.Part.Bound > f.bound:
 			c.problem(PartBound, p.where(), "its bound is %d, the file's %d", p.Part.Bound, f.bound)
+			n.mendBound(p)
 		case p.end > max(f.bound, f.cut):
 			c.problem(PartBound, p.where(), "it holds bytes up to %d, the file's chunks end at %d", p.end, max(f.bound, f.cut))
+			n.mendBound(p)
 		}
 	}
 }

@@ -89,10 +89,12 @@ func (w *whole) settle() {
 			fault := n.contradiction(p)
 			if fault != "" {
 				n.c.problem(PreparedWrong, p.where(), "%s", fault)
+				n.mendPrepared(p)
 				p.fate = UnknownFate
 			} else if p.Request.Part == op.PartNew {
 				if fault := n.unissued(p.Ino); fault != "" {
 					n.c.problem(InoBeyond, name(p.Ino), "%s", fault)
+					n.c.mendBy(InoBeyond, name(p.Ino), counterFix(p.Ino))
 				}
 			}
 			switch {
@@ -115,10 +117,18 @@ func (w *whole) decided(n *namespace) {
 	for at, d := range n.decisions {
 		if d.Time <= 0 {
 			n.c.problem(DecisionWrong, at.String(), "time %d", d.Time)
+			n.mendDecision(at, func(d *meta.Decision) string {
+				d.Time = n.c.editor.lastTime(at.coord)
+				return "its time is that of the shard's last change"
+			})
 		}
 		for _, s := range d.Parties {
 			if uint32(s) >= w.shards {
 				n.c.problem(DecisionWrong, at.String(), "shard %d of %d", s, w.shards)
+				n.mendDecision(at, func(d *meta.Decision) string {
+					d.Parties = slices.DeleteFunc(d.Parties, func(s sealfs.Shard) bool { return uint32(s) >= w.shards })
+					return "impossible parties are taken out"
+				})
 			} else {
 				w.at(s)
 			}
@@ -143,6 +153,13 @@ func (w *whole) resolve(n *namespace, p *part) {
 		p.fate = Committed
 		if !slices.Contains(d.Parties, p.key.Shard) {
 			coord.c.problem(DecisionWrong, at.String(), "it does not name shard %d, which has prepared", p.key.Shard)
+			coord.mendDecision(at, func(d *meta.Decision) string {
+				if slices.Contains(d.Parties, p.key.Shard) {
+					return ""
+				}
+				d.Parties = append(d.Parties, p.key.Shard)
+				return fmt.Sprintf("shard %d is a party", p.key.Shard)
+			})
 		}
 	} else if !coord.c.holes {
 		p.fate = Aborted

@@ -11,6 +11,7 @@ import (
 
 	"sealfs"
 	"sealfs/disk"
+	"sealfs/fsck/mend"
 	"sealfs/lsfs/layout"
 	"sealfs/pmem"
 	pmlayout "sealfs/pmem/layout"
@@ -58,14 +59,22 @@ type Options struct {
 	Ring *pmem.Staging
 
 	Shards uint32 // shard count of the cluster; 0: found out from the inodes
-	Repair Repair
-	NoData bool // do not read the files' data
-	Keep   int  // findings to report in full of each number; default 20
+	Repair Repair // how far problems are repaired
+	NoData bool   // do not read the files' data
+	Keep   int    // findings to report in full of each number; default 20
 
-	Out      io.Writer                         // passes and problems as they come, for humans; nil: none
+	Out      io.Writer                         // passes, problems and plans as they come, for humans; nil: none
 	Verbose  bool                              // more of it
 	Progress func(pass int, done, total int64) // called now and then; nil: never
-	Confirm  func(f Found, repair string) bool // asked before each repair; nil: yes
+	// Confirm is asked, of the first store that is to be repaired, before anything is
+	// changed; plan is that of all stores. nil: yes.
+	Confirm func(plan []Step) bool
+	// SaveDir is where what repairs remove or change is saved, in a file that the report
+	// names; "": beside the region.
+	SaveDir string
+
+	judge   bool // the check after a repair: nothing is planned
+	devOurs bool // and Dev was opened by the one before
 }
 
 // StagingPath returns where the ring of a store stands by convention.
@@ -101,9 +110,24 @@ type checker struct {
 	ring   *pmem.Staging
 	opened []io.Closer // what is ours to close
 
-	fatal   int          // fatal problems that were found
-	failed  map[int]bool // passes that found some, and those that build on them
-	repairs []repair
+	fatal  int          // fatal problems that were found
+	failed map[int]bool // passes that found some, and those that build on them
+
+	// What is planned: see plan.go.
+	fixes     []*fix // of the present round
+	steps     []Step
+	fixable   bool
+	quiet     bool // what is found is only counted
+	editor    *editor
+	job       *mend.Job
+	raw       []func() error // writes past the log
+	openStore bool           // the recovery is a repair by itself
+	saved     []Saved
+	moving    map[string]mend.Move // extents that are written anew, by the keys of their records
+	strays    map[string]mend.Move // the same, if they verify
+	evacuate  map[uint32]bool      // slots of which all that verifies is
+	apart     int                  // leaves that were found without the tree
+	conflicts int                  // and those that overlap others
 
 	sb  *layout.Superblock
 	hdr pmlayout.Header
@@ -111,10 +135,13 @@ type checker struct {
 
 	end        logEnd
 	staged     map[uint32]span // slot → what the next recovery writes there from staging
-	segs       []segment       // the segment table, by slot
+	entries    [][]byte        // the segment table, by slot
+	nextSeq    uint32          // the next segment's number
+	segs       []segment       // the table decoded
 	slotOf     map[uint32]uint32
 	leaves     []leaf
 	reached    bitmap      // pages of the tree
+	broken     []subtree   // those that are damaged
 	unordered  atomic.Bool // some of the leaves are not in order
 	over       *overlay    // what repairs make of the records
 	tableHoles bool        // parts of the segment table are damaged
@@ -123,19 +150,6 @@ type checker struct {
 	names      *namespace
 	cachePages int
 	ticking    sync.Mutex // parts of a pass tell of their progress
-}
-
-// fix is a planned repair.
-type fix struct{}
-
-func (c *checker) addFix(*fix) {}
-
-// repair is a planned repair of a finding.
-type repair struct {
-	id    ID
-	found int // index in the report's Found, -1 if it is not kept
-	what  string
-	apply func() error
 }
 
 // open opens what the options name by path.
@@ -194,6 +208,9 @@ func (c *checker) close() error {
 func (c *checker) problem(id ID, where, format string, args ...any) int {
 	p, _ := Lookup(id)
 	c.rep.Counts[id]++
+	if c.quiet {
+		return -1
+	}
 	if p.Severity == Fatal {
 		c.fatal++
 	}
@@ -214,13 +231,11 @@ func (c *checker) problem(id ID, where, format string, args ...any) int {
 	return len(c.rep.Found) - 1
 }
 
-// plan notes a repair for the finding at index found.
-func (c *checker) plan(id ID, found int, what string, apply func() error) {
-	c.repairs = append(c.repairs, repair{id, found, what, apply})
-}
-
 // say writes a line for humans.
 func (c *checker) say(format string, args ...any) {
+	if c.quiet {
+		return
+	}
 	fmt.Fprintf(c.o.Out, "  "+format+"\n", args...)
 }
 
@@ -234,45 +249,6 @@ func (c *checker) tick(pass int, done, total int64) error {
 	}
 	if c.ctx.Err() != nil {
 		return fmt.Errorf("check of %s: %w", c.rep.Device, sealfs.ErrInterrupted)
-	}
-	return nil
-}
-
-// repair applies what was planned, as far as the options allow. While there are
-// errors nothing is touched: what looks like the damaged copy may hold what is
-// missing elsewhere.
-func (c *checker) repair() error {
-	if c.o.Repair == RepairNone {
-		return nil
-	}
-	for id, n := range c.rep.Counts {
-		if p, _ := Lookup(id); p.Remedy == NotYet && n > 0 {
-			c.say("[%d] %s: repair of this problem is not available yet", id, p.Name)
-		}
-	}
-	if len(c.repairs) > 0 && c.rep.left(Error) > 0 {
-		c.say("nothing is repaired while there are errors that cannot be")
-		return nil
-	}
-	for _, r := range c.repairs {
-		p, _ := Lookup(r.id)
-		if p.Remedy == NotYet || p.Remedy == Ask && c.o.Repair < RepairAll {
-			continue
-		}
-		c.say("repair of [%d]: %s", r.id, r.what)
-		if c.o.Confirm != nil && r.found >= 0 && !c.o.Confirm(c.rep.Found[r.found], r.what) {
-			continue
-		}
-		if err := r.apply(); err != nil {
-			return fmt.Errorf("repair of %s: %w", p.Name, err)
-		}
-		if c.rep.Fixed == nil {
-			c.rep.Fixed = map[ID]int{}
-		}
-		c.rep.Fixed[r.id]++
-		if r.found >= 0 {
-			c.rep.Found[r.found].Repaired = true
-		}
 	}
 	return nil
 }

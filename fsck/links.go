@@ -20,15 +20,19 @@ func (r *reader) refer(dir *inode, e *meta.Entry) {
 			r.rep.NotJudged++
 		} else {
 			r.problem(EntryNoInode, where(), "inode %d", e.Ino)
+			r.w.missed(e.Ino, lostName{dir.ino, r.volumes[dir.volume], e.Type})
+			r.mendNoInode(where(), e)
 		}
 		return
 	}
 	atomic.AddUint32(&in.names, 1) // of any shard
 	if in.typ != e.Type {
 		r.problem(EntryType, where(), "type %#o, inode %d has %#o", e.Type, e.Ino, in.typ)
+		r.mendType(where(), e, in.typ)
 	}
 	if a, b := r.volumes[dir.volume], home.volumes[in.volume]; a != b {
 		r.problem(EntryVolume, where(), "volume %d, inode %d is in %d", a, e.Ino, b)
+		r.mendVolume(where(), dir.ino, e.Ino, a)
 	}
 	if in.typ != typeDir {
 		return
@@ -36,6 +40,11 @@ func (r *reader) refer(dir *inode, e *meta.Entry) {
 	d.subdirs++
 	if p := home.more[in.more].parent; p != dir.ino && p != in.ino && (!r.w.prepared || in.flags&doubtful == 0) {
 		r.out.problem(home.c, DirParent, name(in.ino), "its parent is %d, its name %q stands in %d", p, e.Name, dir.ino)
+		to := dir.ino
+		r.out.mendBy(home.c, DirParent, name(in.ino), func(x *editor) string {
+			x.change(in.ino, func(d *meta.Inode) { d.Parent = to })
+			return fmt.Sprintf("its parent is %d", to)
+		})
 	}
 }
 
@@ -63,6 +72,7 @@ func (n *namespace) finish() error {
 		d := &n.more[i.more]
 		if d.attrs != 0 {
 			c.problem(AttrNames, name(i.ino), "off by %d bytes", d.attrs)
+			n.mendAttrNames(i.ino)
 		}
 		switch i.typ {
 		case typeDir:
@@ -72,17 +82,21 @@ func (n *namespace) finish() error {
 		case typeFile:
 			if d.found != d.bytes {
 				c.problem(BytesWrong, name(i.ino), "%d, its extents hold %d", d.bytes, d.found)
+				n.mendBytes(i.ino)
 			}
 		case typeLink:
 			if d.size > inlineTarget && d.found != d.size {
 				c.problem(TargetParts, name(i.ino), "%d bytes of %d", d.found, d.size)
+				n.mendTarget(i.ino)
 			}
 		}
 	}
 	n.finishParts()
 	for row, u := range n.usage {
 		if u != (meta.Usage{}) {
-			c.problem(UsageWrong, fmt.Sprintf("shard %d, volume %d", row.shard, row.volume), "%d bytes and %d inodes too few", u.Bytes, u.Inodes)
+			where := fmt.Sprintf("shard %d, volume %d", row.shard, row.volume)
+			c.problem(UsageWrong, where, "%d bytes and %d inodes too few", u.Bytes, u.Inodes)
+			n.mendUsage(row, u, where)
 		}
 	}
 	return nil
@@ -96,34 +110,52 @@ func (n *namespace) links(i *inode) {
 	switch {
 	case dir && root && i.names != 0, dir && i.names > 1:
 		c.problem(DirNames, name(i.ino), "%d", i.names)
+		n.mendNames(i, root)
 	case i.nlink == 0 && i.names > 0, !dir && i.names > i.nlink:
 		c.problem(LinkCount, name(i.ino), "%s, %s", count(int(i.nlink), "link"), count(int(i.names), "name"))
+		n.mendLinks(i)
 	case root, dir && (i.nlink == 0 || i.names > 0), !dir && i.names == i.nlink:
 		// As it should be.
 	case dir && !n.w.firm(n.more[i.more].parent), !dir && !n.w.complete():
 		c.rep.NotJudged++ // names may stand where we cannot look
 	case i.names == 0:
 		c.problem(NoName, name(i.ino), "%s", count(int(i.nlink), "link"))
+		ino := i.ino
+		c.mendBy(NoName, name(ino), func(*editor) string { return n.w.rescue(ino, nil) })
 	default:
 		c.problem(LinkCount, name(i.ino), "%s, %s", count(int(i.nlink), "link"), count(int(i.names), "name"))
+		n.mendLinks(i)
 	}
 	switch {
 	case i.flags&rowNameless != 0 && i.nlink != 0:
 		c.problem(OrphanRow, name(i.ino), "%s", count(int(i.nlink), "link"))
+		n.mendOrphanRow(OrphanRow, i)
 	case i.flags&rowNameless == 0 && i.nlink == 0:
 		c.problem(OrphanMissing, name(i.ino), "of type %#o", i.typ)
+		n.mendOrphan(i.ino)
 	}
 	if tailed := i.flags&(tail|cutOff) != 0; tailed != (i.flags&rowTail != 0) {
 		c.problem(TailRow, name(i.ino), "the inode says %v, the table %v", tailed, !tailed)
+		n.mendOrphanRow(TailRow, i)
 	}
 }
 
 func (n *namespace) directory(i *inode, d *detail) {
 	if d.found != d.size {
 		n.c.problem(DirSize, name(i.ino), "%d, there are %d", d.size, d.found)
+		found := d.found
+		n.mendInode(DirSize, i.ino, func(in *meta.Inode) string {
+			in.Size = found
+			return fmt.Sprintf("it counts %s", plural(found, "entry", "entries"))
+		})
 	}
 	if i.nlink != 0 && i.nlink != 2+d.subdirs {
 		n.c.problem(DirLinks, name(i.ino), "%d links, %s", i.nlink, plural(int(d.subdirs), "subdirectory", "subdirectories"))
+		links := 2 + d.subdirs
+		n.mendInode(DirLinks, i.ino, func(in *meta.Inode) string {
+			in.Nlink = links
+			return fmt.Sprintf("it counts %d links", links)
+		})
 	}
 }
 
@@ -155,6 +187,7 @@ func (w *whole) loops() {
 				}
 				if s = (step{home, up.more}); state[home][up.more] == onPath {
 					home.c.problem(DirLoop, name(up.ino), "by way of %d", d.ino)
+					w.mendLoop(home, up.ino)
 				}
 			}
 			for _, s := range path {

@@ -4,8 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 
 	"sealfs"
 	"sealfs/disk"
@@ -53,6 +51,7 @@ func (c *checker) log() error {
 	}
 	if prev := c.sb.FirstPrev; c.hdr.Start <= prev && f.end.lsn < prev {
 		c.problem(LogCut, c.device(f.end.slot, f.end.lsn.Off()), "it ends at %v; an earlier recovery found it to reach %v", f.end.lsn, prev)
+		c.mendBy(LogCut, c.device(f.end.slot, f.end.lsn.Off()), func(*editor) string { return c.cutLog(f) })
 	}
 	f.lookBehind()
 	return c.table()
@@ -83,11 +82,8 @@ func (c *checker) device(slot, off uint32) string {
 func (c *checker) findRing() {
 	sb := c.sb
 	path := c.o.Staging
-	if path == "" && c.o.Dev == nil {
-		path = StagingPath(sb.Store)
-		if _, err := os.Stat(filepath.Dir(path)); err != nil { // then it lies beside the device
-			path = filepath.Join(filepath.Dir(c.o.Device), filepath.Base(path))
-		}
+	if path == "" && (c.o.Dev == nil || c.o.devOurs) {
+		path = c.ringPath()
 	}
 	if c.ring == nil && path != "" {
 		ring, err := pmem.OpenStaging(path)
@@ -96,6 +92,7 @@ func (c *checker) findRing() {
 		}
 		if err != nil {
 			c.problem(StagingLost, path, "%v", err)
+			c.mendBy(StagingLost, path, func(*editor) string { return c.moveAside(path) })
 			return
 		}
 		boot, err := pmem.BootID()
@@ -345,6 +342,7 @@ func (f *follower) before(slot uint32, h *layout.SegmentHeader, seed uint32, rin
 		}
 		if err != nil {
 			f.c.problem(LogBefore, f.c.device(slot, off), "no sound record at %v, the checkpoint is at %v", at, f.end.lsn)
+			f.c.mendBy(LogBefore, f.c.device(slot, off), f.c.recover)
 			return nil
 		}
 		f.announce(&rec, op)
@@ -354,6 +352,7 @@ func (f *follower) before(slot uint32, h *layout.SegmentHeader, seed uint32, rin
 	if off != upto || chain != f.end.chain {
 		f.c.problem(LogBefore, f.c.device(slot, upto), "the records lead to %v and chain value %#x, the checkpoint is at %v with %#x",
 			sealfs.MakeLSN(h.Seq, off), chain, f.end.lsn, f.end.chain)
+		f.c.mendBy(LogBefore, f.c.device(slot, upto), f.c.recover)
 	}
 	return nil
 }
@@ -379,6 +378,7 @@ func (f *follower) lookBehind() {
 			at := sealfs.MakeLSN(seq, uint32(off))
 			if rec, _, _, payload, _, err := layout.DecodeRecordLoose(chunk[off:], seed, at); err == nil && rec.PayloadOK(payload) {
 				c.problem(LogStaging, c.rep.Staging, "the log ends at %v, and there is a record at %v", f.end.lsn, at)
+				c.mendBy(LogStaging, c.rep.Staging, func(*editor) string { return c.cutRing(f) })
 				return
 			}
 		}

@@ -197,6 +197,7 @@ func (n *namespace) index() {
 
 func (n *namespace) twice(ino sealfs.Ino) {
 	n.c.problem(InoTwice, name(ino), "in two shards")
+	n.mendTwice(ino)
 	n.c.holes = true
 }
 
@@ -375,8 +376,13 @@ func (r *reader) hand() {
 func name(ino sealfs.Ino) string { return fmt.Sprintf("inode %d", ino) }
 
 // damaged reports a record that does not decode.
-func (r *reader) damaged(k *meta.Key, err error) error {
-	r.problem(RecordDamaged, fmt.Sprintf("shard %d", k.Shard), "%v", err)
+func (r *reader) damaged(k *meta.Key, key []byte, err error) error {
+	where := fmt.Sprintf("shard %d", k.Shard)
+	if k.Ino != 0 {
+		where = name(k.Ino)
+	}
+	r.problem(RecordDamaged, where, "%v", err)
+	r.mendRow(RecordDamaged, where, key, "the record is saved and removed")
 	r.out.holes = true
 	return nil
 }
@@ -386,6 +392,7 @@ func (r *reader) first(at ref, key, val []byte) error {
 	k, err := meta.DecodeKey(key)
 	if err != nil {
 		r.problem(KeyUnknown, r.c.reg.Name(), "%x", key)
+		r.mendRow(KeyUnknown, r.c.reg.Name(), key, "the record is saved and removed")
 		r.out.holes = true
 		return nil
 	}
@@ -394,37 +401,37 @@ func (r *reader) first(at ref, key, val []byte) error {
 	case meta.KindShard:
 		s, err := meta.DecodeShardState(val)
 		if err != nil {
-			return r.damaged(&k, err)
+			return r.damaged(&k, key, err)
 		}
 		r.counters[k.Shard] = s.Counter
 	case meta.KindUsage:
 		u, err := meta.DecodeUsage(val)
 		if err != nil {
-			return r.damaged(&k, err)
+			return r.damaged(&k, key, err)
 		}
 		r.charge(k.Shard, k.Volume, -u.Bytes, -u.Inodes)
 	case meta.KindInode:
 		var in meta.Inode
 		if err := meta.DecodeInode(val, k.Ino, &in); err != nil {
-			return r.damaged(&k, err)
+			return r.damaged(&k, key, err)
 		}
 		r.inode(at, &k, &in)
 	case meta.KindPrepared:
 		p, err := meta.DecodePrepared(val)
 		if err != nil {
-			return r.damaged(&k, err)
+			return r.damaged(&k, key, err)
 		}
 		r.prepare(&k, p)
 	case meta.KindDecision:
 		d, err := meta.DecodeDecision(val)
 		if err != nil {
-			return r.damaged(&k, err)
+			return r.damaged(&k, key, err)
 		}
 		r.decisions[txKey{k.Shard, k.Tx}] = d
 	case meta.KindPart:
 		p, err := meta.DecodePart(val)
 		if err != nil {
-			return r.damaged(&k, err)
+			return r.damaged(&k, key, err)
 		}
 		r.part(&k, &p)
 	}

@@ -2,6 +2,7 @@ package fsck
 
 import (
 	"fmt"
+	"io"
 )
 
 // pass is a step of the check. Passes run in the order of the table.
@@ -24,7 +25,11 @@ var passes = []pass{
 
 // run makes the passes from first to last, as far as their ground is firm.
 func (c *checker) run(first, last int) error {
-	c.heading()
+	out := c.o.Out
+	if c.quiet {
+		out = io.Discard
+	}
+	c.heading(out)
 	for _, p := range passes[first-1 : last] {
 		if p.number == 7 && c.o.NoData {
 			continue
@@ -38,10 +43,10 @@ func (c *checker) run(first, last int) error {
 		if skip != 0 {
 			c.failed[p.number] = true
 			c.rep.Skipped = append(c.rep.Skipped, p.name)
-			fmt.Fprintf(c.o.Out, "Pass %d: %s: skipped, since pass %d failed\n", p.number, p.name, skip)
+			fmt.Fprintf(out, "Pass %d: %s: skipped, since pass %d failed\n", p.number, p.name, skip)
 			continue
 		}
-		fmt.Fprintf(c.o.Out, "Pass %d: %s\n", p.number, p.name)
+		fmt.Fprintf(out, "Pass %d: %s\n", p.number, p.name)
 		if err := c.tick(p.number, 0, 0); err != nil {
 			return err
 		}
@@ -55,8 +60,8 @@ func (c *checker) run(first, last int) error {
 }
 
 // heading says which store is being judged, when there are several.
-func (c *checker) heading() {
+func (c *checker) heading(out io.Writer) {
 	if !c.alone {
-		fmt.Fprintf(c.o.Out, "Store %s\n", c.rep.Device)
+		fmt.Fprintf(out, "Store %s\n", c.rep.Device)
 	}
 }

@@ -75,6 +75,9 @@ type Report struct {
 	Counts  map[ID]int `json:"counts,omitempty"` // how often each number was found
 	Fixed   map[ID]int `json:"fixed,omitempty"`  // and repaired
 	Skipped []string   `json:"skipped,omitempty"`
+
+	Plan  []Step `json:"plan,omitempty"`  // what was planned, whether or not it was done
+	Saved string `json:"saved,omitempty"` // the file with what repairs have removed or changed
 }
 
 // Clean reports whether nothing was found, or everything was repaired.

@@ -1,6 +1,7 @@
 package fsck
 
 import (
+	"bytes"
 	"cmp"
 	"fmt"
 	"io"
@@ -8,6 +9,7 @@ import (
 
 	"sealfs"
 	"sealfs/disk"
+	"sealfs/fsck/mend"
 	"sealfs/lsfs/layout"
 	"sealfs/meta"
 )
@@ -45,22 +47,42 @@ func (c *checker) segment(slot uint32, s *sink) {
 	live, end := int64(0), uint64(0)
 	limit := uint64(c.limit(slot))
 	bad := false
+	last := piece{}
 	for _, p := range list {
 		live += int64(p.n)
+		if c.isMoving(p.ref) {
+			continue
+		}
 		if p.off < layout.BlockSize+layout.RecordHeaderBytes || uint64(p.off)+uint64(p.n) > limit {
 			s.problem(c, ExtentOutside, c.owner(p), "%d bytes at %v, the segment is used up to %#x", p.n, sealfs.MakeLSN(g.seq, p.off), limit)
+			if ino, x, err := c.extentAt(p.ref); err == nil {
+				s.mendPiece(c, ExtentOutside, p.ref, ino, &x, true)
+			}
 			bad = true
 			continue
 		}
 		if uint64(p.off) < end {
 			s.problem(c, ExtentShared, c.owner(p), "%d bytes at %v", p.n, sealfs.MakeLSN(g.seq, p.off))
+			s.mendShared(c, last.ref, p.ref)
 			bad = true
 		}
+		last = p
 		end = max(end, uint64(p.off)+uint64(p.n))
 	}
 	if live != int64(g.live) && !c.holes && !bad {
 		s.problem(c, LiveWrong, c.device(slot, 0), "segment %d: %d in the table, extents refer to %d", g.seq, g.live, live)
+		c.mendLive(s, slot, live)
 	}
+}
+
+// isMoving reports whether the extent of a record is to be written anew.
+func (c *checker) isMoving(at ref) bool {
+	if len(c.moving) == 0 {
+		return false
+	}
+	key, _, err := c.record(at)
+	_, moving := c.moving[string(key)]
+	return err == nil && moving
 }
 
 // owner names the file and the place in it of an extent.
@@ -119,14 +141,43 @@ func (c *checker) data() error {
 	return c.tick(7, total, total)
 }
 
+// mendStray plans to write an extent anew that verifies and is not part of a payload of its file.
+func (c *checker) mendStray(p piece) {
+	key, _, err := c.record(p.ref)
+	if err != nil {
+		return
+	}
+	key = bytes.Clone(key)
+	c.mendBy(ExtentOrphan, c.owner(p), func(e *editor) string {
+		ino, x, err := c.extentAt(p.ref)
+		if err != nil || e.get(key) == nil || c.job.Tree != nil || !c.verifies(ino, &x) {
+			return ""
+		}
+		if c.strays == nil {
+			c.strays = map[string]mend.Move{}
+		}
+		c.strays[string(key)] = mend.Move{Key: key, Ino: ino, Off: x.Off, From: x.Addr, Counted: true}
+		return "it is written anew"
+	})
+}
+
 // load reads the used part of a segment. What cannot be read is zeros, and
 // the error is that of the first such piece.
 func (c *checker) load(slot uint32, buf []byte) ([]byte, error) {
+	n := (int64(c.limit(slot)) + layout.BlockSize - 1) &^ (layout.BlockSize - 1)
+	return c.read(slot, 0, buf[:min(n, int64(len(buf)))])
+}
+
+// span is load of a part of a segment, between whole blocks.
+func (c *checker) span(slot uint32, from, to int64) ([]byte, error) {
+	return c.read(slot, from, disk.AlignedBuffer(int(to-from)))
+}
+
+// read reads a part of a segment to b.
+func (c *checker) read(slot uint32, from int64, b []byte) ([]byte, error) {
 	const step = 1 << 20
-	n := (int(c.limit(slot)) + layout.BlockSize - 1) &^ (layout.BlockSize - 1)
-	b := buf[:min(n, len(buf))]
 	read := func(p []byte, off int) error {
-		got, err := c.dev.ReadAt(p, c.sb.SlotOffset(slot)+int64(off))
+		got, err := c.dev.ReadAt(p, c.sb.SlotOffset(slot)+from+int64(off))
 		if err == nil || err == io.EOF && got == len(p) {
 			return nil
 		}
@@ -143,13 +194,16 @@ func (c *checker) load(slot uint32, buf []byte) ([]byte, error) {
 			if err := read(one, off+i); err != nil {
 				clear(one)
 				if first == nil {
-					first = fmt.Errorf("byte %d: %w", off+i, err)
+					first = fmt.Errorf("byte %d: %w", from+int64(off+i), err)
 				}
 			}
 		}
 	}
-	if sp, ok := c.staged[slot]; ok && sp.from < len(b) {
-		copy(b[sp.from:], sp.ring[sp.from:max(sp.to, sp.from)])
+	if sp, ok := c.staged[slot]; ok {
+		lo, hi := max(int64(sp.from), from), min(int64(max(sp.to, sp.from)), from+int64(len(b)))
+		if lo < hi {
+			copy(b[lo-from:], sp.ring[lo:hi])
+		}
 	}
 	return b, first
 }
@@ -172,6 +226,7 @@ func (c *checker) verify(slot uint32, b []byte) error {
 				endless := g.kind == layout.Cold || g.state == slotOpen && slot != c.end.slot
 				if !endless || next < len(list) {
 					c.problem(SegmentRecord, c.device(slot, uint32(off)), "no sound record at %v, %d bytes are used", at, end)
+					c.mendSegment(SegmentRecord, c.device(slot, uint32(off)), slot)
 				}
 				sound = false
 				break
@@ -187,6 +242,7 @@ func (c *checker) verify(slot uint32, b []byte) error {
 	for ; next < len(list); next++ {
 		if sound {
 			c.problem(ExtentOrphan, c.owner(list[next]), "behind the last record of segment %d", g.seq)
+			c.mendStray(list[next])
 		}
 		c.block(slot, list[next], b, nil, 0)
 	}
@@ -203,6 +259,7 @@ func (c *checker) block(slot uint32, p piece, b []byte, rec *layout.Record, from
 	where := fmt.Sprintf("%s, byte %d", name(ino), e.Off)
 	if rec != nil && (p.off < from || p.off+p.n > from+rec.PayloadLen || rec.Ino != ino || rec.Offset+uint64(p.off-from) != e.Off) {
 		c.problem(ExtentOrphan, where, "at %v; the record at %v holds %d bytes of inode %d at %d", e.Addr, rec.LSN, rec.PayloadLen, rec.Ino, rec.Offset)
+		c.mendStray(p)
 	}
 	for i := range e.Blocks() {
 		data := b[p.off+uint32(i)*block:][:e.Covered(i)]

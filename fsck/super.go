@@ -42,8 +42,9 @@ func (c *checker) superblocks() error {
 		if a == nil {
 			c.sb, bad = b, 0
 		}
-		found := c.problem(SuperCopy, fmt.Sprintf("%s, copy %d", c.dev.Name(), bad), "%v", faults[bad])
-		c.planSuper(found, bad)
+		where := fmt.Sprintf("%s, copy %d", c.dev.Name(), bad)
+		c.problem(SuperCopy, where, "%v", faults[bad])
+		c.planSuper(SuperCopy, where, bad)
 	default:
 		c.sb = a
 		older := b
@@ -68,6 +69,8 @@ func (c *checker) superblocks() error {
 func (c *checker) compareSupers(a, b, older *layout.Superblock) {
 	newer := c.sb
 	what := ""
+	alike := a.Store == b.Store && a.SegmentBytes == b.SegmentBytes && a.Segments == b.Segments && a.DeviceBytes == b.DeviceBytes &&
+		newer.Incarnation >= older.Incarnation // the tail is only a bound
 	switch {
 	case a.Store != b.Store:
 		what = fmt.Sprintf("store %v and store %v", a.Store, b.Store)
@@ -80,25 +83,44 @@ func (c *checker) compareSupers(a, b, older *layout.Superblock) {
 	case newer.Incarnation < older.Incarnation || newer.Tail < older.Tail:
 		what = "the newer one is behind the older one"
 	}
-	if what != "" {
-		c.problem(SuperDisagree, c.dev.Name(), "%s", what)
+	if what == "" {
+		return
+	}
+	c.problem(SuperDisagree, c.dev.Name(), "%s", what)
+	if alike && newer.Update > older.Update {
+		c.planSuper(SuperDisagree, c.dev.Name(), 1-int(newer.Update%2))
 	}
 }
 
-// planSuper plans to write the damaged copy as the one before the sound one, so
-// that the next update goes to its place.
-func (c *checker) planSuper(found, bad int) {
+// planSuper plans to write a copy as the one before the other, so that the next
+// update goes to its place.
+func (c *checker) planSuper(id ID, where string, bad int) {
 	again := *c.sb
 	again.Update--
-	if again.Update%2 != uint64(bad) || c.sb.Update == 0 || c.sb.ROCompat != 0 {
+	if c.sb.Update == 0 || again.Update%2 != uint64(bad) || c.sb.ROCompat != 0 {
 		return // the sound copy stands in the wrong place, or must not be written by this program
 	}
-	c.plan(SuperCopy, found, fmt.Sprintf("copy %d of the superblock of %s is written from the other", bad, c.dev.Name()), func() error {
-		if _, err := c.dev.WriteAt(again.Encode(), int64(bad)*layout.BlockSize); err != nil {
+	c.mendBy(id, where, func(*editor) string {
+		return c.overwrite(id, c.dev, int64(bad)*layout.BlockSize, again.Encode(), fmt.Sprintf("copy %d of the superblock is written from the other one", bad))
+	})
+}
+
+// overwrite plans to write a block past the log, and says so.
+func (c *checker) overwrite(id ID, m Medium, off int64, b []byte, what string) string {
+	w, ok := m.(Writer)
+	if !ok {
+		return ""
+	}
+	old := disk.AlignedBuffer(len(b))
+	m.ReadAt(old, off) // it may be unreadable: then there is nothing to save
+	c.save(Saved{Problem: id, Where: fmt.Sprintf("%s, byte %d", m.Name(), off), Old: old})
+	c.raw = append(c.raw, func() error {
+		if _, err := w.WriteAt(b, off); err != nil {
 			return err
 		}
-		return c.dev.Flush()
+		return w.Flush()
 	})
+	return what
 }
 
 // regionHeader is pass 2: both header slots, and the region's belonging to the
@@ -131,8 +153,9 @@ func (c *checker) regionHeader() error {
 			good, bad = b, 0
 		}
 		c.hdr = *good
-		found := c.problem(RegionSlot, fmt.Sprintf("%s, slot %d", c.reg.Name(), bad), "%v", faults[bad])
-		c.planSlot(found, bad)
+		where := fmt.Sprintf("%s, slot %d", c.reg.Name(), bad)
+		c.problem(RegionSlot, where, "%v", faults[bad])
+		c.planSlot(RegionSlot, where, bad)
 	default:
 		newer, older := a, b
 		if b.Update > a.Update {
@@ -144,6 +167,7 @@ func (c *checker) regionHeader() error {
 			c.problem(RegionDisagree, c.reg.Name(), "they belong to different regions")
 		case newer.Update != older.Update+1:
 			c.problem(RegionDisagree, c.reg.Name(), "updates %d and %d do not follow each other", older.Update, newer.Update)
+			c.planSlot(RegionDisagree, c.reg.Name(), 1-pmlayout.Slot(newer.Update))
 		case newer.Start < older.Start || newer.Incarnation < older.Incarnation || newer.Pages < older.Pages:
 			c.problem(RegionDisagree, c.reg.Name(), "the newer one is behind the older one")
 		}
@@ -180,19 +204,15 @@ func (c *checker) belongs() {
 	}
 }
 
-// planSlot plans to write the damaged header slot as the update before the
-// sound one: a replay from the same start is right.
-func (c *checker) planSlot(found, bad int) {
+// planSlot plans to write a header slot as the update before the other one: a
+// replay from the same start is right.
+func (c *checker) planSlot(id ID, where string, bad int) {
 	again := c.hdr
 	again.Update--
-	w, ok := c.reg.(Writer)
-	if !ok || c.hdr.Update == 0 || c.hdr.Compat != 0 || pmlayout.Slot(again.Update) != bad {
+	if c.hdr.Update == 0 || c.hdr.Compat != 0 || pmlayout.Slot(again.Update) != bad {
 		return
 	}
-	c.plan(RegionSlot, found, fmt.Sprintf("header slot %d of %s is written from the other", bad, c.reg.Name()), func() error {
-		if _, err := w.WriteAt(again.Encode(), int64(bad)*pmlayout.PageSize); err != nil {
-			return err
-		}
-		return w.Flush()
+	c.mendBy(id, where, func(*editor) string {
+		return c.overwrite(id, c.reg, int64(bad)*pmlayout.PageSize, again.Encode(), fmt.Sprintf("header slot %d is written from the other one", bad))
 	})
 }

@@ -55,28 +55,39 @@ func (c *checker) limit(slot uint32) uint32 {
 // table reads the segment table and compares it with the segments.
 func (c *checker) table() error {
 	where := c.reg.Name() + ", segment table"
-	c.segs = make([]segment, c.sb.Segments)
-	c.slotOf = map[uint32]uint32{}
+	c.entries = make([][]byte, c.sb.Segments)
 	state, err := c.img.state()
+	for slot := 0; slot < len(c.entries) && err == nil; slot++ {
+		off := slot * entryBytes
+		var p *[pageSize]byte
+		if p, err = c.img.page(uint64(pmlayout.TablePage + off/pageSize)); err == nil {
+			c.entries[slot] = p[off%pageSize:][:entryBytes]
+		}
+	}
 	if err != nil {
 		c.problem(TableEntry, where, "%v", err)
 		c.tableHoles = true
+		c.segs, c.slotOf, c.entries = make([]segment, c.sb.Segments), map[uint32]uint32{}, nil
 		return nil
 	}
-	nextSeq := binary.LittleEndian.Uint32(state)
+	c.nextSeq = binary.LittleEndian.Uint32(state)
+	c.judgeTable()
+	return c.headers()
+}
+
+// judgeTable judges the entries of the segment table.
+func (c *checker) judgeTable() {
+	if c.entries == nil {
+		return
+	}
+	where := c.reg.Name() + ", segment table"
+	c.segs, c.slotOf, c.tableHoles = make([]segment, c.sb.Segments), map[uint32]uint32{}, false
 	startable := false
 	for slot := range c.segs {
-		off := slot * entryBytes
-		p, err := c.img.page(uint64(pmlayout.TablePage + off/pageSize))
-		if err != nil {
-			c.problem(TableEntry, where, "%v", err)
-			c.tableHoles = true
-			c.tableHoles = true
-			return nil
-		}
-		g, ok := decodeEntry(p[off%pageSize:][:entryBytes], c.sb.SegmentBytes)
+		g, ok := decodeEntry(c.entries[slot], c.sb.SegmentBytes)
 		if !ok {
-			c.problem(TableEntry, where, "slot %d: %x", slot, p[off%pageSize:][:entryBytes])
+			c.problem(TableEntry, where, "slot %d: %x", slot, c.entries[slot])
+			c.mendSlot(TableEntry, where, uint32(slot))
 			c.tableHoles = true
 			continue
 		}
@@ -88,37 +99,33 @@ func (c *checker) table() error {
 		c.rep.InUse++
 		if other, twice := c.slotOf[g.seq]; twice {
 			c.problem(TableTwice, where, "segment %d stands in slots %d and %d", g.seq, other, slot)
+			c.mendTwice(where, g.seq, other, uint32(slot))
 			c.tableHoles = true
 			continue
 		}
 		c.segs[slot] = g
 		c.slotOf[g.seq] = uint32(slot)
-		if g.seq >= nextSeq {
-			c.problem(TableNextSeq, where, "the next is %d, slot %d holds %d", nextSeq, slot, g.seq)
+		if g.seq >= c.nextSeq {
+			c.problem(TableNextSeq, where, "the next is %d, slot %d holds %d", c.nextSeq, slot, g.seq)
+			c.mendNextSeq(where, g.seq)
 		}
 		if g.state == slotOpen && g.kind == layout.Hot && (uint32(slot) != c.end.slot || g.seq != c.end.lsn.Seq()) {
 			c.problem(TableOpen, where, "slot %d is open, the log ends in slot %d at %v", slot, c.end.slot, c.end.lsn)
+			c.mendSlot(TableOpen, where, uint32(slot))
 		}
 	}
 	if !startable && !c.tableHoles {
 		c.problem(TableFull, where, "%d slots", len(c.segs))
+		c.mendFull(where)
 	}
-	if err := c.checkEnd(where); err != nil {
-		return err
-	}
-	return c.headers()
-}
-
-// checkEnd compares the place where the log ends with the table. A store that was
-// never opened has no log.
-func (c *checker) checkEnd(where string) error {
+	// A store that was never opened has no log.
 	if c.end.lsn == 0 {
-		return nil
+		return
 	}
 	if g := &c.segs[c.end.slot]; g.seq != c.end.lsn.Seq() || g.kind != layout.Hot {
 		c.problem(TableOpen, where, "the log ends at %v in slot %d, which holds segment %d", c.end.lsn, c.end.slot, g.seq)
+		c.mendSlot(TableOpen, where, c.end.slot)
 	}
-	return nil
 }
 
 func decodeEntry(b []byte, segmentBytes uint32) (g segment, ok bool) {
@@ -160,10 +167,13 @@ func (c *checker) headers() error {
 		switch {
 		case err != nil:
 			c.problem(SegmentHeader, where, "segment %d with %d live bytes: %v", g.seq, g.live, err)
+			c.mendSegment(SegmentHeader, where, uint32(slot))
 		case h.Seq != g.seq || h.Kind != g.kind:
 			c.problem(SegmentOther, where, "segment %d of kind %d, the segment table says %d of kind %d", h.Seq, h.Kind, g.seq, g.kind)
+			c.mendSegment(SegmentOther, where, uint32(slot))
 		case h.Incarnation > c.sb.Incarnation:
 			c.problem(SegmentOther, where, "it is of incarnation %d, the store's is %d", h.Incarnation, c.sb.Incarnation)
+			c.mendSegment(SegmentOther, where, uint32(slot))
 		}
 	}
 	return nil

@@ -39,10 +39,11 @@ func (c *checker) tree() error {
 	if err := w.all(root.Tree); err != nil {
 		return err
 	}
-	c.leaves, c.reached = w.leaves, w.reached
+	c.leaves, c.reached, c.broken = w.leaves, w.reached, w.broken
 	c.rep.Keys, c.rep.Pages = w.keys, w.pages
 	if !c.holes && (w.keys != root.Keys || w.pages != root.Pages) {
 		c.problem(TreeCounts, where, "%d keys and %d pages are counted, %d and %d are there", root.Keys, root.Pages, w.keys, w.pages)
+		w.mendCounts()
 	}
 	return w.bitmaps()
 }
@@ -59,6 +60,7 @@ type walker struct {
 	table       uint64 // pages of the segment table
 	reached     bitmap
 	leaves      []leaf
+	broken      []subtree // pages that are damaged
 	pages, keys uint64
 	offs        []uint32 // of one page's cells: offset << 16 | length
 	reader      pageReader
@@ -121,6 +123,7 @@ func (w *walker) all(root uint64) error {
 	for _, p := range parts {
 		w.join(p)
 	}
+	w.flush()
 	return nil
 }
 
@@ -131,8 +134,7 @@ func (w *walker) join(p *walker) {
 		for both := b & w.reached[i]; both != 0; both &= both - 1 {
 			n := uint64(i)*8 + uint64(bits.TrailingZeros8(both))
 			twice[n] = true
-			w.c.problem(TreeTwice, w.where(n), "reached again")
-			w.c.holes = true
+			w.fault(TreeTwice, n, "reached again")
 		}
 		w.reached[i] |= b
 	}
@@ -140,6 +142,7 @@ func (w *walker) join(p *walker) {
 		p.leaves = slices.DeleteFunc(p.leaves, func(l leaf) bool { return twice[l.page] })
 	}
 	w.leaves = append(w.leaves, p.leaves...)
+	w.broken = append(w.broken, p.broken...)
 	w.pages += p.pages
 	w.keys += p.keys
 }
@@ -153,6 +156,7 @@ func (w *walker) where(n uint64) string { return fmt.Sprintf("%s, page %d", w.c.
 
 func (w *walker) fault(id ID, n uint64, format string, args ...any) {
 	w.problem(w.c, id, w.where(n), format, args...)
+	w.mendTree(id, n)
 	w.holes = true
 }
 
@@ -185,6 +189,7 @@ func (w *walker) visit(t subtree, below func(subtree) error) error {
 	fault := w.shape(p, t.level)
 	if fault != "" {
 		w.fault(TreePage, n, "%s", fault)
+		w.broken = append(w.broken, t)
 		return nil
 	}
 	if fault = order(p, t.lo, t.hi); fault != "" {
@@ -336,10 +341,13 @@ func (w *walker) bitmaps() error {
 			switch {
 			case taken && !inside:
 				c.problem(BitmapReserved, w.where(n), "taken in the bitmap at page %d", at)
+				w.mendBit(BitmapReserved, n, false)
 			case inside && w.reached.has(n) && !taken:
 				c.problem(PageFree, w.where(n), "in the tree")
+				w.mendBit(PageFree, n, true)
 			case inside && taken && !w.reached.has(n) && !c.holes:
 				c.problem(PageLeaked, w.where(n), "taken in the bitmap at page %d", at)
+				w.mendBit(PageLeaked, n, false)
 			}
 		}
 	}

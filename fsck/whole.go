@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 
 	"sealfs"
 	"sealfs/disk"
@@ -74,10 +75,13 @@ func CheckAll(ctx context.Context, stores []Options, l *Layout) (*Together, erro
 	if err == nil {
 		w.check(all)
 	}
+	if err == nil {
+		err = w.plan(all)
+	}
+	if err == nil {
+		w.apply(t, all)
+	}
 	for _, c := range all {
-		if c.err == nil && err == nil {
-			c.err = c.repair()
-		}
 		t.Errors = append(t.Errors, errors.Join(c.err, c.close()))
 	}
 	w.summarize(t, all)
@@ -97,16 +101,29 @@ func (w *whole) check(all []*checker) {
 		}
 	}
 	each(func(c *checker) error {
-		if err := c.run(1, 4); err != nil || c.failed[4] {
-			w.missing = true
-			return err
-		}
-		return c.collect()
+		return c.run(1, 4)
 	})
+	w.namespaces(all, (*checker).collect)
+	each(func(c *checker) error { return c.run(6, 7) })
+}
+
+// namespaces is pass 5 of all stores; collect is its first half, or nothing for stores that
+// have no namespace to be judged.
+func (w *whole) namespaces(all []*checker, collect func(c *checker) error) {
+	for _, c := range all {
+		if c.err == nil && c.ground() {
+			c.err = collect(c)
+		}
+		w.missing = w.missing || c.err != nil || !c.ground()
+	}
 	w.gather(all)
-	each(func(c *checker) error { return c.run(5, 5) })
+	for _, c := range all {
+		if c.err == nil {
+			c.err = c.run(5, 5)
+		}
+	}
 	for _, n := range w.stores {
-		w.missing = w.missing || n.c.holes
+		w.missing = w.missing || n.c.holes || n.c.err != nil
 	}
 	for _, n := range w.stores {
 		if n.c.err == nil && !n.c.holes {
@@ -114,11 +131,10 @@ func (w *whole) check(all []*checker) {
 		}
 	}
 	w.loops()
-	for _, c := range all {
-		c.names = nil
-	}
-	each(func(c *checker) error { return c.run(6, 7) })
 }
+
+// ground reports whether there are records that can be judged.
+func (c *checker) ground() bool { return !c.failed[3] && !c.failed[4] && c.segs != nil }
 
 // whole is what the namespaces of several stores are together.
 type whole struct {
@@ -133,8 +149,22 @@ type whole struct {
 	maybe map[sealfs.Ino]bool
 	// prepared says that stores have prepared parts of transactions.
 	prepared bool
+	// recorded are names that inodes are known to have had. It outlives the rounds of a plan.
+	recorded map[sealfs.Ino][]byte
+	// missingNames are the entries that refer to inodes which are not there.
+	mu           sync.Mutex
+	missingNames map[sealfs.Ino][]lostName
+	// revolumed are the inodes whose volume a repair of this round has changed.
+	revolumed map[sealfs.Ino]bool
 	// inDoubt are the transactions that have begun and not ended.
 	inDoubt map[txKey]bool
+}
+
+// forget makes w what it was before anything was read.
+func (w *whole) forget() {
+	w.stores, w.owner, w.shards, w.prepared, w.missing = nil, nil, 0, false, false
+	w.absent, w.maybe, w.inDoubt = map[sealfs.Shard]bool{}, map[sealfs.Ino]bool{}, nil
+	w.missingNames, w.revolumed = nil, nil
 }
 
 // belong refuses stores that are not of one cluster.

@@ -330,3 +330,27 @@ func (w *world) kill() {
 	_, err := w.s.Abandon()
 	w.must(err)
 }
+
+// lives opens a store that was repaired, if it can be, and works with it.
+func (h *hurt) lives(t *testing.T) {
+	t.Helper()
+	if rep, _ := Check(t.Context(), h.options()); !rep.Sound() {
+		return
+	}
+	m := h.clone()
+	m.dev.ClearFaults()
+	s, err := lsfs.Open(m.dev, pmem.NewMemory(m.region), nil, owner{}, lazy)
+	if err != nil {
+		t.Errorf("a sound store does not open: %v", err)
+		return
+	}
+	w := &world{t: t, s: s, clock: 2e18, root: h.w.root}
+	if _, err := w.try(&op.Request{Type: op.Create, Dir: w.root, Name: "after the repair", Mode: 0o600}); err != nil {
+		t.Errorf("create: %v", err)
+	}
+	if err := meta.Check(s.BeginRead(), testConfig, func(problem string) { t.Errorf("meta: %s", problem) }); err != nil {
+		t.Error(err)
+	}
+	s.EndRead()
+	h.must(s.Close())
+}

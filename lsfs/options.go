@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"sealfs"
+	"sealfs/pmem"
 )
 
 // Options of a run. The zero value of a field means its default.
@@ -28,6 +29,11 @@ type Options struct {
 	ReserveSegments int     // kept for cleaner, checkpoints and deletes; default 3
 	CleanLow        int     // clean when fewer segments are free; default 1/16 of all, at least reserve + 2
 	CleanLimit      float64 // segments fuller than this are not cleaned; default 0.95
+
+	// Mend changes the region of a damaged store when the log has been replayed and
+	// before anything that stands in it is believed; nil: nothing. What it does
+	// becomes durable with the checkpoint of the recovery.
+	Mend func(tx *pmem.Tx) error
 
 	manual bool // tests: no background goroutines
 }

@@ -39,6 +39,9 @@ func (s *Store) recover(h pmem.Header, kept *pmem.Staging) (*recovered, error) {
 	if err := rp.run(); err != nil {
 		return nil, err
 	}
+	if err := s.mend(); err != nil {
+		return nil, err
+	}
 	if err := s.loadTable(); err != nil {
 		return nil, err
 	}
@@ -58,6 +61,20 @@ func (s *Store) recover(h pmem.Header, kept *pmem.Staging) (*recovered, error) {
 		}
 	}
 	return &rp.rec, s.start(&rp.rec)
+}
+
+// mend lets a repair change what was recovered.
+func (s *Store) mend() error {
+	if s.o.Mend == nil {
+		return nil
+	}
+	tx := s.region.Begin()
+	if err := s.o.Mend(tx); err != nil {
+		tx.Reset()
+		return err
+	}
+	tx.Commit()
+	return nil
 }
 
 // findStaging opens the ring that the last process left, if it is this store's,

@@ -245,6 +245,15 @@ func (t *Tx) PutState(off int, b []byte) error {
 	return t.put(layout.RootPage, layout.StateOff+off, b)
 }
 
+// Patch changes bytes of a page, whatever it holds: for repairs of what the
+// tree's own methods cannot mend. Header slots are refused. b is copied.
+func (t *Tx) Patch(n PageNo, off int, b []byte) error {
+	if n < layout.RootPage || off < 0 || off > PageSize-len(b) {
+		return fmt.Errorf("patch of page %d of %s: %d bytes at %d: %w", n, t.r.name, len(b), off, sealfs.ErrInvalid)
+	}
+	return t.put(n, off, b)
+}
+
 // sorted returns the changed pages in ascending order.
 func (t *Tx) sorted() []*overlay {
 	t.order = t.order[:0]
