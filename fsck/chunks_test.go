@@ -118,22 +118,23 @@ func TestDamagedChunks(t *testing.T) {
 		want []ID
 		at   int
 		do   func(h []*hurt)
+		left []ID
 	}{
-		{"generation", []ID{PartGen}, there, part(func(p *meta.Part) { p.Gen++ })},
-		{"bound", []ID{PartBound}, there, part(func(p *meta.Part) { p.Bound++ })},
-		{"bound below its extents", []ID{PartBound}, there, part(func(p *meta.Part) { p.Bound = sealfs.HomeBytes + 1 })},
-		{"bytes", []ID{UsageWrong, PartBytes}, there, part(func(p *meta.Part) { p.Bytes++ })},
-		{"volume", []ID{UsageWrong, PartVolume}, there, part(func(p *meta.Part) { p.Volume++ })},
-		{"part is lost", []ID{UsageWrong, ChunkNoPart}, there, func(h []*hurt) { h[there].del(key[:]) }},
-		{"part is damaged", []ID{RecordDamaged}, there, func(h []*hurt) { h[there].set(key[:], []byte{0xff}) }},
-		{"extent is lost", []ID{PartBytes, LiveWrong}, there, func(h []*hurt) { h[there].del(first[:]) }},
+		{"generation", []ID{PartGen}, there, part(func(p *meta.Part) { p.Gen++ }), nil},
+		{"bound", []ID{PartBound}, there, part(func(p *meta.Part) { p.Bound++ }), nil},
+		{"bound below its extents", []ID{PartBound}, there, part(func(p *meta.Part) { p.Bound = sealfs.HomeBytes + 1 }), nil},
+		{"bytes", []ID{UsageWrong, PartBytes}, there, part(func(p *meta.Part) { p.Bytes++ }), nil},
+		{"volume", []ID{UsageWrong, PartVolume}, there, part(func(p *meta.Part) { p.Volume++ }), nil},
+		{"part is lost", []ID{UsageWrong, ChunkNoPart}, there, func(h []*hurt) { h[there].del(key[:]) }, nil},
+		{"part is damaged", []ID{RecordDamaged}, there, func(h []*hurt) { h[there].set(key[:], []byte{0xff}) }, nil},
+		{"extent is lost", []ID{PartBytes, LiveWrong}, there, func(h []*hurt) { h[there].del(first[:]) }, nil},
 		{"extent in another chunk", []ID{ChunkPlace, DataSum, ExtentOrphan}, there, func(h []*hurt) {
 			to := off
 			for ino.DataShard(to, testShards) == s {
 				to += sealfs.ChunkBytes
 			}
 			move(h[there], s, to)
-		}},
+		}, nil},
 		{"extent in another shard", []ID{ShardWrong, PartBytes, LiveWrong}, there, func(h []*hurt) {
 			other := (s + 2) % testShards
 			for at := uint64(sealfs.HomeBytes); at < bigEnd; at += sealfs.ChunkBytes {
@@ -142,23 +143,23 @@ func TestDamagedChunks(t *testing.T) {
 				}
 			}
 			move(h[there], other, off)
-		}},
+		}, nil},
 		{"the file is lost", []ID{PartNoFile, LiveWrong}, -1, func(h []*hurt) {
 			k := meta.InodeKey(testShards, ino)
 			h[home].del(k[:])
 			h[home].unlink(z.a, "big")
 			h[home].inode(z.a, func(in *meta.Inode) { in.Size-- })
 			h[home].usage(ino, testVolume, -block, -1)
-		}},
-		{"file's generation", nil, home, file(func(in *meta.Inode) { in.Gen++ })},
-		{"file's bound", []ID{PartBound}, -1, file(func(in *meta.Inode) { in.Bound -= sealfs.ChunkBytes })},
-		{"file without chunks", []ID{PartNoFile}, -1, file(func(in *meta.Inode) { in.Gen, in.Bound = 0, 0 })},
-		{"file's cut", []ID{TailRow}, home, file(func(in *meta.Inode) { in.Cut = in.Bound })},
+		}, nil},
+		{"file's generation", nil, home, file(func(in *meta.Inode) { in.Gen++ }), nil},
+		{"file's bound", []ID{PartBound}, -1, file(func(in *meta.Inode) { in.Bound -= sealfs.ChunkBytes }), nil},
+		{"file without chunks", []ID{PartNoFile}, -1, file(func(in *meta.Inode) { in.Gen, in.Bound = 0, 0 }), nil},
+		{"file's cut", []ID{TailRow}, home, file(func(in *meta.Inode) { in.Cut = in.Bound }), nil},
 		{"file's volume", []ID{EntryVolume, PartVolume}, -1, func(h []*hurt) {
 			h[home].inode(ino, func(in *meta.Inode) { in.Volume++ })
 			h[home].usage(ino, testVolume, -block, -1)
 			h[home].usage(ino, testVolume+1, block, 1)
-		}},
+		}, nil},
 	} {
 		t.Run(x.name, func(t *testing.T) {
 			var h []*hurt
@@ -170,6 +171,7 @@ func TestDamagedChunks(t *testing.T) {
 			if got := rep.numbers(); !slices.Equal(got, x.want) {
 				t.Errorf("%v, want %v", got, x.want)
 			}
+			mended(t, []images{h[0].images.clone(), h[1].images.clone()}, nil, x.left)
 			if x.at >= 0 && len(rep.Stores[1-x.at].IDs()) != 0 {
 				t.Errorf("on the other store: %v", rep.Stores[1-x.at].IDs())
 			}

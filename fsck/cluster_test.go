@@ -249,6 +249,44 @@ func together(t testing.TB, all []images, l *Layout) *Together {
 	return rep
 }
 
+// mended repairs stores, all that are given, and expects that want is left, and that
+// doing it again does nothing.
+func mended(t testing.TB, all []images, l *Layout, want []ID) *Together {
+	t.Helper()
+	var o []Options
+	var out strings.Builder
+	for _, m := range all {
+		o = append(o, Options{Dev: m.dev, Reg: m.region, Out: &out, Repair: RepairAll, SaveDir: t.TempDir()})
+	}
+	var first *Together
+	for again := range 2 {
+		before := make([]images, len(all))
+		for i, m := range all {
+			before[i] = m.clone()
+		}
+		rep, err := CheckAll(t.Context(), o, l)
+		if err := errors.Join(append(rep.Errors, err)...); err != nil {
+			t.Fatalf("%v\n%s", err, out.String())
+		}
+		for i, r := range rep.Stores {
+			if again == 1 && (len(r.Fixed) > 0 || !all[i].same(before[i])) {
+				t.Errorf("store %d: the second repair has changed something: %v", i, r.Plan)
+			}
+		}
+		if again == 0 {
+			first = rep
+		} else if got := rep.numbers(); !slices.Equal(got, want) {
+			t.Errorf("after the repair: %v, want %v", got, want)
+		}
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log("\n" + out.String())
+		}
+	})
+	return first
+}
+
 // numbers returns the problems of all stores, each once.
 func (t *Together) numbers() []ID {
 	var ids []ID

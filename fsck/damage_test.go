@@ -347,18 +347,38 @@ func TestDamagedStaging(t *testing.T) {
 			early.ring.Chunk(i)[whole.LogEnd.Off()-1000] ^= 4
 		}
 	}
-	if rep := judge(t, early.options()); !slices.Equal(rep.IDs(), []ID{LogStaging}) || rep.LogEnd >= whole.LogEnd {
-		t.Errorf("%v, end %v", rep.IDs(), rep.LogEnd)
+	cut := judge(t, early.options())
+	if !slices.Equal(cut.IDs(), []ID{LogStaging}) || cut.LogEnd >= whole.LogEnd {
+		t.Errorf("%v, end %v", cut.IDs(), cut.LogEnd)
+	}
+	mend := early.clone().options()
+	mend.Repair, mend.SaveDir = RepairAll, t.TempDir()
+	if rep := judge(t, mend); rep.Exit() != ExitRepaired || rep.Fixed[LogStaging] != 1 || !bytes.Contains(saved(t, rep), []byte(`"problem":306`)) {
+		t.Errorf("repair: exit status %d, %v", rep.Exit(), rep.Fixed)
+	}
+	mend.Ring = nil
+	if rep := judge(t, mend); rep.Exit() != ExitClean || rep.Files != cut.Files {
+		t.Errorf("repaired: exit status %d, %d files, %d before", rep.Exit(), rep.Files, cut.Files)
 	}
 
 	path := t.TempDir() + "/ring"
-	if err := os.WriteFile(path, []byte("not a ring"), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte("no ring"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	o := early.options()
 	o.Ring, o.Staging = nil, path
 	if rep := judge(t, o); !slices.Equal(rep.IDs(), []ID{StagingLost}) || !rep.Sound() {
 		t.Errorf("%v", rep.IDs())
+	}
+	o.Repair, o.SaveDir = RepairAll, t.TempDir()
+	if rep := judge(t, o); rep.Exit() != ExitRepaired {
+		t.Errorf("repair: exit status %d, %v", rep.Exit(), rep.IDs())
+	}
+	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the file of the ring is still there: %v", err)
+	}
+	if rep := judge(t, o); rep.Exit() != ExitClean {
+		t.Errorf("repaired: exit status %d, %v", rep.Exit(), rep.IDs())
 	}
 }
 

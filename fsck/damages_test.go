@@ -13,12 +13,14 @@ import (
 	pmlayout "sealfs/pmem/layout"
 )
 
-// damages breaks one thing each; the judge must find just these numbers.
-var damages = []struct {
+// damage breaks one thing; the judge must find just these numbers.
+type damage struct {
 	name string
 	want []ID
 	do   func(h *hurt)
-}{
+}
+
+var damages = []damage{
 	{"no superblock", []ID{SuperLost}, func(h *hurt) { h.dev.Zero(0, 2*layout.BlockSize) }},
 	{"first superblock", []ID{SuperCopy}, func(h *hurt) { h.dev.FlipBit(100, 3) }},
 	{"second superblock", []ID{SuperCopy}, func(h *hurt) { h.dev.Zero(layout.BlockSize, 512) }},

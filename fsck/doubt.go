@@ -313,6 +313,7 @@ func (p *part) entry() *meta.Entry {
 
 func (n *namespace) wrongName(p *part, ino sealfs.Ino) {
 	n.c.problem(PreparedWrong, p.where(), "%q in directory %d should stand for inode %d, it stands for %d", p.Name, p.Dir, p.Off, ino)
+	n.mendPrepared(p)
 	n.w.doubt(p)
 	n.w.mark(ino)
 }

@@ -120,6 +120,7 @@ func (e *editor) put(key, val []byte) {
 		e.c.job.Batches = append(e.c.job.Batches, mend.Batch{})
 		e.batch = &e.c.job.Batches[len(e.c.job.Batches)-1]
 	}
+	e.c.w.effects++
 	key, val = bytes.Clone(key), bytes.Clone(val)
 	e.batch.Rows = append(e.batch.Rows, mend.Row{Key: key, Old: bytes.Clone(old), New: val})
 	e.c.over.put(edit{key: key, val: val, gone: val == nil})

@@ -153,6 +153,7 @@ func (s *sink) mendPiece(c *checker, id ID, at ref, ino sealfs.Ino, x *meta.Exte
 			c.moving = map[string]mend.Move{}
 		}
 		c.moving[string(key)] = v
+		c.w.effects++
 		return "it is written anew, with the bytes that are there; what of them does not verify is an I/O error for those who read it"
 	})
 }

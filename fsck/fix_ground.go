@@ -17,6 +17,7 @@ import (
 // recover plans to leave a fault to the recovery.
 func (c *checker) recover(*editor) string {
 	c.openStore = true
+	c.w.effects++
 	return fmt.Sprintf("the store is recovered to %v, and goes on in a new segment", c.end.lsn)
 }
 
@@ -50,6 +51,7 @@ func (c *checker) cutRing(f *follower) string {
 
 // moveAside plans to rename a ring that is of no use.
 func (c *checker) moveAside(path string) string {
+	c.w.effects++
 	to := fmt.Sprintf("%s.damaged-%s", path, time.Now().UTC().Format("20060102-150405"))
 	c.raw = append(c.raw, func() error {
 		if err := os.Rename(path, to); err != nil {
@@ -63,6 +65,7 @@ func (c *checker) moveAside(path string) string {
 // setEntry plans an entry of the segment table.
 func (c *checker) setEntry(slot uint32, b []byte) {
 	c.save(Saved{Problem: TableEntry, Where: fmt.Sprintf("segment table, slot %d", slot), Old: c.entries[slot], New: b})
+	c.w.effects++
 	if c.job.Entries == nil {
 		c.job.Entries = map[uint32][]byte{}
 	}
@@ -156,6 +159,7 @@ func (c *checker) mendNextSeq(where string, seq uint32) {
 		}
 		c.nextSeq = seq + 1
 		c.job.NextSeq = c.nextSeq
+		c.w.effects++
 		return fmt.Sprintf("the next sequence number is at least %d", c.nextSeq)
 	})
 }
@@ -196,6 +200,7 @@ func (c *checker) mendSegment(id ID, where string, slot uint32) {
 			c.evacuate = map[uint32]bool{}
 		}
 		c.evacuate[slot] = true
+		c.w.effects++
 		return fmt.Sprintf("of the %s that segment %d holds, those that verify are written anew", count(len(c.extents[slot]), "extent"), c.segs[slot].seq)
 	})
 }
@@ -217,6 +222,7 @@ func (c *checker) mendLive(s *sink, slot uint32, live int64) {
 		if c.job.Live == nil {
 			c.job.Live, c.job.Least = map[uint32]uint32{}, map[uint32]uint32{}
 		}
+		c.w.effects++
 		c.job.Live[g.seq] = uint32(live)
 		c.job.Least[slot] = max(c.job.Least[slot], uint32(live))
 		return fmt.Sprintf("segment %d counts %d live bytes, not %d", g.seq, live, g.live)

@@ -409,9 +409,10 @@ func (n *namespace) mendOrphanRow(id ID, i *inode) {
 
 // mendLinks plans to count the names of an inode anew.
 func (n *namespace) mendLinks(i *inode) {
-	names, dir := i.names, i.typ == typeDir
+	// As many more or fewer as transactions in doubt do not account for.
+	off, dir := int64(i.names)-int64(i.nlink), i.typ == typeDir
 	n.mendInode(LinkCount, i.ino, func(in *meta.Inode) string {
-		links := names
+		links := uint32(max(int64(in.Nlink)+off, 0))
 		if dir {
 			links = max(in.Nlink, 2) // what it has of subdirectories is counted afterwards
 		}

@@ -18,6 +18,7 @@ func (w *walker) mendTree(id ID, n uint64) {
 		if p, err := c.img.page(n); err == nil {
 			c.save(Saved{Problem: id, Where: w.where(n), Old: bytes.Clone(p[:])})
 		}
+		c.w.effects++
 		if c.job.Tree == nil {
 			c.salvage()
 		}
@@ -196,6 +197,7 @@ func (w *walker) mendBit(id ID, n uint64, taken bool) {
 			c.job.Bits = map[uint64]bool{}
 		}
 		c.job.Bits[n] = taken
+		c.w.effects++
 		if taken {
 			return "it is taken in the bitmap"
 		}
@@ -207,6 +209,7 @@ func (w *walker) mendBit(id ID, n uint64, taken bool) {
 func (w *walker) mendCounts() {
 	c := w.c
 	c.mendBy(TreeCounts, c.reg.Name(), func(*editor) string {
+		c.w.effects++
 		c.job.Counts = &mend.Counts{Pages: w.pages, Keys: w.keys}
 		return fmt.Sprintf("the root page says %s and %s", count(w.keys, "key"), count(w.pages, "page"))
 	})

@@ -116,6 +116,7 @@ type checker struct {
 	// What is planned: see plan.go.
 	fixes     []*fix // of the present round
 	steps     []Step
+	tried     map[string]int // repairs of a problem at a place
 	fixable   bool
 	quiet     bool // what is found is only counted
 	editor    *editor

@@ -204,14 +204,15 @@ type instants struct {
 	mu          sync.RWMutex // shared by every change of the two
 	dev, region *disk.Sim
 	writes      int
+	every       int // that many writes
 	taken       [][2]*disk.Sim
 }
 
-// take copies both after every eighth write.
+// take copies both now and then.
 func (n *instants) take() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.writes++; n.writes%8 == 0 {
+	if n.writes++; n.writes%n.every == 0 {
 		n.taken = append(n.taken, [2]*disk.Sim{n.dev.Clone(), n.region.Clone()})
 	}
 }
@@ -243,7 +244,7 @@ func TestPowerCutIsSound(t *testing.T) {
 	if _, err := lsfs.Format(dev, pmem.NewMemory(region), lsfs.Geometry{SegmentBytes: testSegment}); err != nil {
 		t.Fatal(err)
 	}
-	n := &instants{dev: dev, region: region}
+	n := &instants{dev: dev, region: region, every: 8}
 	o := lsfs.Options{StagingBytes: 1 << 20, CheckpointBytes: 100 << 10, DrainBytes: 20 << 10, CleanLow: 12}
 	s, err := lsfs.Open(gate{dev, n}, pmem.NewMemory(gate{region, n}), nil, owner{}, o)
 	if err != nil {

@@ -42,8 +42,14 @@ func (r *reader) refer(dir *inode, e *meta.Entry) {
 		r.out.problem(home.c, DirParent, name(in.ino), "its parent is %d, its name %q stands in %d", p, e.Name, dir.ino)
 		to := dir.ino
 		r.out.mendBy(home.c, DirParent, name(in.ino), func(x *editor) string {
-			x.change(in.ino, func(d *meta.Inode) { d.Parent = to })
-			return fmt.Sprintf("its parent is %d", to)
+			what := ""
+			x.change(in.ino, func(d *meta.Inode) {
+				if d.Mode>>12 == typeDir && d.Parent != to {
+					d.Parent = to
+					what = fmt.Sprintf("its parent is %d", to)
+				}
+			})
+			return what
 		})
 	}
 }
@@ -143,18 +149,19 @@ func (n *namespace) links(i *inode) {
 func (n *namespace) directory(i *inode, d *detail) {
 	if d.found != d.size {
 		n.c.problem(DirSize, name(i.ino), "%d, there are %d", d.size, d.found)
-		found := d.found
+		// As much more or less as transactions in doubt do not account for.
+		off := int64(d.found) - int64(d.size)
 		n.mendInode(DirSize, i.ino, func(in *meta.Inode) string {
-			in.Size = found
-			return fmt.Sprintf("it counts %s", plural(found, "entry", "entries"))
+			in.Size = uint64(max(int64(in.Size)+off, 0))
+			return fmt.Sprintf("it counts %s", plural(in.Size, "entry", "entries"))
 		})
 	}
 	if i.nlink != 0 && i.nlink != 2+d.subdirs {
 		n.c.problem(DirLinks, name(i.ino), "%d links, %s", i.nlink, plural(int(d.subdirs), "subdirectory", "subdirectories"))
-		links := 2 + d.subdirs
+		off := int64(2+d.subdirs) - int64(i.nlink)
 		n.mendInode(DirLinks, i.ino, func(in *meta.Inode) string {
-			in.Nlink = links
-			return fmt.Sprintf("it counts %d links", links)
+			in.Nlink = uint32(max(int64(in.Nlink)+off, 2))
+			return fmt.Sprintf("it counts %d links", in.Nlink)
 		})
 	}
 }

@@ -53,7 +53,7 @@ func stageOf(id ID) int {
 	case ExtentBeyond, BytesWrong, AttrNames, SessionRows, UsageWrong, DirSize, DirLinks,
 		PartBytes, PartVolume, PartGen, PartBound:
 		return stageCounts
-	case ExtentNowhere, ExtentOutside, ExtentShared:
+	case EntryNoDir, ExtentNowhere, ExtentOutside, ExtentShared: // before names of what is not there are removed
 		return stageFiles
 	case LiveWrong:
 		return stageCounts
@@ -72,9 +72,10 @@ func stageOf(id ID) int {
 const (
 	// fixesMax bounds the repairs of one round, and with them its memory.
 	fixesMax = 50_000
-	// roundsMax bounds the rounds: repairs that follow from each other for ever are a
-	// mistake of this program, and must not keep it from ending.
+	// roundsMax bounds the rounds, and triesMax how often the same is repaired: repairs that
+	// undo each other are a mistake of this program, and must not keep it from ending.
 	roundsMax = 64
+	triesMax  = 8
 )
 
 // addFix takes a repair into the plan of the round.
@@ -111,7 +112,7 @@ func (w *whole) plan(all []*checker) error {
 			c.fixes = nil
 			continue
 		}
-		c.job, c.over, c.quiet = &mend.Job{}, &overlay{}, true
+		c.job, c.over, c.quiet, c.tried = &mend.Job{}, &overlay{}, true, map[string]int{}
 		c.editor = &editor{c: c}
 		some = some || len(c.fixes) > 0
 	}
@@ -155,7 +156,7 @@ func (w *whole) plan(all []*checker) error {
 // carryOut makes the repairs of a stage, in memory, and forgets all others: they
 // are planned afresh on what these leave.
 func (c *checker) carryOut(stage int) {
-	fixes := c.fixes
+	fixes, now := c.fixes, map[string]bool{}
 	c.fixes = nil
 	for _, f := range fixes {
 		if stageOf(f.Problem) != stage {
@@ -166,10 +167,24 @@ func (c *checker) carryOut(stage int) {
 				n.c.editor.batch = nil
 			}
 		}
-		if f.What = f.do(c.editor); f.What != "" {
+		tried := fmt.Sprint(f.Problem, f.Where)
+		if !now[tried] {
+			now[tried] = true
+			c.tried[tried]++
+		}
+		if c.tried[tried] > triesMax {
+			continue
+		}
+		before := c.w.effects
+		if f.What = f.do(c.editor); f.What != "" && c.w.effects != before {
 			p, _ := Lookup(f.Problem)
 			f.Name = p.Name
 			c.steps = append(c.steps, f.Step)
+			for _, n := range c.w.stores { // it may concern others as well
+				if n.c != c && n.c.editor != nil && n.c.editor.batch != nil {
+					n.c.steps = append(n.c.steps, f.Step)
+				}
+			}
 		}
 	}
 	c.editor.batch = nil

@@ -156,6 +156,7 @@ func (c *checker) mendStray(p piece) {
 		if c.strays == nil {
 			c.strays = map[string]mend.Move{}
 		}
+		c.w.effects++
 		c.strays[string(key)] = mend.Move{Key: key, Ino: ino, Off: x.Off, From: x.Addr, Counted: true}
 		return "it is written anew"
 	})

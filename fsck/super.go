@@ -114,6 +114,7 @@ func (c *checker) overwrite(id ID, m Medium, off int64, b []byte, what string) s
 	old := disk.AlignedBuffer(len(b))
 	m.ReadAt(old, off) // it may be unreadable: then there is nothing to save
 	c.save(Saved{Problem: id, Where: fmt.Sprintf("%s, byte %d", m.Name(), off), Old: old})
+	c.w.effects++
 	c.raw = append(c.raw, func() error {
 		if _, err := w.WriteAt(b, off); err != nil {
 			return err

@@ -147,6 +147,13 @@ func TestProblemsAcrossStores(t *testing.T) {
 						}
 					}
 				}
+				for _, l := range []*Layout{nil, c.layout()} {
+					var copies []images
+					for _, h := range d.all {
+						copies = append(copies, h.images.clone())
+					}
+					mended(t, copies, l, nil)
+				}
 				// What others are wrong in is not found on a store alone.
 				for i, h := range d.all {
 					if rep := judge(t, h.options()); at != 0 && d.of(at) != d.all[i] && !rep.Clean() {

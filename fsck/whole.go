@@ -149,6 +149,7 @@ type whole struct {
 	maybe map[sealfs.Ino]bool
 	// prepared says that stores have prepared parts of transactions.
 	prepared bool
+	effects  int // how much repairs have changed
 	// recorded are names that inodes are known to have had. It outlives the rounds of a plan.
 	recorded map[sealfs.Ino][]byte
 	// missingNames are the entries that refer to inodes which are not there.

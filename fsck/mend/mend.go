@@ -119,14 +119,14 @@ func Run(ctx context.Context, j *Job) (Result, error) {
 // nobody owns nothing, so that nothing is cleaned: whose data is whose is being repaired.
 type nobody struct{}
 
-var errClosedToCleaner = &sealfs.Corruption{Off: -1, What: "the store is being repaired"}
+var errMending = fmt.Errorf("the store is being repaired: %w", sealfs.ErrCorrupt)
 
 func (nobody) Live(pmem.Reader, sealfs.Ino, uint64, sealfs.LSN, uint32, func(lsfs.Part)) error {
-	return errClosedToCleaner
+	return errMending
 }
 
 func (nobody) Move(*lsfs.Tx, sealfs.Ino, lsfs.Part, sealfs.LSN) (bool, error) {
-	return false, errClosedToCleaner
+	return false, errMending
 }
 
 const entryBytes = 32
