@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"time"
@@ -41,6 +40,10 @@ func (c *checker) allowed() bool {
 				return false
 			}
 		}
+	}
+	if c.o.Repair != RepairNone && c.sb.ROCompat != 0 {
+		c.say("%s: nothing is repaired: writing needs features %#x that this program does not know", c.rep.Device, c.sb.ROCompat)
+		return false
 	}
 	return c.o.Repair != RepairNone
 }
@@ -132,13 +135,7 @@ func (c *checker) backing() (pmem.Backing, error) {
 		}
 		return pmem.NewMemory(d), nil
 	}
-	for i, f := range c.opened {
-		if any(f) == any(c.reg) {
-			c.opened = append(c.opened[:i], c.opened[i+1:]...)
-			break
-		}
-	}
-	if err := c.reg.(io.Closer).Close(); err != nil {
+	if err := c.closeRegion(); err != nil {
 		return nil, err
 	}
 	if c.job.Tree != nil { // which is read meanwhile, without the lock that the other one has
@@ -150,6 +147,17 @@ func (c *checker) backing() (pmem.Backing, error) {
 		c.opened = append(c.opened, f)
 	}
 	return pmem.OpenFile(c.rep.Region, false)
+}
+
+// closeRegion closes the region if it is ours.
+func (c *checker) closeRegion() error {
+	for i, f := range c.opened {
+		if any(f) == any(c.reg) {
+			c.opened = append(c.opened[:i], c.opened[i+1:]...)
+			return f.Close()
+		}
+	}
+	return nil
 }
 
 // unlocked is a region that is read while it is being changed.
@@ -205,10 +213,8 @@ func (w *whole) recheck(all []*checker) {
 		}
 		n := newChecker(c.ctx, o)
 		n.w, n.alone, n.cachePages = again, c.alone, c.cachePages
-		if c.err == nil {
+		if n.err = errors.Join(c.err, c.closeRegion()); n.err == nil {
 			n.err = n.open()
-		} else {
-			n.err = c.err
 		}
 		second = append(second, n)
 	}

@@ -58,27 +58,34 @@ func (c *checker) salvage() {
 		add(l, false)
 	}
 	var free, taken []uint64
-	for n := range c.img.pages {
-		if !w.trees(n) {
+	enough := 2*len(c.leaves) + 64 // if it is not, the region grows
+	for g := uint64(0); g*layout.GroupPages < c.img.pages; g++ {
+		b, err := c.img.page(layout.BitmapPage(g, w.table))
+		if err != nil {
 			continue
 		}
-		used := c.taken(n)
-		switch {
-		case used || w.reached.has(n):
+		used := bitmap(b[:])
+		for i := layout.Reserved(g, w.table); i < layout.GroupPages && g*layout.GroupPages+i < c.img.pages; i++ {
+			n := g*layout.GroupPages + i
+			switch {
+			case w.reached.has(n):
+				taken = append(taken, n)
+				continue
+			case !used.has(i):
+				if len(free) < enough {
+					free = append(free, n)
+				}
+				continue
+			}
 			taken = append(taken, n)
-		default:
-			free = append(free, n)
+			p, err := c.img.page(n)
+			if err != nil || p[layout.TreeLevelOff] != 0 || w.shape(p, 0) != "" || u16(p, layout.TreeCountOff) == 0 {
+				continue
+			}
+			key, _ := cell(p, 0)
+			c.apart++
+			add(leaf{n, uint16(u16(p, layout.TreeCountOff)), uint16(shardOf(key))}, true)
 		}
-		if !used || w.reached.has(n) {
-			continue
-		}
-		p, err := c.img.page(n)
-		if err != nil || p[layout.TreeLevelOff] != 0 || w.shape(p, 0) != "" || u16(p, layout.TreeCountOff) == 0 {
-			continue
-		}
-		key, _ := cell(p, 0)
-		c.apart++
-		add(leaf{n, uint16(u16(p, layout.TreeCountOff)), uint16(shardOf(key))}, true)
 	}
 	slices.SortStableFunc(all, func(a, b kept) int { return bytes.Compare(a.lo, b.lo) })
 	var list []kept
@@ -181,12 +188,6 @@ func readable(k *meta.Key, val []byte) bool {
 		_, err = meta.DecodeDecision(val)
 	}
 	return err == nil
-}
-
-// taken reports whether a page is taken in its bitmap.
-func (c *checker) taken(n uint64) bool {
-	p, err := c.img.page(layout.BitmapPage(n/layout.GroupPages, c.hdr.TablePages()))
-	return err == nil && bitmap(p[:]).has(n%layout.GroupPages)
 }
 
 // mendBit plans to set or clear the bit of a page.

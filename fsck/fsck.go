@@ -167,6 +167,9 @@ func (c *checker) open() error {
 		c.opened = append(c.opened, dev)
 	}
 	c.rep.Device = c.dev.Name()
+	if n := c.dev.SectorSize(); n > layout.BlockSize {
+		return fmt.Errorf("%s has sectors of %d bytes, a store is written in blocks of %d: %w", c.dev.Name(), n, layout.BlockSize, sealfs.ErrInvalid)
+	}
 	if c.reg == nil {
 		if c.rep.Region == "" {
 			c.rep.Region = filepath.Join(filepath.Dir(c.o.Device), RegionName)
@@ -174,7 +177,7 @@ func (c *checker) open() error {
 		how.Direct = false // read page by page
 		reg, err := disk.Open(c.rep.Region, how)
 		if errors.Is(err, sealfs.ErrNotExist) {
-			return fmt.Errorf("%w: the region of %s is missing; without it the store is lost, name its path if it lies elsewhere", err, c.rep.Device)
+			return fmt.Errorf("%w: the region of %s is missing; name its path if it lies elsewhere, or make it again with --rebuild-region", err, c.rep.Device)
 		}
 		if err != nil {
 			return busy(err)

@@ -18,6 +18,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
 	"sealfs"
 	"sealfs/fsck"
@@ -25,12 +26,19 @@ import (
 
 const usage = `Usage: sealfs-fsck [-n|-p|-y] [flags] DEVICE[,region=PATH][,staging=PATH]...
        sealfs-fsck [-n|-p|-y] [flags] --data DIR
+       sealfs-fsck --rebuild-region [flags] DEVICE[,region=PATH]...
+       sealfs-fsck --rebuild-region [flags] --data DIR
 
 Checks the store on each DEVICE (block device or image) and its region, or all
 stores of a data directory, each for itself and all together: they must be of
-one cluster. A store that is in use is refused. Without -p or -y nothing is
-changed. What cannot be judged without stores that were not given is counted,
-and is no problem.
+one cluster. A store that is in use is refused. What cannot be judged without
+stores that were not given is counted, and is no problem.
+
+What can be repaired is shown as a plan before anything is changed. Without -n,
+-p and -y you are asked on a terminal, and elsewhere nothing is changed. What a
+repair removes or changes is saved in a file, whose name is printed; what has
+lost its name comes to lost+found in the root of its volume. Repairs of stores
+that belong together need all of them.
 
 `
 
@@ -41,7 +49,7 @@ failed, 16 usage, 32 cancelled.
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	code := run(ctx, os.Args, os.Stdout, os.Stderr)
+	code := run(ctx, os.Args, os.Stdin, os.Stdout, os.Stderr)
 	stop()
 	os.Exit(code)
 }
@@ -51,6 +59,9 @@ type command struct {
 	name       string // by which it was called
 	data       string
 	cluster    string // a copy of the cluster map
+	rebuild    bool   // make regions again
+	ask        bool   // before repairs
+	stdin      *os.File
 	json, help bool
 	progress   int
 	problems   bool
@@ -63,18 +74,19 @@ type command struct {
 const underFsck = "fsck.sealfs"
 
 // parse reads the command line; the error is a sentence for the user.
-func parse(name string, args []string, stderr io.Writer) (*command, *pflag.FlagSet, error) {
-	c := &command{name: name}
+func parse(name string, args []string, stdin *os.File, stderr io.Writer) (*command, *pflag.FlagSet, error) {
+	c := &command{name: name, stdin: stdin}
 	var no, preen, auto, yes, force bool
 	typ := "sealfs"
 	fs := pflag.NewFlagSet(name, pflag.ContinueOnError)
 	fs.SetOutput(stderr)
 	fs.SortFlags = false
 	fs.Usage = func() {}
-	fs.BoolVarP(&no, "no", "n", false, "change nothing, not a byte (the default)")
-	fs.BoolVarP(&preen, "preen", "p", false, "repair what is safe to repair")
+	fs.BoolVarP(&no, "no", "n", false, "change nothing, not a byte, and print what -y would do")
+	fs.BoolVarP(&preen, "preen", "p", false, "repair, if nothing is to be done but what cannot make anything worse")
 	fs.BoolVarP(&auto, "auto", "a", false, "the same as -p")
-	fs.BoolVarP(&yes, "yes", "y", false, "repair all that can be repaired")
+	fs.BoolVarP(&yes, "yes", "y", false, "repair all that can be repaired, without asking")
+	fs.BoolVar(&c.rebuild, "rebuild-region", false, "make the region again from the data device; one that is there is kept under another name")
 	fs.BoolVarP(&force, "force", "f", false, "accepted; every check is a full one")
 	fs.BoolVarP(&c.o.Verbose, "verbose", "v", false, "say more")
 	fs.IntVarP(&c.progress, "progress", "C", -1, "write \"pass done total\" lines to this file descriptor; 0: a line for people on standard error")
@@ -85,7 +97,8 @@ func parse(name string, args []string, stderr io.Writer) (*command, *pflag.FlagS
 	fs.StringVar(&c.o.Staging, "staging", "", "the staging ring, if it is not /dev/shm/sealfs-STORE.ring")
 	fs.Uint32Var(&c.o.Shards, "shards", 0, "shard count of the cluster (default: found out)")
 	fs.BoolVar(&c.o.NoData, "no-data", false, "do not read the files' data")
-	fs.BoolVar(&c.problems, "list-problems", false, "print the table of problems and exit")
+	fs.StringVar(&c.o.SaveDir, "save", "", "the directory for the files with what repairs remove or change (default: that of the region)")
+	fs.BoolVar(&c.problems, "list-problems", false, "print the table of problems, with what repairs them, and exit")
 	fs.BoolVarP(&c.help, "help", "h", false, "print this and exit")
 	if name == underFsck {
 		fs.StringVarP(&typ, "type", "t", typ, "accepted, if it is sealfs")
@@ -114,12 +127,16 @@ func parse(name string, args []string, stderr io.Writer) (*command, *pflag.FlagS
 		return nil, fs, errors.New("--data goes without devices, --region and --staging")
 	case len(devices) > 1 && (c.o.Region != "" || c.o.Staging != ""):
 		return nil, fs, errors.New("--region and --staging go with one device; with several, write DEVICE,region=PATH")
+	case c.rebuild && modes > 0:
+		return nil, fs, errors.New("--rebuild-region goes without -n, -p and -y: check the store afterwards")
 	case c.o.Shards > sealfs.ShardsMax || c.o.Shards&(c.o.Shards-1) != 0:
 		return nil, fs, fmt.Errorf("%d shards: not a power of two up to %d", c.o.Shards, sealfs.ShardsMax)
 	case preen || auto:
 		c.o.Repair = fsck.RepairSafe
 	case yes:
 		c.o.Repair = fsck.RepairAll
+	case !no && !c.json && isTerminal(stdin):
+		c.o.Repair, c.ask = fsck.RepairAll, true
 	}
 	for _, arg := range devices {
 		if err := c.device(arg); err != nil {
@@ -157,12 +174,12 @@ func (c *command) device(arg string) error {
 }
 
 // run is the program with all its arguments, the first being its name.
-func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+func run(ctx context.Context, args []string, stdin *os.File, stdout, stderr io.Writer) int {
 	name := "sealfs-fsck"
 	if filepath.Base(args[0]) == underFsck {
 		name = underFsck
 	}
-	c, fs, err := parse(name, args[1:], stderr)
+	c, fs, err := parse(name, args[1:], stdin, stderr)
 	if err != nil {
 		fmt.Fprintf(stderr, "%s: %v\nTry '%s --help'.\n", name, err, name)
 		return fsck.ExitUsage
@@ -173,7 +190,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return fsck.ExitClean
 	case c.problems:
 		for _, p := range fsck.Problems() {
-			fmt.Fprintf(stdout, "%d\t%-16s\t%v\t%s\n", p.ID, p.Name, p.Severity, p.Sentence)
+			fmt.Fprintf(stdout, "%d\t%-16s\t%v\trepair: %v\t%s: %s\n", p.ID, p.Name, p.Severity, p.Remedy, p.Sentence, p.Mend)
 		}
 		return fsck.ExitClean
 	}
@@ -183,6 +200,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 			return fsck.ExitOperational
 		}
 		c.staging = make([]string, len(c.stores))
+	}
+	if c.rebuild {
+		return c.rebuildRegions(ctx, stdout, stderr)
 	}
 	l, err := c.layout()
 	if err != nil {
@@ -212,6 +232,9 @@ func (c *command) check(ctx context.Context, l *fsck.Layout, stdout, stderr io.W
 		o.Progress = progress
 		if !c.json {
 			o.Out = &flusher{out}
+		}
+		if c.ask {
+			o.Confirm = func(plan []fsck.Step) bool { return c.confirm(len(plan), stderr) }
 		}
 		stores = append(stores, o)
 	}
@@ -257,6 +280,23 @@ func (c *command) check(ctx context.Context, l *fsck.Layout, stdout, stderr io.W
 		exit |= fsck.ExitOperational
 	}
 	return exit
+}
+
+// confirm asks whether a plan of n steps shall be carried out.
+func (c *command) confirm(n int, stderr io.Writer) bool {
+	fmt.Fprintf(stderr, "%s: carry out %d of these repairs? [y/N] ", c.name, n)
+	answer, err := bufio.NewReader(c.stdin).ReadString('\n')
+	answer = strings.ToLower(strings.TrimSpace(answer))
+	return err == nil && (answer == "y" || answer == "yes")
+}
+
+// isTerminal reports whether somebody can be asked.
+func isTerminal(f *os.File) bool {
+	if f == nil {
+		return false
+	}
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
 }
 
 // exitOf returns the exit status for an error of the check itself.

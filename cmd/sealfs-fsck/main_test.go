@@ -67,7 +67,7 @@ func damage(t *testing.T, path string, off int64) {
 func fsckOf(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
 	var out, errs bytes.Buffer
-	code = run(context.Background(), append([]string{"sealfs-fsck"}, args...), &out, &errs)
+	code = run(context.Background(), append([]string{"sealfs-fsck"}, args...), nil, &out, &errs)
 	return code, out.String(), errs.String()
 }
 
@@ -138,7 +138,7 @@ func TestCancelled(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	var out, errs bytes.Buffer
-	if code := run(ctx, []string{"sealfs-fsck", device}, &out, &errs); code != fsck.ExitCancelled {
+	if code := run(ctx, []string{"sealfs-fsck", device}, nil, &out, &errs); code != fsck.ExitCancelled {
 		t.Errorf("exit status %d, %q", code, errs.String())
 	}
 }
@@ -180,7 +180,7 @@ func TestUnderFsck(t *testing.T) {
 	device := makeStore(t, dir)
 	call := func(args ...string) (int, string) {
 		var out, errs bytes.Buffer
-		code := run(context.Background(), append([]string{"/sbin/fsck.sealfs"}, args...), &out, &errs)
+		code := run(context.Background(), append([]string{"/sbin/fsck.sealfs"}, args...), nil, &out, &errs)
 		return code, out.String() + errs.String()
 	}
 	for _, args := range [][]string{
