@@ -36,26 +36,31 @@ func (c *checker) allowed() bool {
 	if c.o.Repair == RepairSafe {
 		for _, r := range c.rep.Plan {
 			if p, _ := Lookup(r.Problem); p.Remedy != Safe {
-				c.say("%s: nothing is repaired with -p, since not all of it is safe: look at the plan, then use -y", c.rep.Device)
+				c.tell("%s: nothing is repaired with -p, since not all of it is safe: look at the plan, then use -y", c.rep.Device)
 				return false
 			}
 		}
 	}
-	if c.o.Repair != RepairNone && c.sb.ROCompat != 0 {
-		c.say("%s: nothing is repaired: writing needs features %#x that this program does not know", c.rep.Device, c.sb.ROCompat)
-		return false
-	}
 	return c.o.Repair != RepairNone
 }
 
+// tell writes a line about what is planned or done.
+func (c *checker) tell(format string, args ...any) {
+	fmt.Fprintf(c.o.plans, "  "+format+"\n", args...)
+}
+
+// attemptsMax bounds how often repairs are planned: when a damage is gone, others may
+// come to light that it was in the way of.
+const attemptsMax = 4
+
 // apply shows the plans of all stores, asks, carries them out, and judges what
 // is there then.
-func (w *whole) apply(t *Together, all []*checker) {
+func (w *whole) apply(all []*checker, attempt int) {
 	var plan []Step
 	var todo []*checker
 	for _, c := range all {
 		if c.err == nil {
-			c.rep.Show(c.o.Out)
+			c.rep.Show(c.o.plans)
 		}
 		if c.planned() && c.allowed() {
 			todo = append(todo, c)
@@ -74,7 +79,7 @@ func (w *whole) apply(t *Together, all []*checker) {
 			return
 		}
 	}
-	w.recheck(all)
+	w.recheck(all, attempt+1)
 }
 
 // carry makes the changes to one store.
@@ -105,7 +110,7 @@ func (c *checker) carry() error {
 	}
 	res, err := mend.Run(c.ctx, j)
 	if err == nil && res.Moved+res.Left > 0 {
-		c.say("%s: %s written anew, %d left where they are", c.rep.Device, count(res.Moved, "extent"), res.Left)
+		c.tell("%s: %s written anew, %d left where they are", c.rep.Device, count(res.Moved, "extent"), res.Left)
 	}
 	return err
 }
@@ -181,7 +186,7 @@ func (c *checker) writeSaved() (err error) {
 	if err != nil {
 		return fmt.Errorf("file for what is removed: %w", err)
 	}
-	c.rep.Saved = path
+	c.rep.Saved = append(c.rep.Saved, path)
 	out := json.NewEncoder(f)
 	for _, s := range c.saved {
 		err = errors.Join(err, out.Encode(s))
@@ -194,17 +199,18 @@ func (c *checker) writeSaved() (err error) {
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return fmt.Errorf("file for what is removed: %w", err)
 	}
-	c.say("%s: what is removed or changed is saved in %s", c.rep.Device, path)
+	c.tell("%s: what is removed or changed is saved in %s", c.rep.Device, path)
 	return nil
 }
 
-// recheck judges all stores afresh, and notes in the reports what has been repaired.
-func (w *whole) recheck(all []*checker) {
+// recheck judges all stores afresh, repairs what has come to light only now, and
+// notes in the reports what has been repaired.
+func (w *whole) recheck(all []*checker, attempt int) {
 	again := &whole{layout: w.layout, absent: map[sealfs.Shard]bool{}, maybe: map[sealfs.Ino]bool{}}
 	var second []*checker
 	for _, c := range all {
 		o := c.o
-		o.Out, o.judge, o.Progress = nil, true, nil
+		o.Out, o.judge, o.Progress = nil, attempt == attemptsMax, nil
 		if o.Dev == nil { // it stays locked
 			o.Dev, o.devOurs = c.dev, true
 		}
@@ -219,6 +225,11 @@ func (w *whole) recheck(all []*checker) {
 		second = append(second, n)
 	}
 	again.check(second)
+	if err := again.plan(second); err != nil {
+		second[0].err = errors.Join(second[0].err, err)
+	} else if attempt < attemptsMax {
+		again.apply(second, attempt)
+	}
 	for i, c := range all {
 		n := second[i]
 		c.err = errors.Join(n.err, n.close())
@@ -226,39 +237,40 @@ func (w *whole) recheck(all []*checker) {
 	}
 }
 
-// settle notes what a second check has found: what it did not is repaired.
+// settle notes what a second check has found, and repaired: what it did not find, or
+// has repaired, is repaired.
 func (r *Report) settle(second *Report) {
-	r.Fixed = map[ID]int{}
-	for id, n := range r.Counts {
-		if left := second.Counts[id]; n > left {
-			r.Fixed[id] = n - left
+	fixed, counts := map[ID]int{}, map[ID]int{}
+	for _, m := range []map[ID]int{r.Counts, second.Counts} {
+		for id := range m {
+			left := second.Counts[id] - second.Fixed[id]
+			if fixed[id] = max(r.Counts[id]-left, second.Fixed[id], 0); fixed[id] == 0 {
+				delete(fixed, id)
+			}
+			counts[id] = fixed[id] + left
 		}
 	}
-	for id, n := range second.Counts {
-		r.Counts[id] = n + r.Fixed[id]
+	r.Counts, r.Fixed = counts, nil
+	if len(fixed) > 0 {
+		r.Fixed = fixed
 	}
-	if len(r.Fixed) == 0 {
-		r.Fixed = nil
+	r.Plan, r.Saved = append(r.Plan, second.Plan...), append(r.Saved, second.Saved...)
+	at := map[string]*Found{}
+	for i := range second.Found {
+		f := &second.Found[i]
+		at[fmt.Sprint(f.ID, f.Where)] = f
 	}
 	for i := range r.Found {
 		f := &r.Found[i]
-		f.Repaired = true
-		for j := range second.Found {
-			if s := &second.Found[j]; s.ID == f.ID && s.Where == f.Where {
-				f.Repaired = false
-			}
-		}
-		if second.Counts[f.ID] > 0 && r.Fixed[f.ID] == 0 {
-			f.Repaired = false
-		}
+		key := fmt.Sprint(f.ID, f.Where)
+		s := at[key]
+		delete(at, key)
+		f.Repaired = fixed[f.ID] > 0 && (s == nil || s.Repaired)
 	}
-	for _, s := range second.Found {
-		known := false
-		for _, f := range r.Found {
-			known = known || f.ID == s.ID && f.Where == s.Where
-		}
-		if !known {
-			r.Found = append(r.Found, s)
+	for i := range second.Found {
+		f := &second.Found[i]
+		if at[fmt.Sprint(f.ID, f.Where)] == f {
+			r.Found = append(r.Found, *f)
 		}
 	}
 }

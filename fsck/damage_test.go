@@ -464,7 +464,7 @@ func TestRepairs(t *testing.T) {
 			if len(want) > 0 {
 				exit |= ExitUncorrected
 			}
-			if rep.Exit() != exit || len(plan.Plan) != len(rep.Plan) || (len(rep.Plan) > 0) != (rep.Saved != "") {
+			if rep.Exit() != exit || len(plan.Plan) != len(rep.Plan) || (len(rep.Plan) > 0) != (len(rep.Saved) > 0) {
 				t.Errorf("exit status %d, want %d; %d steps, %d before; saved in %q", rep.Exit(), exit, len(rep.Plan), len(plan.Plan), rep.Saved)
 			}
 			h.lives(t)

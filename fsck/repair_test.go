@@ -24,9 +24,13 @@ import (
 // saved returns the file of what a repair has removed or changed.
 func saved(t testing.TB, rep *Report) []byte {
 	t.Helper()
-	b, err := os.ReadFile(rep.Saved)
-	if err != nil {
-		t.Fatal(err)
+	var b []byte
+	for _, path := range rep.Saved {
+		one, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b = append(b, one...)
 	}
 	for line := range bytes.Lines(b) {
 		if err := json.Unmarshal(line, new(Saved)); err != nil {
@@ -344,7 +348,7 @@ func TestRepairOfFiles(t *testing.T) {
 	}
 	o.SaveDir = ""
 	rep := judge(t, o)
-	if rep.Exit() != ExitRepaired || !strings.HasPrefix(rep.Saved, w.dir+"/") || len(saved(t, rep)) == 0 {
+	if rep.Exit() != ExitRepaired || len(rep.Saved) != 1 || !strings.HasPrefix(rep.Saved[0], w.dir+"/") || len(saved(t, rep)) == 0 {
 		t.Errorf("exit status %d, saved in %q: %v", rep.Exit(), rep.Saved, rep.IDs())
 	}
 	w.clean("repaired", Options{})

@@ -76,8 +76,8 @@ type Report struct {
 	Fixed   map[ID]int `json:"fixed,omitempty"`  // and repaired
 	Skipped []string   `json:"skipped,omitempty"`
 
-	Plan  []Step `json:"plan,omitempty"`  // what was planned, whether or not it was done
-	Saved string `json:"saved,omitempty"` // the file with what repairs have removed or changed
+	Plan  []Step   `json:"plan,omitempty"`  // what was planned, whether or not it was done
+	Saved []string `json:"saved,omitempty"` // files with what repairs have removed or changed
 }
 
 // Clean reports whether nothing was found, or everything was repaired.

@@ -87,9 +87,15 @@ func (c *checker) compareSupers(a, b, older *layout.Superblock) {
 		return
 	}
 	c.problem(SuperDisagree, c.dev.Name(), "%s", what)
-	if alike && newer.Update > older.Update {
-		c.planSuper(SuperDisagree, c.dev.Name(), 1-int(newer.Update%2))
+	if !alike || newer.Update <= older.Update {
+		return
 	}
+	if at := newer.Update % 2; at == 0 && newer == b || at == 1 && newer == a { // it stands in the other one's place
+		c.mendBy(SuperDisagree, c.dev.Name(), func(*editor) string {
+			return c.overwrite(SuperDisagree, c.dev, int64(at)*layout.BlockSize, newer.Encode(), "the newer copy is written to its place")
+		})
+	}
+	c.planSuper(SuperDisagree, c.dev.Name(), 1-int(newer.Update%2))
 }
 
 // planSuper plans to write a copy as the one before the other, so that the next

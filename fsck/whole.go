@@ -79,7 +79,7 @@ func CheckAll(ctx context.Context, stores []Options, l *Layout) (*Together, erro
 		err = w.plan(all)
 	}
 	if err == nil {
-		w.apply(t, all)
+		w.apply(all, 0)
 	}
 	for _, c := range all {
 		t.Errors = append(t.Errors, errors.Join(c.err, c.close()))
