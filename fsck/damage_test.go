@@ -321,7 +321,7 @@ func TestProblemTable(t *testing.T) {
 	names := map[string]bool{}
 	last := ID(0)
 	for _, p := range Problems() {
-		if p.ID <= last || names[p.Name] || p.Sentence == "" || int(p.ID)/100 < 1 || int(p.ID)/100 > len(passes) {
+		if p.ID <= last || names[p.Name] || p.Sentence == "" || p.Mend == "" || int(p.ID)/100 < 1 || int(p.ID)/100 > len(passes) {
 			t.Errorf("row %d %q", p.ID, p.Name)
 		}
 		last, names[p.Name] = p.ID, true
@@ -423,6 +423,7 @@ var remainders = map[string][]ID{
 // is once, and what is removed is saved.
 func TestRepairs(t *testing.T) {
 	m, z, w := zooImages(t)
+	fixed := map[ID]bool{}
 	for _, d := range damages {
 		t.Run(d.name, func(t *testing.T) {
 			h := &hurt{images: m.clone(), t: t, z: z, w: w}
@@ -450,6 +451,7 @@ func TestRepairs(t *testing.T) {
 			repaired := false
 			for _, id := range d.want {
 				p, _ := Lookup(id)
+				fixed[id] = fixed[id] || rep.Fixed[id] > 0
 				if repaired = repaired || rep.Fixed[id] > 0; rep.Fixed[id] > 0 && p.Remedy == None {
 					t.Errorf("%d is repaired, and the table says that it is not", id)
 				}
@@ -469,6 +471,11 @@ func TestRepairs(t *testing.T) {
 			}
 			h.lives(t)
 		})
+	}
+	for _, p := range Problems() {
+		if (p.Remedy != None) != fixed[p.ID] && !slices.Contains(elsewhere, p.ID) {
+			t.Errorf("%d (%s) is repaired: %v, the table says %v", p.ID, p.Name, fixed[p.ID], p.Remedy)
+		}
 	}
 }
 

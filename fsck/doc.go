@@ -5,8 +5,10 @@
 // is not repeated by their judge; of the formats it shares the layout packages
 // and the record codecs of meta.
 //
-// Nothing is written unless a repair is asked for, and a repair is planned from
-// a finished check, shown, and then applied.
+// Nothing is written unless a repair is asked for. Repairs are planned from a
+// finished check: the records are changed in memory, and judged again, until it is
+// known what will be done and what will be left. The plan is shown, and carried out
+// by package mend; then everything is judged afresh.
 //
 // Stores of one cluster are judged together: what an entry on one of them stands
 // for may lie on another, and so may a file's other names. The namespace is

@@ -175,8 +175,10 @@ func (e *editor) putUsage(s sealfs.Shard, v sealfs.Volume, u meta.Usage) {
 	}
 }
 
-// number issues an inode number of a shard of the store.
+// number issues an inode number of a shard of the store. From a shard whose counter
+// has run beyond all numbers it takes the one behind the last that is in use.
 func (e *editor) number(s sealfs.Shard) sealfs.Ino {
+	shards := uint64(e.c.w.shards)
 	k := meta.ShardKey(s)
 	st := meta.ShardState{Counter: sealfs.InoCounterMin}
 	if b := e.get(k[:]); b != nil {
@@ -184,7 +186,21 @@ func (e *editor) number(s sealfs.Shard) sealfs.Ino {
 			st = read
 		}
 	}
-	ino := sealfs.Ino(st.Counter*uint64(e.c.w.shards) + uint64(s))
+	if st.Counter > (sealfs.InoMax-uint64(s))/shards {
+		q := uint64(sealfs.InoCounterMin)
+		prefix := meta.InodeKey(e.c.w.shards, sealfs.Ino(s))
+		for _, r := range e.under(prefix[:3], 1<<40) {
+			if k, err := meta.DecodeKey(r.key); err == nil {
+				q = max(q, uint64(k.Ino)/shards+1)
+			}
+		}
+		if q > (sealfs.InoMax-uint64(s))/shards { // then one between
+			for q = sealfs.InoCounterMin; e.inode(sealfs.Ino(q*shards+uint64(s)), new(meta.Inode)); q++ {
+			}
+		}
+		return sealfs.Ino(q*shards + uint64(s))
+	}
+	ino := sealfs.Ino(st.Counter*shards + uint64(s))
 	st.Counter++
 	e.put(k[:], st.Append(nil))
 	return ino

@@ -22,7 +22,7 @@ func (r *reader) mendNoFile(key []byte, ino sealfs.Ino) {
 		if old == nil {
 			return ""
 		}
-		if !e.inode(ino, &in) {
+		if !e.inode(ino, &in) && possible(ino, e.c.w.shards) {
 			return e.rebuildFile(ino)
 		}
 		if in.Mode>>12 == typeFile {
@@ -138,13 +138,13 @@ func (r *reader) mendBeyond(ino sealfs.Ino) {
 }
 
 // mendPiece plans to write an extent anew.
-func (s *sink) mendPiece(c *checker, id ID, at ref, ino sealfs.Ino, x *meta.Extent, counted bool) {
+func (s *sink) mendPiece(c *checker, id ID, at ref, ino sealfs.Ino, x *meta.Extent) {
 	key, _, err := c.record(at)
 	if err != nil {
 		return
 	}
 	key = bytes.Clone(key)
-	v := mend.Move{Key: key, Ino: ino, Off: x.Off, From: x.Addr, Blind: true, Counted: counted}
+	v := mend.Move{Key: key, Ino: ino, Off: x.Off, From: x.Addr, Blind: true}
 	s.mendBy(c, id, fmt.Sprintf("%s, byte %d", name(ino), x.Off), func(e *editor) string {
 		if _, known := c.moving[string(key)]; known || e.get(key) == nil {
 			return ""
@@ -171,7 +171,7 @@ func (s *sink) mendShared(c *checker, one, two ref) {
 	}
 	for _, at := range wrong {
 		if ino, x, err := c.extentAt(at); err == nil {
-			s.mendPiece(c, ExtentShared, at, ino, &x, true)
+			s.mendPiece(c, ExtentShared, at, ino, &x)
 		}
 	}
 }
@@ -245,7 +245,7 @@ func targetFix(ino sealfs.Ino) func(e *editor) string {
 			whole = whole && int(x.key[len(x.key)-1]) == i && (len(x.val) == partBytes || i == len(rows)-1)
 			size += len(x.val)
 		}
-		whole = whole && size > inlineTarget && size <= sealfs.SymlinkMax
+		whole = whole && size > inlineTarget && size <= sealfs.SymlinkMax && possible(ino, w.shards)
 		var in meta.Inode
 		switch ok := e.inode(ino, &in); {
 		case !ok && whole:
@@ -424,6 +424,13 @@ func (r *reader) mendNoPart(s sealfs.Shard, ino sealfs.Ino) {
 				p.Bound = max(p.Bound, y.Off+uint64(y.Len))
 			}
 		}
+		if !possible(ino, w.shards) {
+			for _, x := range e.under(xk[:11], 1<<40) {
+				e.c.save(Saved{Problem: ChunkNoPart, Where: name(ino), Key: x.key, Old: bytes.Clone(x.val), Data: e.c.dataOf(x.key, x.val)})
+				e.del(x.key)
+			}
+			return "the extents are saved with their data and removed: no shard issues such a number"
+		}
 		if p.Bytes == 0 {
 			return ""
 		}
@@ -471,8 +478,11 @@ func (n *namespace) mendFileOf(p *chunks) {
 		switch {
 		case file == nil:
 			return ""
-		case in.Ino == 0:
+		case in.Ino == 0 && possible(p.ino, n.w.shards):
 			return file.rebuildFile(p.ino)
+		case in.Ino == 0:
+			part.Bytes = 0
+			return "the part is removed: no shard issues such a number"
 		case in.Mode>>12 != typeFile || in.Chunked():
 			return ""
 		}

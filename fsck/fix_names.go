@@ -166,7 +166,9 @@ func (r *reader) mendNoDir(where string, key []byte, x *meta.Entry) {
 	r.mendBy(EntryNoDir, where, func(e *editor) string {
 		var in meta.Inode
 		if !e.inode(x.Dir, &in) {
-			return e.rebuildDirectory(x.Dir)
+			if possible(x.Dir, e.c.w.shards) {
+				return e.rebuildDirectory(x.Dir)
+			}
 		}
 		if in.Mode>>12 == typeDir || !e.drop(EntryNoDir, where, key, x) {
 			return ""
@@ -302,6 +304,42 @@ func (r *reader) mendVolume(where string, dir, ino sealfs.Ino, v sealfs.Volume) 
 		at.charge(ino.Home(w.shards), v, int64(in.Bytes), 1)
 		return fmt.Sprintf("inode %d is of volume %d, not %d", ino, v, old)
 	})
+}
+
+// mendDirVolume plans to give a directory the volume that most of its entries are of.
+func (n *namespace) mendDirVolume(dir sealfs.Ino) {
+	where := name(dir)
+	do := func(e *editor) string {
+		w := e.c.w
+		var d, in meta.Inode
+		if !e.inode(dir, &d) {
+			return ""
+		}
+		votes := map[sealfs.Volume]int{}
+		best := d.Volume
+		k := meta.EntryKey(w.shards, dir, 0)
+		for _, r := range e.under(k[:11], 1<<20) {
+			var x meta.Entry
+			if meta.DecodeEntry(r.val, dir, binary.BigEndian.Uint64(r.key[11:]), &x) != nil {
+				continue
+			}
+			if at := w.editor(x.Ino); at != nil && at.inode(x.Ino, &in) {
+				if votes[in.Volume]++; votes[in.Volume] > votes[best] {
+					best = in.Volume
+				}
+			}
+		}
+		if best == d.Volume {
+			return ""
+		}
+		home, old := dir.Home(w.shards), d.Volume
+		d.Volume = best
+		e.putInode(&d)
+		e.charge(home, old, 0, -1)
+		e.charge(home, best, 0, 1)
+		return fmt.Sprintf("the directory is of volume %d, as most of its entries are, not %d", best, old)
+	}
+	n.c.addFix(&fix{Step: Step{Problem: EntryVolume, Where: where}, do: do, early: true})
 }
 
 // mendInode plans to change an inode; what says what becomes of it.

@@ -101,6 +101,11 @@ func (r *reader) mendPlace(key []byte, k *meta.Key) {
 	})
 }
 
+// possible reports whether a number is one that shards issue.
+func possible(ino sealfs.Ino, shards uint32) bool {
+	return uint64(ino)/uint64(shards) >= sealfs.InoCounterMin && ino <= sealfs.InoMax
+}
+
 // mendCounter plans to set a shard's counter behind a number.
 func (r *reader) mendCounter(ino sealfs.Ino) { r.mendBy(InoBeyond, name(ino), counterFix(ino)) }
 

@@ -31,6 +31,7 @@ func (r *reader) refer(dir *inode, e *meta.Entry) {
 		r.mendType(where(), e, in.typ)
 	}
 	if a, b := r.volumes[dir.volume], home.volumes[in.volume]; a != b {
+		d.strange++
 		r.problem(EntryVolume, where(), "volume %d, inode %d is in %d", a, e.Ino, b)
 		r.mendVolume(where(), dir.ino, e.Ino, a)
 	}
@@ -84,6 +85,9 @@ func (n *namespace) finish() error {
 		case typeDir:
 			if i.flags&doubtful == 0 {
 				n.directory(i, d)
+			}
+			if d.strange > 0 && uint64(d.strange)*2 > d.found {
+				n.mendDirVolume(i.ino)
 			}
 		case typeFile:
 			if d.found != d.bytes {

@@ -59,6 +59,7 @@ type detail struct {
 	found   uint64 // bytes of extents or of a target, or entries
 	parent  sealfs.Ino
 	subdirs uint32
+	strange uint32 // entries of a directory whose inodes are of another volume
 	attrs   int32 // bytes of attribute names, less those found
 }
 

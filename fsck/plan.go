@@ -26,6 +26,15 @@ type fix struct {
 	// do changes the records in memory, or what else the job is about. It returns
 	// in words what that will do, "" if nothing is left to be done.
 	do func(e *editor) string
+	// early: in the stage of files, whatever the problem.
+	early bool
+}
+
+func (f *fix) stage() int {
+	if f.early {
+		return stageFiles
+	}
+	return stageOf(f.Problem)
 }
 
 // Repairs are planned in stages, each on what those before will leave: what is lost with
@@ -87,7 +96,7 @@ func (c *checker) addFix(f *fix) {
 
 // mendBy plans a repair; do is called when the pass has ended.
 func (c *checker) mendBy(id ID, where string, do func(e *editor) string) {
-	c.addFix(&fix{Step{Problem: id, Where: where}, do})
+	c.addFix(&fix{Step: Step{Problem: id, Where: where}, do: do})
 }
 
 // mendBy is the same in a part of a pass.
@@ -95,7 +104,7 @@ func (s *sink) mendBy(c *checker, id ID, where string, do func(e *editor) string
 	if s.count[id] > fixesMax {
 		return // of a later round
 	}
-	s.found = append(s.found, finding{fix: &fix{Step{Problem: id, Where: where}, do}, c: c})
+	s.found = append(s.found, finding{fix: &fix{Step: Step{Problem: id, Where: where}, do: do}, c: c})
 }
 
 func (r *reader) mendBy(id ID, where string, do func(e *editor) string) {
@@ -133,19 +142,18 @@ func (w *whole) plan(all []*checker) error {
 		}
 	}()
 	for range roundsMax {
-		stage := stages
-		for _, c := range all {
-			for _, f := range c.fixes {
-				stage = min(stage, stageOf(f.Problem))
+		before := w.effects
+		for stage := 0; stage < stages && w.effects == before; stage++ {
+			for _, c := range all {
+				c.carryOut(stage)
 			}
 		}
-		if stage == stages {
+		if w.effects == before {
 			break
 		}
 		for _, c := range all {
-			c.carryOut(stage)
-		}
-		for _, c := range all {
+			// All others are planned afresh on what these leave.
+			c.fixes = nil
 			if c.over != nil {
 				c.over.sort()
 			}
@@ -157,13 +165,14 @@ func (w *whole) plan(all []*checker) error {
 	return nil
 }
 
-// carryOut makes the repairs of a stage, in memory, and forgets all others: they
-// are planned afresh on what these leave.
+// carryOut makes the repairs of a stage, in memory.
 func (c *checker) carryOut(stage int) {
-	fixes, now := c.fixes, map[string]bool{}
-	c.fixes = nil
-	for _, f := range fixes {
-		if stageOf(f.Problem) != stage {
+	if len(c.fixes) == 0 {
+		return
+	}
+	now := map[string]bool{}
+	for _, f := range c.fixes {
+		if f.stage() != stage {
 			continue
 		}
 		for _, n := range c.w.stores {
@@ -223,12 +232,21 @@ func (w *whole) again(all []*checker) error {
 	return nil
 }
 
+// shownMax is how many repairs of one problem are shown to people; reports have all.
+const shownMax = 100
+
 // Show writes the plan for people: what will be done, and what remains.
 func (r *Report) Show(out io.Writer) {
 	if len(r.Plan) > 0 {
 		fmt.Fprintf(out, "%s: %s planned\n", r.Device, count(len(r.Plan), "repair"))
+		shown := map[ID]int{}
 		for i := range r.Plan {
-			fmt.Fprintf(out, "  %d. %s\n", i+1, r.Plan[i].String())
+			id := r.Plan[i].Problem
+			if shown[id]++; shown[id] <= shownMax {
+				fmt.Fprintf(out, "  %d. %s\n", i+1, r.Plan[i].String())
+			} else if shown[id] == shownMax+1 {
+				fmt.Fprintf(out, "  %d. [%d] … and more of them\n", i+1, id)
+			}
 		}
 	}
 	var none []ID

@@ -238,7 +238,7 @@ var problems = []Problem{
 	{ShardWrong, "shard-wrong", Error, Ask, "a record stands in another shard than its inode's home",
 		"the record is moved to its place, or saved and removed if there is another one"},
 	{InoBeyond, "ino-beyond", Error, Ask, "an inode's number is still to be issued by its shard",
-		"the shard's counter is set behind the number"},
+		"the shard's counter is set behind the number; an inode of a number that is never issued is saved and removed"},
 	{InoTwice, "ino-twice", Error, Ask, "two inodes have the same number",
 		"the one that stands in the wrong shard is saved and removed"},
 	{ShardTwice, "shard-twice", Error, None, "two stores have records of the same shard",

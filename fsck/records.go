@@ -35,7 +35,11 @@ func (r *reader) second(at ref, key, val []byte) error {
 	case meta.KindInode:
 		if fault := r.unissued(k.Ino); fault != "" {
 			r.problem(InoBeyond, name(k.Ino), "%s", fault)
-			r.mendCounter(k.Ino)
+			if possible(k.Ino, shards) {
+				r.mendCounter(k.Ino)
+			} else {
+				r.mendRow(InoBeyond, name(k.Ino), key, "the inode is saved and removed: no shard issues such a number")
+			}
 		}
 	case meta.KindEntry:
 		return r.entry(&k, key, val)
@@ -152,7 +156,7 @@ func (r *reader) piece(at ref, ino sealfs.Ino, e *meta.Extent) {
 				}
 			}
 			r.problem(ExtentNowhere, name(ino), "%d bytes of the file at %d lie at %v", e.Len, e.Off, e.Addr)
-			r.out.mendPiece(r.c, ExtentNowhere, at, ino, e, false)
+			r.out.mendPiece(r.c, ExtentNowhere, at, ino, e)
 		}
 		return
 	}

@@ -49,14 +49,14 @@ func (c *checker) segment(slot uint32, s *sink) {
 	bad := false
 	last := piece{}
 	for _, p := range list {
-		live += int64(p.n)
 		if c.isMoving(p.ref) {
-			continue
+			continue // it will not be here any more
 		}
+		live += int64(p.n)
 		if p.off < layout.BlockSize+layout.RecordHeaderBytes || uint64(p.off)+uint64(p.n) > limit {
 			s.problem(c, ExtentOutside, c.owner(p), "%d bytes at %v, the segment is used up to %#x", p.n, sealfs.MakeLSN(g.seq, p.off), limit)
 			if ino, x, err := c.extentAt(p.ref); err == nil {
-				s.mendPiece(c, ExtentOutside, p.ref, ino, &x, true)
+				s.mendPiece(c, ExtentOutside, p.ref, ino, &x)
 			}
 			bad = true
 			continue

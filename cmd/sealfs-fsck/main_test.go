@@ -75,7 +75,7 @@ func TestUsage(t *testing.T) {
 	for _, args := range [][]string{
 		{}, {"-n", "-y", "d"}, {"-p", "-n", "d"}, {"--wrong", "d"}, {"--data", "x", "d"}, {"--data", "x", "--region", "y"},
 		{"--region", "r", "d", "e"}, {"--shards", "12", "d"}, {"--shards", "x", "d"}, {"-t", "sealfs", "d"},
-		{"--region", "r", "d,region=q"}, {"d,region="}, {",region=r"}, {"d,region=a,staging=b,region=c"}, {""},
+		{"--region", "r", "d,region=q"}, {"--rebuild-region", "-y", "d"}, {"d,region="}, {",region=r"}, {"d,region=a,staging=b,region=c"}, {""},
 	} {
 		if code, out, errs := fsckOf(t, args...); code != fsck.ExitUsage || out != "" || !strings.HasPrefix(errs, "sealfs-fsck: ") {
 			t.Errorf("%q: exit status %d, %q, %q", args, code, out, errs)
@@ -284,5 +284,89 @@ func writeMap(t *testing.T, path string, stores ...sealfs.UUID) {
 	}
 	if err := os.WriteFile(path, m.Encode(), 0o600); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// The plan is shown before it is carried out, and with -n that is all.
+func TestPlan(t *testing.T) {
+	device := makeStore(t, t.TempDir())
+	damage(t, device, 50)
+	before, err := os.ReadFile(device)
+	if err != nil {
+		t.Fatal(err)
+	}
+	code, out, _ := fsckOf(t, "-n", device)
+	if code != fsck.ExitUncorrected || !strings.Contains(out, "1 repair planned\n  1. [102] ") {
+		t.Errorf("-n: exit status %d, %q", code, out)
+	}
+	after, err := os.ReadFile(device)
+	if err != nil || !bytes.Equal(before, after) {
+		t.Errorf("-n has changed something (%v)", err)
+	}
+	save := t.TempDir()
+	code, out, _ = fsckOf(t, "-y", "--save", save, device)
+	plan, done := strings.Index(out, "1 repair planned"), strings.Index(out, "is saved in "+save)
+	if code != fsck.ExitRepaired || plan < 0 || done < plan {
+		t.Errorf("-y: exit status %d, %q", code, out)
+	}
+	damage(t, device, 50)
+	code, out, _ = fsckOf(t, "--json", "-y", "--save", save, device)
+	var got struct {
+		Stores []struct {
+			Plan []struct {
+				Problem           int
+				Name, Where, What string
+			}
+			Saved []string
+		}
+	}
+	if err := json.Unmarshal([]byte(out), &got); err != nil {
+		t.Fatal(err)
+	}
+	if s := got.Stores[0]; code != fsck.ExitRepaired || len(s.Plan) != 1 || s.Plan[0].Problem != 102 || s.Plan[0].What == "" || len(s.Saved) != 1 {
+		t.Errorf("--json: exit status %d, %+v", code, s)
+	}
+}
+
+func TestConfirm(t *testing.T) {
+	for answer, want := range map[string]bool{"y\n": true, " YES \n": true, "n\n": false, "\n": false, "": false, "y": false} {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = w.WriteString(answer)
+		if err := errors.Join(err, w.Close()); err != nil {
+			t.Fatal(err)
+		}
+		var asked bytes.Buffer
+		c := command{name: "sealfs-fsck", stdin: r}
+		if got := c.confirm(7, &asked); got != want || !strings.Contains(asked.String(), "7 of these repairs") {
+			t.Errorf("%q: %v, %q", answer, got, asked.String())
+		}
+		if isTerminal(r) {
+			t.Error("a pipe is a terminal")
+		}
+		r.Close()
+	}
+}
+
+// What cannot be done yet is refused, and nothing is touched.
+func TestRebuildRegion(t *testing.T) {
+	dir := t.TempDir()
+	device := makeStore(t, dir)
+	before, err := os.ReadFile(dir + "/region")
+	if err != nil {
+		t.Fatal(err)
+	}
+	code, out, errs := fsckOf(t, "--rebuild-region", device)
+	if code != fsck.ExitOperational || out != "" || !strings.Contains(errs, device) {
+		t.Errorf("exit status %d, %q, %q", code, out, errs)
+	}
+	after, err := os.ReadFile(dir + "/region")
+	if err != nil || !bytes.Equal(before, after) {
+		t.Errorf("the region was changed (%v)", err)
+	}
+	if code, _, errs := fsckOf(t, "--rebuild-region", dir+"/nothing"); code != fsck.ExitOperational || !strings.Contains(errs, "nothing") {
+		t.Errorf("exit status %d, %q", code, errs)
 	}
 }

@@ -45,7 +45,7 @@ type Job struct {
 
 	Batches []Batch
 	Moves   []Move
-	Live    map[uint32]uint32 // live bytes, by sequence number, after Batches and before Moves
+	Live    map[uint32]uint32 // live bytes, by sequence number, with the moves that are counted where they were
 }
 
 // Counts are what the root page says of the tree.
@@ -73,7 +73,7 @@ type Move struct {
 	// Blind: also if its bytes do not verify or cannot be read, so that reading it
 	// is an error at its new place. Otherwise such an extent is left where it is.
 	Blind bool
-	// Counted: the segment at From counts it as live.
+	// Counted: the segment at From counts it as live, and is not to do so afterwards.
 	Counted bool
 }
 
@@ -105,10 +105,10 @@ func Run(ctx context.Context, j *Job) (Result, error) {
 		err = m.batches()
 	}
 	if err == nil {
-		err = m.live()
+		res, err = m.moves()
 	}
 	if err == nil {
-		res, err = m.moves()
+		err = m.live()
 	}
 	if err == nil {
 		err = s.Sync()
@@ -393,6 +393,9 @@ func (m *mender) move(v *Move) (bool, error) {
 		}
 		return tx.Release(v.From, e.Stored())
 	})
+	if live, ok := m.j.Live[v.From.Seq()]; ok && err == nil && v.Counted {
+		m.j.Live[v.From.Seq()] = live - min(live, e.Stored())
+	}
 	return err == nil, err
 }
 
