@@ -130,7 +130,7 @@ func (d *damagedTx) decision(fn func(x *meta.Decision)) {
 var leftInDoubt = map[string][]ID{
 	"new: number to be issued": {NoName},
 	"new: other parent":        {DirParent},
-	"new: volume":              {EntryVolume, UsageWrong},
+	"new: volume":              {EntryVolume},
 	"name: type":               {EntryType},
 }
 

@@ -58,7 +58,7 @@ func (c *checker) salvage() {
 		add(l, false)
 	}
 	var free, taken []uint64
-	enough := 2*len(c.leaves) + 64 // if it is not, the region grows
+	enough := int(max(c.img.stored, 1<<16)) // if it is not, the region grows
 	for g := uint64(0); g*layout.GroupPages < c.img.pages; g++ {
 		b, err := c.img.page(layout.BitmapPage(g, w.table))
 		if err != nil {

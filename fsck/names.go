@@ -60,7 +60,7 @@ type detail struct {
 	parent  sealfs.Ino
 	subdirs uint32
 	strange uint32 // entries of a directory whose inodes are of another volume
-	attrs   int32 // bytes of attribute names, less those found
+	attrs   int32  // bytes of attribute names, less those found
 }
 
 type usageOf struct {
