@@ -161,8 +161,8 @@ func own(x *meta.Entry) *meta.Entry {
 
 // mendNoDir plans what becomes of an entry in what is no directory: that is made again
 // if it is gone.
-func (r *reader) mendNoDir(where string, key []byte, x *meta.Entry) {
-	key, x = bytes.Clone(key), own(x)
+func (r *reader) mendNoDir(where string, key []byte, found *meta.Entry) {
+	key, x := bytes.Clone(key), own(found)
 	r.mendBy(EntryNoDir, where, func(e *editor) string {
 		var in meta.Inode
 		if !e.inode(x.Dir, &in) {
@@ -219,8 +219,8 @@ func (e *editor) volumeOf(ino sealfs.Ino) sealfs.Volume {
 }
 
 // mendName plans to give an entry a possible name, or its own cookie.
-func (r *reader) mendName(id ID, where string, key []byte, x *meta.Entry) {
-	key, x = bytes.Clone(key), own(x)
+func (r *reader) mendName(id ID, where string, key []byte, found *meta.Entry) {
+	key, x := bytes.Clone(key), own(found)
 	r.mendBy(id, where, func(e *editor) string {
 		var dir meta.Inode
 		if e.get(key) == nil || !e.inode(x.Dir, &dir) || dir.Mode>>12 != typeDir {
@@ -247,8 +247,8 @@ func (r *reader) mendName(id ID, where string, key []byte, x *meta.Entry) {
 }
 
 // mendNoInode plans to remove an entry that refers to nothing.
-func (r *reader) mendNoInode(where string, x *meta.Entry) {
-	x = own(x)
+func (r *reader) mendNoInode(where string, found *meta.Entry) {
+	x := own(found)
 	r.mendBy(EntryNoInode, where, func(e *editor) string {
 		w := e.c.w
 		var in meta.Inode
@@ -264,8 +264,8 @@ func (r *reader) mendNoInode(where string, x *meta.Entry) {
 }
 
 // mendType plans to give an entry the type of its inode.
-func (r *reader) mendType(where string, x *meta.Entry, typ uint8) {
-	x = own(x)
+func (r *reader) mendType(where string, found *meta.Entry, typ uint8) {
+	x := own(found)
 	r.mendBy(EntryType, where, func(e *editor) string {
 		k := meta.EntryKey(e.c.w.shards, x.Dir, x.Cookie)
 		if e.get(k[:]) == nil {
