@@ -91,6 +91,15 @@ func (w *whole) rescue(ino sealfs.Ino, as []byte) string {
 		return ""
 	}
 	at, dir := w.lostFound(in.Volume)
+	if at == nil && w.complete() && e.c.names.usual() != in.Volume { // there is no such volume
+		if at, dir = w.lostFound(e.c.names.usual()); at != nil {
+			home := ino.Home(w.shards)
+			e.charge(home, in.Volume, -int64(in.Bytes), -1)
+			e.charge(home, dir.Volume, int64(in.Bytes), 1)
+			in.Volume = dir.Volume
+			e.putInode(&in)
+		}
+	}
 	if at == nil || dir.Ino == ino {
 		return ""
 	}
@@ -170,11 +179,29 @@ func (r *reader) mendNoDir(where string, key []byte, found *meta.Entry) {
 				return e.rebuildDirectory(x.Dir)
 			}
 		}
+		if in.Ino != 0 && in.Mode>>12 != typeDir && e.mustBeDirectory(&in) {
+			k := meta.InodeKey(e.c.w.shards, in.Ino)
+			e.c.save(Saved{Problem: EntryNoDir, Where: where, Key: k[:], Old: bytes.Clone(e.get(k[:]))})
+			e.del(k[:])
+			e.charge(in.Ino.Home(e.c.w.shards), in.Volume, 0, -1)
+			return e.rebuildDirectory(x.Dir)
+		}
 		if in.Mode>>12 == typeDir || !e.drop(EntryNoDir, where, key, x) {
 			return ""
 		}
 		return fmt.Sprintf("the entry is saved and removed; if inode %d has no other name, it gets this one in /%s", x.Ino, lostFound)
 	})
+}
+
+// mustBeDirectory reports whether what has entries and is no directory has lost its type:
+// it has no data, and several entries, or its volume has no root without it.
+func (e *editor) mustBeDirectory(in *meta.Inode) bool {
+	if in.Bytes != 0 || len(in.Target) != 0 {
+		return false
+	}
+	k := meta.EntryKey(e.c.w.shards, in.Ino, 0)
+	_, rooted := e.c.w.roots()[in.Volume]
+	return !rooted || len(e.under(k[:11], 2)) > 1
 }
 
 // rebuildDirectory makes a directory again of which only entries are left.

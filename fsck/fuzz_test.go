@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"hash/crc32"
 	"math/rand/v2"
@@ -175,6 +176,16 @@ func (r *Report) fatals() (n int) {
 	return n
 }
 
+// once are mutations that repairs did not come to an end with, or left something of.
+var once = []string{
+	"4f47cc18e9db4651c37d0108cba6288ecdc625c6ddf48457", "75abceb5c2acb7705e4129b0aa99b901a1b8cb06973e93cf",
+	"0b9854a96755d8156bdd5deda0852cf7f19005a522e2af930bb459086c7e6955",
+	"0aa6b3d776e8b2ff0a3ba9282887570e0b2aef5f6f6c45a90a52b3732ab2c2107a03359d93036337",
+	"774b35d2d0fa3dfe0b44351f42a484a12fb7bc44853ca8d30af9d221ea738e170bffb37c65b2536b0baaf7a75ae83f22",
+	"0bea02caf0cbeb720a11b0c4e3c9dbf0590631e5ed715e970bdac707e15730710c3ab69b40448b5949a8531e0288bfc2",
+	"63003158323130303830303030303030", "63ba3231243030303130303030303030",
+}
+
 // FuzzImages mutates whole images, device and region, and runs recovery and repairs
 // over them.
 func FuzzImages(f *testing.F) {
@@ -182,6 +193,13 @@ func FuzzImages(f *testing.F) {
 	f.Add([]byte{})
 	f.Add([]byte{3, 0, 0, 0, 0, 1, 2, 3, 4, 9, 0, 0, 0, 1, 2, 3})
 	f.Add([]byte{10, 9, 0, 0, 0, 0, 0, 0})
+	for _, text := range once {
+		b, err := hex.DecodeString(text)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
 	f.Fuzz(func(t *testing.T, b []byte) { mends(t, m, b[:min(len(b), 200)]) })
 }
 

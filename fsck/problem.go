@@ -246,7 +246,7 @@ var problems = []Problem{
 	{ShardForeign, "shard-foreign", Error, None, "a store has records of a shard that lies elsewhere by the cluster map",
 		"the map may be of another time than the store: start the server of the store that has the shard by the map, and look what is missing"},
 	{EntryNoDir, "entry-no-dir", Error, Ask, "an entry stands in what is not a directory",
-		"a directory that is gone is made again; out of what is no directory, the entry is moved to lost+found"},
+		"a directory that is gone, or has lost its type, is made again; out of what is no directory, the entry is moved to lost+found"},
 	{EntryName, "entry-name", Error, Ask, "an entry's name is impossible",
 		"the name gets an underscore for each impossible byte"},
 	{EntryCookie, "entry-cookie", Error, Ask, "an entry stands under the cookie of another name",

@@ -123,6 +123,9 @@ func TestLostAndFound(t *testing.T) {
 			k := meta.InodeKey(testShards, w.root)
 			h.del(k[:])
 		}, z.small, []string{"sub", "small"}},
+		{"the root's type", func(h *hurt) {
+			h.inode(w.root, func(in *meta.Inode) { in.Mode, in.Parent, in.Size, in.Nlink = 0o010600, 0, 0, 1 })
+		}, z.small, []string{"sub", "small"}},
 		{"all of the root", func(h *hurt) {
 			k := meta.InodeKey(testShards, w.root)
 			h.del(k[:])
