@@ -1,7 +1,6 @@
 package layout
 
 import (
-	"bytes"
 	"encoding/binary"
 
 	"sealfs"
@@ -42,14 +41,12 @@ func Sum(seed uint32, n uint64, p []byte) uint32 {
 	}
 }
 
-var zeros [PageSize]byte
-
 // SumFault returns the rule that page n with bytes p and the stored sum break,
 // "" if they fit each other; got is the sum that would fit.
 func SumFault(seed uint32, n uint64, p []byte, stored uint32) (what string, got uint32) {
 	switch stored {
 	case SumNone:
-		if bytes.Equal(p, zeros[:]) {
+		if isZero(p) {
 			return "", SumNone
 		}
 		return "page has no sum and is not zeros", Sum(seed, n, p)
@@ -60,6 +57,20 @@ func SumFault(seed uint32, n uint64, p []byte, stored uint32) (what string, got 
 		return "page sum", got
 	}
 	return "", got
+}
+
+func isZero(b []byte) bool {
+	for ; len(b) >= 8; b = b[8:] {
+		if binary.LittleEndian.Uint64(b) != 0 {
+			return false
+		}
+	}
+	for _, c := range b {
+		if c != 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // SumPage returns where the sum of page n stands: a page and a byte in it. In a
@@ -126,7 +137,7 @@ func DecodeIntent(where string, store sealfs.UUID, b []byte) (update uint64, err
 	switch {
 	case len(b) != PageSize:
 		return bad("intent page length", PageSize, uint64(len(b)))
-	case bytes.Equal(b, zeros[:]):
+	case isZero(b):
 		return 0, nil
 	case string(b[:8]) != IntentMagic:
 		return bad("intent page magic", binary.BigEndian.Uint64([]byte(IntentMagic)), binary.BigEndian.Uint64(b))
@@ -134,10 +145,10 @@ func DecodeIntent(where string, store sealfs.UUID, b []byte) (update uint64, err
 	if want, got := intentSum(b), binary.LittleEndian.Uint32(b[intentCRCOff:]); want != got {
 		return bad("intent page checksum", uint64(want), uint64(got))
 	}
-	if !bytes.Equal(b[intentUsed:intentCRCOff], zeros[intentUsed:intentCRCOff]) || !bytes.Equal(b[intentEnd:], zeros[intentEnd:]) {
+	if !isZero(b[intentUsed:intentCRCOff]) || !isZero(b[intentEnd:]) {
 		return bad("intent page padding", 0, 0)
 	}
-	if !bytes.Equal(b[intentStoreOff:intentUpdateOff], store[:]) {
+	if string(b[intentStoreOff:intentUpdateOff]) != string(store[:]) {
 		return bad("intent page's store", binary.BigEndian.Uint64(store[:]), binary.BigEndian.Uint64(b[intentStoreOff:]))
 	}
 	return binary.LittleEndian.Uint64(b[intentUpdateOff:]), nil
