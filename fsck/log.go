@@ -31,7 +31,7 @@ type span struct {
 // device and where that ends in staging; then the segment table is checked
 // against the segments.
 func (c *checker) log() error {
-	c.img = newImage(c.reg, c.cachePages)
+	c.img = newImage(c.reg, c.cachePages, c.sums)
 	c.findRing()
 	f := &follower{c: c, next: layout.NoSlot}
 	f.end = logEnd{c.hdr.Start, c.hdr.StartSlot, c.hdr.Chain}

@@ -39,6 +39,13 @@ func (s *Store) recover(h pmem.Header, kept *pmem.Staging) (*recovered, error) {
 	if err := rp.run(); err != nil {
 		return nil, err
 	}
+	rotten, err := s.region.Recovered()
+	if err != nil {
+		return nil, err
+	}
+	if len(rotten) > 0 {
+		s.log.Warn("pages of the region are damaged: what stands in them is answered with errors", "region", s.regionName, "pages", rotten)
+	}
 	if err := s.loadTable(); err != nil {
 		return nil, err
 	}

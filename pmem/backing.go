@@ -149,6 +149,14 @@ func (b *file) Grow(size int64) error {
 	return nil
 }
 
+// shorten makes the file empty, durably: what is grown again is zeros.
+func (b *file) shorten() error {
+	if err := b.f.Truncate(0); err != nil {
+		return fileError("erase region", b.path, err)
+	}
+	return b.Flush()
+}
+
 func (b *file) Close() error {
 	if err := b.f.Close(); err != nil {
 		return fileError("close region", b.path, err)
