@@ -93,6 +93,10 @@ func Open(dev disk.Device, region pmem.Backing, kept *pmem.Staging, owner Owner,
 		go s.drainer()
 		go s.runCollector()
 		s.pokeCollector()
+		if o.ScrubInterval > 0 {
+			s.bg.done.Add(1)
+			go s.scheduler()
+		}
 	}
 	return s, nil
 }
@@ -135,6 +139,7 @@ func (s *Store) Abandon() (*pmem.Staging, error) {
 }
 
 func (s *Store) stopBackground() {
+	s.closeScrub()
 	if !s.bg.off.Swap(true) {
 		close(s.bg.stop)
 		s.bg.done.Wait()

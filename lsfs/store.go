@@ -76,9 +76,10 @@ type Store struct {
 	pins  []atomic.Int32 // readers of a slot
 	cache *cache
 
-	sync syncer
-	gc   collector
-	bg   background
+	sync  syncer
+	gc    collector
+	bg    background
+	scrub scrubber
 
 	stats counters
 }

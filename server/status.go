@@ -23,6 +23,8 @@ type StoreStatus struct {
 	Files        int64       `json:"files"`            // inodes of all volumes
 	BytesPerFile float64     `json:"region_bytes_per_file"`
 	Stats        lsfs.Stats  `json:"stats"`
+	// Scrub is without findings, which Server.Scrub tells.
+	Scrub lsfs.ScrubStatus `json:"scrub"`
 }
 
 // Status returns the state of the server.
@@ -31,7 +33,7 @@ func (s *Server) Status() Status {
 	for _, st := range s.all() {
 		x := StoreStatus{
 			ID: st.ID(), Device: absolute(st.opts.Device), Region: absolute(st.opts.Region), Staging: absolute(st.opts.Staging),
-			State: "up", Stats: st.Stats(), Files: st.usage.inodes(),
+			State: "up", Stats: st.Stats(), Files: st.usage.inodes(), Scrub: st.Scrub(false),
 		}
 		if err := st.Failure(); err != nil {
 			x.State, x.Reason = "read-only", err.Error()
