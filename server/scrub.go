@@ -54,17 +54,18 @@ const (
 	ScrubStatus = "status"
 )
 
-// Scrub starts or stops to verify a store, or all of them with id zero, and tells how
-// it is, with all that was found. A verb that is none is ErrInvalid, a store that is not
-// here ErrNotExist.
-func (s *Server) Scrub(verb string, id sealfs.UUID, o lsfs.ScrubOptions) ([]ScrubReport, error) {
+// Scrub starts or stops to verify a store, which is named by its id or its device, or
+// all of them without a name, and tells how it is, with all that was found. A verb that
+// is none is ErrInvalid, a store that is not here ErrNotExist.
+func (s *Server) Scrub(verb, name string, o lsfs.ScrubOptions) ([]ScrubReport, error) {
 	if verb != ScrubStart && verb != ScrubStop && verb != ScrubStatus {
-		return nil, fmt.Errorf("scrub: %q is none of start, stop, status: %w", verb, sealfs.ErrInvalid)
+		return nil, fmt.Errorf("scrub %q: neither start nor stop nor status: %w", verb, sealfs.ErrInvalid)
 	}
 	list := []ScrubReport{}
 	var errs []error
 	for _, st := range s.all() {
-		if !id.IsZero() && st.ID() != id {
+		device := absolute(st.opts.Device)
+		if name != "" && name != st.ID().String() && name != st.opts.Device && name != device {
 			continue
 		}
 		switch verb {
@@ -73,10 +74,10 @@ func (s *Server) Scrub(verb string, id sealfs.UUID, o lsfs.ScrubOptions) ([]Scru
 		case ScrubStop:
 			st.StopScrub()
 		}
-		list = append(list, ScrubReport{ID: st.ID(), Device: absolute(st.opts.Device), ScrubStatus: st.Scrub(true)})
+		list = append(list, ScrubReport{ID: st.ID(), Device: device, ScrubStatus: st.Scrub(true)})
 	}
-	if len(list) == 0 && !id.IsZero() {
-		return nil, fmt.Errorf("there is no store %s here: %w", id, sealfs.ErrNotExist)
+	if len(list) == 0 && name != "" {
+		return nil, fmt.Errorf("there is no store %s here: %w", name, sealfs.ErrNotExist)
 	}
 	return list, errors.Join(errs...)
 }
