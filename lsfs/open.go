@@ -34,7 +34,7 @@ func Open(dev disk.Device, region pmem.Backing, kept *pmem.Staging, owner Owner,
 	}
 	o = o.withDefaults(sb.Segments)
 	s := &Store{
-		dev: dev, owner: owner, o: o, log: o.Logger, store: sb.Store, seg: int64(sb.SegmentBytes),
+		dev: disk.Watch(dev), owner: owner, o: o, log: o.Logger, store: sb.Store, seg: int64(sb.SegmentBytes),
 		segs: make([]segment, sb.Segments), pins: make([]atomic.Int32, sb.Segments),
 		slotOf: map[uint32]uint32{}, nextSlot: layout.NoSlot, cache: newCache(o.CacheBytes),
 	}

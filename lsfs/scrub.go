@@ -238,7 +238,10 @@ func (s *Store) runScrub(stop, done chan struct{}) {
 	began := time.Now()
 	c.mu.Lock()
 	slot, auto := c.slot, c.round.Auto
-	c.round.Total = c.round.Bytes + s.scrubRest(slot)
+	c.mu.Unlock()
+	rest := s.scrubRest(slot)
+	c.mu.Lock()
+	c.round.Total = c.round.Bytes + rest
 	c.mu.Unlock()
 	s.log.Info("scrub begins", "dev", s.dev.Name(), "slot", slot, "rate", c.rate.Load(), "automatic", auto)
 	err := s.scrubAll(newPacer(s, stop), slot)
@@ -398,10 +401,10 @@ func (s *Store) scrubbed(n int64) {
 }
 
 // verifiable is a region that can verify the sums of all its pages on its
-// medium. It calls pace before it reads n bytes, and ends when that returns an error,
-// which it returns; damage is told to bad.
+// medium. It tells pace how many bytes it has read, and ends with the error that
+// this returns; damage is told to bad.
 type verifiable interface {
-	VerifyAll(pace func(n int) error, bad func(error)) error
+	VerifyAll(latch sync.Locker, pace func(bytes int) error, bad func(*sealfs.Corruption)) error
 }
 
 // scrubRegion verifies the region, if it has sums.
@@ -410,15 +413,18 @@ func (s *Store) scrubRegion(p *pacer) error {
 	if !ok {
 		return nil
 	}
-	return r.VerifyAll(func(n int) error {
+	damage := func(err error) { s.found(Finding{Kind: FoundRegion, Offset: -1, What: err.Error()}) }
+	err := r.VerifyAll(s.mu.RLocker(), func(n int) error {
 		if !p.wait(n) {
 			return errScrubStopped
 		}
 		return nil
-	}, func(err error) {
-		f := Finding{Kind: FoundRegion, Offset: -1, What: err.Error()}
-		s.found(f)
-	})
+	}, func(c *sealfs.Corruption) { damage(c) })
+	if err == nil || errors.Is(err, errScrubStopped) {
+		return err
+	}
+	damage(err) // it cannot be read
+	return nil
 }
 
 // pacer keeps a scrub to its rate, and lets the device's other users go first.
@@ -431,8 +437,8 @@ type pacer struct {
 	looked  time.Time // when it was last looked whether the device is in use
 	others  uint64    // operations and bytes of others by then
 	bytes   uint64
-	own     uint64 // reads of the scrub itself
-	ownN    uint64
+	own     atomic.Uint64 // reads of the scrub itself
+	ownN    atomic.Uint64
 	busy    bool
 	yielded atomic.Int64
 }
@@ -467,7 +473,7 @@ const (
 // traffic returns what others have done on the device.
 func (p *pacer) traffic() (ops, n uint64) {
 	d := p.s.dev.Stats()
-	return d.Reads + d.Writes - p.own, d.ReadBytes + d.WriteBytes - p.ownN
+	return d.Reads + d.Writes - p.own.Load(), d.ReadBytes + d.WriteBytes - p.ownN.Load()
 }
 
 // look notes whether the device is in use by others.
@@ -535,6 +541,6 @@ const (
 
 // count notes what the scrub itself has read.
 func (p *pacer) count(n int) {
-	p.own++
-	p.ownN += uint64(n)
+	p.own.Add(1)
+	p.ownN.Add(uint64(n))
 }

@@ -387,7 +387,7 @@ type ServerStatus struct {
 // DiskStatus is what a server says of a disk.
 type DiskStatus struct {
 	Disk
-	State  string `json:"state"` // up, read-only, refused
+	State  string `json:"state"` // up, read-only, stalled, refused
 	Reason string `json:"reason,omitempty"`
 	Bad    bool   `json:"bad"` // gets no new shards
 	Shards int    `json:"primary_of"`

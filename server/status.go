@@ -1,7 +1,9 @@
 package server
 
 import (
+	"fmt"
 	"path/filepath"
+	"time"
 
 	"sealfs"
 	"sealfs/lsfs"
@@ -18,8 +20,8 @@ type StoreStatus struct {
 	Device       string      `json:"device"` // absolute
 	Region       string      `json:"region"`
 	Staging      string      `json:"staging"`
-	State        string      `json:"state"`            // up, read-only
-	Reason       string      `json:"reason,omitempty"` // why it is read-only
+	State        string      `json:"state"`            // up, read-only, stalled
+	Reason       string      `json:"reason,omitempty"` // why it is not up
 	Files        int64       `json:"files"`            // inodes of all volumes
 	BytesPerFile float64     `json:"region_bytes_per_file"`
 	Stats        lsfs.Stats  `json:"stats"`
@@ -37,6 +39,9 @@ func (s *Server) Status() Status {
 		}
 		if err := st.Failure(); err != nil {
 			x.State, x.Reason = "read-only", err.Error()
+		} else if d := st.Stalled(); d > s.pace.stalled {
+			x.State = "stalled"
+			x.Reason = fmt.Sprintf("%s has not answered for %v: what needs it waits, what stands in memory can be read", x.Device, d.Round(time.Second))
 		}
 		if x.Files > 0 {
 			x.BytesPerFile = float64(x.Stats.Region.Used*sealfs.BlockSize) / float64(x.Files)
