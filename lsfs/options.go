@@ -29,6 +29,9 @@ type Options struct {
 	CleanLow        int     // clean when fewer segments are free; default 1/16 of all, at least reserve + 2
 	CleanLimit      float64 // segments fuller than this are not cleaned; default 0.95
 
+	ScrubInterval time.Duration // verify everything so often; 0: only when asked
+	ScrubRate     int64         // with so many bytes a second; 0: no limit
+
 	manual bool // tests: no background goroutines
 }
 
@@ -83,5 +86,7 @@ func (o Options) Validate() error {
 	bad(o.CacheBytes >= 0, "cache of %d bytes", o.CacheBytes)
 	bad(o.ReserveSegments == 0 || o.ReserveSegments >= 3, "reserve of %d segments is below 3", o.ReserveSegments)
 	bad(o.CleanLimit >= 0 && o.CleanLimit < 1, "clean limit %g is not between 0 and 1", o.CleanLimit)
+	bad(o.ScrubInterval >= 0, "scrub interval of %v", o.ScrubInterval)
+	bad(o.ScrubRate >= 0, "scrub at %d bytes a second", o.ScrubRate)
 	return errors.Join(errs...)
 }

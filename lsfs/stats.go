@@ -14,6 +14,7 @@ type counters struct {
 	ringReads, cacheHits, cacheMisses, deviceReads     atomic.Uint64
 	ringWaits, spaceWaits, memoryWaits                 atomic.Uint64
 	checkpoints, cleaned, moved, movedBytes, givenBack atomic.Uint64
+	scrubBytes, scrubDamages                           atomic.Uint64
 }
 
 // Stats is what a store has done since it was opened, and how full it is.

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"sealfs"
 	"sealfs/disk"
@@ -36,7 +37,7 @@ type Part struct {
 
 // Store is an open store. All methods are safe for concurrent use.
 type Store struct {
-	dev        disk.Device
+	dev        *disk.Watched
 	region     *pmem.Region
 	regionName string
 	owner      Owner
@@ -76,9 +77,10 @@ type Store struct {
 	pins  []atomic.Int32 // readers of a slot
 	cache *cache
 
-	sync syncer
-	gc   collector
-	bg   background
+	sync  syncer
+	gc    collector
+	bg    background
+	scrub scrubber
 
 	stats counters
 }
@@ -124,6 +126,10 @@ func (s *Store) Failure() error {
 	}
 	return nil
 }
+
+// Stalled returns for how long the device has been silent about what it was asked,
+// 0 if it owes no answer.
+func (s *Store) Stalled() time.Duration { return s.dev.Stalled() }
 
 // PayloadMax returns the largest payload of one Update, in bytes: 33 blocks, or a
 // quarter of a small segment, in whole blocks.

@@ -6,6 +6,7 @@ import (
 
 	"sealfs/cluster"
 	"sealfs/internal/metrics"
+	"sealfs/lsfs"
 	"sealfs/op"
 	"sealfs/router"
 	"sealfs/server"
@@ -86,6 +87,12 @@ func (m *meters) stores(srv *server.Server) {
 		{"sealfs_store_checkpoints_total", "Checkpoints of the region.", metrics.KindCounter, func(s *st) float64 { return float64(s.Stats.Checkpoints) }},
 		{"sealfs_store_cleaned_segments_total", "Segments that the cleaner emptied.", metrics.KindCounter, func(s *st) float64 { return float64(s.Stats.Cleaned) }},
 		{"sealfs_store_moved_bytes_total", "Live bytes that the cleaner moved.", metrics.KindCounter, func(s *st) float64 { return float64(s.Stats.MovedBytes) }},
+		{"sealfs_store_scrub_running", "1 while a scrub runs.", metrics.KindGauge, func(s *st) float64 { return truth(s.Scrub.State == lsfs.ScrubRunning) }},
+		{"sealfs_store_scrub_progress_ratio", "How much of the present scrub is done, 0 to 1; 0 without one.", metrics.KindGauge, func(s *st) float64 { return scrubDone(s.Scrub.Round) }},
+		{"sealfs_store_scrub_ended_seconds", "When the last whole scrub ended, in seconds since 1970; 0: none since the start.", metrics.KindGauge, func(s *st) float64 { return scrubEnded(&s.Scrub) }},
+		{"sealfs_store_scrub_bytes_total", "Bytes that scrubs have read.", metrics.KindCounter, func(s *st) float64 { return float64(s.Scrub.Bytes) }},
+		{"sealfs_store_scrub_damages_total", "Damaged places that scrubs have found; each scrub counts them again.", metrics.KindCounter, func(s *st) float64 { return float64(s.Scrub.Damages) }},
+		{"sealfs_store_damaged_places", "Damaged places that the last whole scrub found, or the present one if these are more.", metrics.KindGauge, func(s *st) float64 { return float64(s.Scrub.Standing()) }},
 	})
 	type usage = server.VolumeUsage
 	collect(m, "volume", srv.Usages, func(u *usage) string { return strconv.FormatUint(uint64(u.ID), 10) }, []meter[usage]{

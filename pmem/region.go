@@ -3,6 +3,7 @@ package pmem
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"math/bits"
@@ -89,6 +90,8 @@ type Region struct {
 	tx     Tx
 	ckpt   Checkpoint
 	growMu sync.Mutex
+	// cramped says that the medium had no room when the region should grow.
+	cramped atomic.Bool
 }
 
 // window is a mapped part of the region and what is known of its pages.
@@ -465,11 +468,11 @@ func (r *Region) NeedsGrowth() bool {
 // must not fail.
 const tightPages = 256
 
-// Tight reports whether the region cannot grow and has hardly a page left. No
-// latch is needed.
+// Tight reports whether the region cannot grow, since it may not or its medium
+// is full, and has hardly a page left. No latch is needed.
 func (r *Region) Tight() bool {
-	most := r.maxPages
-	return r.pages.Load() >= most && int64(r.freePages()) < min(tightPages, int64(most)/16)
+	pages := r.pages.Load()
+	return (pages >= r.maxPages || r.cramped.Load()) && int64(r.freePages()) < min(tightPages, int64(pages)/16)
 }
 
 // Grow makes the region a step larger, or as large as it may become; ErrNoSpace
@@ -499,7 +502,9 @@ func (r *Region) grow(size int64) error {
 	}
 	size = old + (size-old+r.growBytes-1)/r.growBytes*r.growBytes
 	size = min(size, most)
-	if err := r.b.Grow(size); err != nil {
+	err := r.b.Grow(size)
+	r.cramped.Store(errors.Is(err, sealfs.ErrNoSpace))
+	if err != nil {
 		return err
 	}
 	return r.mapTo(uint64(size) / PageSize)

@@ -26,9 +26,10 @@ type pace struct {
 	// has them in hand.
 	attributes time.Duration
 	finish     time.Duration // how long committed transactions are gathered before they are made durable and forgotten
+	stalled    time.Duration // for how long a device may be silent before the status says so
 }
 
-var usualPace = pace{doubt: time.Second, finish: time.Second, attributes: 2 * time.Second}
+var usualPace = pace{doubt: time.Second, finish: time.Second, attributes: 2 * time.Second, stalled: 5 * time.Second}
 
 // parties are the transactions in which a store is a party: what they hold, and
 // a goroutine that asks for the fate of those that nobody comes back for.
