@@ -22,6 +22,7 @@ type Options struct {
 
 	CheckpointBytes int64 // checkpoint after so much log; default 64 MiB
 	BudgetBytes     int64 // private memory of the region; default 256 MiB
+	FarBytes        int64 // far checkpoint after so much log; default 1/16 of the device, from 4 segments to 2 GiB; negative: none
 	RegionMaxBytes  int64 // the region grows up to this; default 64 GiB
 	CacheBytes      int64 // cache of device blocks; default 32 MiB
 

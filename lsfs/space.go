@@ -10,8 +10,8 @@ import (
 	"sealfs/pmem"
 )
 
-// collector is the goroutine that keeps space available: it checkpoints by log
-// volume and cleans when few segments are free.
+// collector is the goroutine that keeps space available: it checkpoints, near and
+// far, by log volume and cleans when few segments are free.
 type collector struct {
 	mu      sync.Mutex // one checkpoint or cleaning at a time
 	wake    chan struct{}
@@ -102,7 +102,7 @@ const collectEvery = 1 << 20
 // whether the region takes more memory than it may. Needs mu.
 func (s *Store) needsCollection() bool {
 	s.crowded.Store(s.region.Usage().PrivateBytes() > s.o.BudgetBytes)
-	return len(s.free) < s.o.CleanLow || s.checkpointDue() || s.region.NeedsGrowth()
+	return len(s.free) < s.o.CleanLow || s.checkpointDue() || s.region.NeedsGrowth() || s.farWanted()
 }
 
 // checkpointDue reports whether log or changed pages ask for a checkpoint: a
@@ -159,7 +159,8 @@ func (s *Store) runCollector() {
 const cleanRounds = 8
 
 // collect runs one round: growth of the region, a checkpoint if log, memory or
-// space ask for it, and cleaning while space is short. It reports whether space
+// space ask for it, a step of a far checkpoint, and cleaning while space is
+// short. It reports whether space
 // is short and no more can be gained.
 func (s *Store) collect(force bool) (stuck bool, err error) {
 	s.gc.mu.Lock()
@@ -172,18 +173,23 @@ func (s *Store) collect(force bool) (stuck bool, err error) {
 	s.mu.RLock()
 	before := len(s.free)
 	due := force || before < s.o.CleanLow || s.crowded.Load() || s.checkpointDue()
+	far := s.farWanted()
 	s.mu.RUnlock()
-	if !due {
-		return false, nil
+	if due {
+		if err := s.checkpoint(); err != nil {
+			return false, err
+		}
 	}
-	if err := s.checkpoint(); err != nil {
-		return false, err
+	if far {
+		if err := s.farRound(); err != nil {
+			return false, err
+		}
 	}
 	for range cleanRounds {
-		if s.freeSegments() >= s.o.CleanLow {
+		if !due || s.freeSegments() >= s.o.CleanLow {
 			return false, nil
 		}
-		gained, err := s.clean()
+		gained, err := s.makeRoom()
 		if err != nil {
 			return false, err
 		}

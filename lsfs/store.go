@@ -78,6 +78,7 @@ type Store struct {
 
 	sync syncer
 	gc   collector
+	far  farState
 	bg   background
 
 	stats counters

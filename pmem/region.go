@@ -78,6 +78,8 @@ type Region struct {
 	header  Header // the newest slot's; Update changes in Checkpoint.Finish only
 	set     int    // which dirty set collects
 	dirty   int    // pages in it
+	farSet  int    // which far set collects
+	farDirt int    // pages in it
 	private int    // pages stored to since they were last dropped
 	hand    PageNo // where Trim goes on
 
@@ -92,6 +94,7 @@ type window struct {
 	bytes   []byte
 	private alloc.Bitmap
 	dirty   [2]alloc.Bitmap // one collects, the other is the checkpoint's
+	far     [2]alloc.Bitmap // the same for copies elsewhere: see FarCopy
 }
 
 // Format makes b an empty region: no keys, a table and a state of zeros, start
@@ -295,6 +298,7 @@ func (r *Region) mapTo(pages uint64) error {
 		w := &window{Mapping: m, bytes: m.Bytes(), private: make(alloc.Bitmap, 1<<r.shift/8+1)}
 		for s := range w.dirty {
 			w.dirty[s] = make(alloc.Bitmap, 1<<r.shift/8+1)
+			w.far[s] = make(alloc.Bitmap, 1<<r.shift/8+1)
 		}
 		r.windows[i] = w
 	}
@@ -381,6 +385,10 @@ func (r *Region) markDirty(n PageNo) {
 		w.dirty[r.set].Set(i)
 		r.dirty++
 	}
+	if !w.far[r.farSet].Get(i) {
+		w.far[r.farSet].Set(i)
+		r.farDirt++
+	}
 	if !w.private.Get(i) {
 		w.private.Set(i)
 		r.private++
@@ -448,10 +456,11 @@ type Usage struct {
 	Reserved uint64 `json:"reserved_pages"` // headers, root, table, bitmaps
 	Used     uint64 `json:"used_pages"`     // tree pages
 	Free     uint64 `json:"free_pages"`
-	MaxPages uint64 `json:"max_pages"`     // size beyond which it does not grow
-	Keys     uint64 `json:"keys"`          // in the tree
-	Dirty    uint64 `json:"dirty_pages"`   // changed since the last checkpoint began
-	Private  uint64 `json:"private_pages"` // in memory of the process's own: changed since they were last dropped
+	MaxPages uint64 `json:"max_pages"`       // size beyond which it does not grow
+	Keys     uint64 `json:"keys"`            // in the tree
+	Dirty    uint64 `json:"dirty_pages"`     // changed since the last checkpoint began
+	FarDirty uint64 `json:"far_dirty_pages"` // changed since the last FarCopy began
+	Private  uint64 `json:"private_pages"`   // in memory of the process's own: changed since they were last dropped
 }
 
 // PrivateBytes is the memory that private pages take.
@@ -463,7 +472,7 @@ func (r *Region) Usage() Usage {
 	u := Usage{
 		Pages: pages, Reserved: reservedPages(pages, r.tablePages), MaxPages: r.maxPages,
 		Used: uint64(max(r.usedTotal.Load(), 0)), Free: uint64(max(r.freePages(), 0)),
-		Dirty: uint64(r.dirty), Private: uint64(r.private),
+		Dirty: uint64(r.dirty), FarDirty: uint64(r.farDirt), Private: uint64(r.private),
 	}
 	if p, err := r.Page(layout.RootPage); err == nil {
 		if root, err := layout.DecodeRoot(r.name, p); err == nil {

@@ -263,6 +263,11 @@ func Reserved(g, tablePages uint64) uint64 {
 	return 1
 }
 
+// Content reports whether page n belongs to what a region says, so that a copy
+// of the region needs it. The others are about the medium: headers, and what is
+// computed from other pages.
+func Content(n uint64) bool { return n >= RootPage }
+
 // Tree page:
 //
 //	0   2  magic 0x5054
