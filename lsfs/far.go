@@ -67,10 +67,9 @@ type farRun struct {
 }
 
 const (
-	farRecordPages = 255      // of one record: a megabyte with its first block
-	farStepBytes   = 16 << 20 // that one step copies, at least
-	farStepBatches = 256      // that one step looks at, at most
-	farThinRounds  = 4        // of one far checkpoint
+	farRecordPages = 255 // of one record: a megabyte with its first block
+	farStepBatches = 256 // that one step looks at, at most
+	farThinRounds  = 4   // of one far checkpoint
 )
 
 // errFarRoom ends a far checkpoint that does not fit.
@@ -120,7 +119,14 @@ func (s *Store) farWanted() bool {
 	case f.root != 0 && f.sound:
 		return f.rolls-f.base >= s.farRolls()
 	}
-	return len(s.free) >= s.farNeed()+2*s.o.CleanLow
+	// With as much log behind it as may be, and one more beside it.
+	return s.live+int64(2*s.farNeed()+s.farRolls())*s.seg <= s.usable()
+}
+
+// farTarget returns how many segments should be free for the far checkpoint that
+// is wanted, besides those that always should. Needs mu and gc.mu.
+func (s *Store) farTarget() int {
+	return int(s.farCost()/(s.seg-2*layout.BlockSize)) + 2
 }
 
 // farCost estimates what completing a far checkpoint now would write, in bytes.
@@ -240,9 +246,9 @@ func (s *Store) farAbandon(err error) {
 func (s *Store) farCopy() (done bool, err error) {
 	f := &s.far
 	r := f.run
-	written := 0
+	written := int64(0)
 	for range farStepBatches {
-		if written >= farStepBytes {
+		if written >= s.o.farStep {
 			return false, nil
 		}
 		if err := r.copy.Warm(f.pages); err != nil {
@@ -265,7 +271,7 @@ func (s *Store) farCopy() (done bool, err error) {
 		if err != nil {
 			return false, err
 		}
-		written += n
+		written += int64(n)
 	}
 	return false, nil
 }

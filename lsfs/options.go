@@ -30,7 +30,8 @@ type Options struct {
 	CleanLow        int     // clean when fewer segments are free; default 1/16 of all, at least reserve + 2
 	CleanLimit      float64 // segments fuller than this are not cleaned; default 0.95
 
-	manual bool // tests: no background goroutines
+	manual  bool  // tests: no background goroutines
+	farStep int64 // tests: bytes of one step of a far checkpoint, 16 MiB otherwise
 }
 
 func (o Options) withDefaults(segments uint32) Options {
@@ -44,6 +45,7 @@ func (o Options) withDefaults(segments uint32) Options {
 	def(&o.CheckpointBytes, 64<<20)
 	def(&o.BudgetBytes, 256<<20)
 	def(&o.RegionMaxBytes, 64<<30)
+	def(&o.farStep, 16<<20)
 	def(&o.CacheBytes, 32<<20)
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)

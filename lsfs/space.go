@@ -172,33 +172,39 @@ func (s *Store) collect(force bool) (stuck bool, err error) {
 	}
 	s.mu.RLock()
 	before := len(s.free)
-	due := force || before < s.o.CleanLow || s.crowded.Load() || s.checkpointDue()
-	far := s.farWanted()
+	far, target := s.farWanted(), s.o.CleanLow
+	if far {
+		target += s.farTarget()
+	}
+	due := force || before < target || s.crowded.Load() || s.checkpointDue()
 	s.mu.RUnlock()
 	if due {
 		if err := s.checkpoint(); err != nil {
 			return false, err
 		}
 	}
-	if far {
-		if err := s.farRound(); err != nil {
-			return false, err
-		}
-	}
 	for range cleanRounds {
-		if !due || s.freeSegments() >= s.o.CleanLow {
-			return false, nil
+		if !due || s.freeSegments() >= target {
+			break
 		}
 		gained, err := s.makeRoom()
 		if err != nil {
 			return false, err
 		}
 		if !gained {
-			return s.freeSegments() <= before, nil
+			free := s.freeSegments()
+			stuck = free < s.o.CleanLow && free <= before
+			break
 		}
 		if err := s.checkpoint(); err != nil {
 			return false, err
 		}
 	}
-	return false, nil
+	s.mu.RLock()
+	far = s.farWanted() // it may have been given up meanwhile
+	s.mu.RUnlock()
+	if far {
+		return stuck, s.farRound()
+	}
+	return stuck, nil
 }
