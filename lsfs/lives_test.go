@@ -67,13 +67,14 @@ func (l *life) turn() {
 		l.at = 1 + l.rng.IntN(14) // most likely in recovery
 	}
 	if sb, err := ReadSuper(l.dev); err == nil && sb.FarRoot != 0 {
-		again, err := checkRebuild(l.dev, l.region)
-		if err != nil {
+		if _, err := checkRebuild(l.dev, l.region); err != nil {
 			t.Fatalf("power cut %v: %v", l.power, err)
 		}
 		l.rebuilt++
 		if l.rng.IntN(2) == 0 {
-			l.region = again
+			if l.region, _, err = rebuilt(l.dev, testRegion); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 	l.dev.SetHook(l.watch)

@@ -84,6 +84,10 @@ func (m *meters) stores(srv *server.Server) {
 		{"sealfs_store_ring_waits_total", "Updates that waited for staging.", metrics.KindCounter, func(s *st) float64 { return float64(s.Stats.RingWaits) }},
 		{"sealfs_store_space_waits_total", "Updates that waited for the cleaner.", metrics.KindCounter, func(s *st) float64 { return float64(s.Stats.SpaceWaits) }},
 		{"sealfs_store_checkpoints_total", "Checkpoints of the region.", metrics.KindCounter, func(s *st) float64 { return float64(s.Stats.Checkpoints) }},
+		{"sealfs_store_far_checkpoints_total", "Checkpoints of the region on the data device.", metrics.KindCounter, func(s *st) float64 { return float64(s.Stats.FarCheckpoints) }},
+		{"sealfs_store_far_bytes_total", "Bytes written for them.", metrics.KindCounter, func(s *st) float64 { return float64(s.Stats.FarBytes) }},
+		{"sealfs_store_far_segments", "Segments that hold them.", metrics.KindGauge, func(s *st) float64 { return float64(s.Stats.FarSegments) }},
+		{"sealfs_store_region_rebuildable", "1 if a lost region can be made again, 0 if it cannot at present.", metrics.KindGauge, func(s *st) float64 { return truth(s.Stats.FarReason == "") }},
 		{"sealfs_store_cleaned_segments_total", "Segments that the cleaner emptied.", metrics.KindCounter, func(s *st) float64 { return float64(s.Stats.Cleaned) }},
 		{"sealfs_store_moved_bytes_total", "Live bytes that the cleaner moved.", metrics.KindCounter, func(s *st) float64 { return float64(s.Stats.MovedBytes) }},
 	})
