@@ -117,7 +117,7 @@ func (s *Store) farWanted() bool {
 	case f.rolls < f.retry:
 		return false
 	case f.root != 0 && f.sound:
-		return f.rolls-f.base >= s.farRolls()
+		return f.reason != "" || f.rolls-f.base >= s.farRolls()
 	}
 	// With as much log behind it as may be, and one more beside it.
 	return s.live+int64(2*s.farNeed()+s.farRolls())*s.seg <= s.usable()

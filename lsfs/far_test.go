@@ -555,10 +555,25 @@ func TestRotFar(t *testing.T) {
 			if err := m.check(s); err != nil {
 				t.Fatal(err)
 			}
-			if c.readable {
-				return // a page's decay shows when it is needed; see VerifyFar
+			bad, err := s.VerifyFar(func(int) error { return nil })
+			switch c.name {
+			case "page":
+				if err != nil || bad != 1 || !strings.Contains(s.Stats().FarReason, "damaged") {
+					t.Errorf("%d pages do not verify, %v: %q", bad, err, s.Stats().FarReason)
+				}
+			case "log":
+				if err != nil || bad != 0 {
+					t.Errorf("%d pages do not verify: %v", bad, err)
+				}
+			default:
+				if !errors.Is(err, sealfs.ErrNotExist) {
+					t.Errorf("verified what cannot be read: %v", err)
+				}
 			}
 			held := s.Stats().FarSegments
+			if _, err := s.collect(true); err != nil || s.Stats().FarCheckpoints == 0 && c.name != "log" {
+				t.Errorf("no far checkpoint was made: %v", err)
+			}
 			if err := s.FarCheckpoint(); err != nil {
 				t.Fatal(err)
 			}
@@ -684,5 +699,81 @@ func TestRebuildFile(t *testing.T) {
 		if err := rebuild(); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// TestRotSuperblockFar: whichever superblock decays after a far checkpoint, or
+// after one was given up, when all that it no longer needs has been overwritten,
+// the other says the same of it.
+func TestRotSuperblockFar(t *testing.T) {
+	for copyNo := range int64(2) {
+		dev, region := testDevices(40)
+		format(t, dev, region)
+		s := open(t, dev, region, nil, testOptions())
+		m, rng := model{}, rand.New(rand.NewPCG(14, uint64(copyNo)))
+		look := func(what string, want error) {
+			t.Helper()
+			d := dev.Clone()
+			d.FlipBit(copyNo*layout.BlockSize+90, 3)
+			if _, err := checkRebuild(d, region.Clone()); !errors.Is(err, want) {
+				t.Errorf("copy %d decayed, %s: %v", copyNo, what, err)
+			}
+		}
+		for round := range 12 {
+			run(t, s, m, rng, 100, 60, 3000)
+			if err := s.FarCheckpoint(); err != nil {
+				t.Fatal(err)
+			}
+			look("just made", nil)
+			for s.Stats().Rolls < uint64(12*(round+1)) {
+				run(t, s, m, rng, 10, 60, 3000)
+			}
+			if err := s.Sync(); err != nil {
+				t.Fatal(err)
+			}
+			look("older", nil)
+		}
+		s.gc.mu.Lock()
+		_, err := s.farGiveUp("a test")
+		s.gc.mu.Unlock()
+		if err != nil {
+			t.Fatal(err)
+		}
+		look("given up", sealfs.ErrNotExist)
+		if err := m.check(s); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestFarOff: a store that is opened without far checkpoints lets go of the one
+// that is there.
+func TestFarOff(t *testing.T) {
+	dev, region := testDevices(40)
+	format(t, dev, region)
+	s := open(t, dev, region, nil, testOptions())
+	m := model{}
+	run(t, s, m, rand.New(rand.NewPCG(15, 1)), 100, 50, 3000)
+	if err := s.FarCheckpoint(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	o := testOptions()
+	o.FarBytes = -1
+	s = open(t, dev.Reopen(), region.Reopen(), nil, o)
+	if _, err := s.collect(true); err != nil {
+		t.Fatal(err)
+	}
+	st := s.Stats()
+	if sb := s.Superblock(); sb.FarRoot != 0 || st.FarSegments != 0 || st.FarHeld != 0 || !strings.Contains(st.FarReason, "switched off") {
+		t.Errorf("switched off: root %v, %d segments, %d of the log, %q", sb.FarRoot, st.FarSegments, st.FarHeld, st.FarReason)
+	}
+	if err := s.FarCheckpoint(); !errors.Is(err, sealfs.ErrNotSupported) {
+		t.Errorf("a far checkpoint was made: %v", err)
+	}
+	if err := m.check(s); err != nil {
+		t.Error(err)
 	}
 }

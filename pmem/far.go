@@ -121,6 +121,19 @@ func (c *FarCopy) Copy(b []byte, nos []PageNo) ([]PageNo, error) {
 	return nos, nil
 }
 
+// MarkFar makes page n part of the next FarCopy, as if it had changed.
+// REQUIRES: exclusive latch.
+func (r *Region) MarkFar(n PageNo) {
+	if uint64(n) >= r.pages.Load() {
+		return
+	}
+	w, i := r.windows[n>>r.shift], int(n&(1<<r.shift-1))
+	if !w.far[r.farSet].Get(i) {
+		w.far[r.farSet].Set(i)
+		r.farDirt++
+	}
+}
+
 // End ends the copy. What it has not returned is in the next one. If it was to
 // return all pages and has not, the next one must be told to do so, too.
 // REQUIRES: exclusive latch.

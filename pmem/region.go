@@ -385,10 +385,7 @@ func (r *Region) markDirty(n PageNo) {
 		w.dirty[r.set].Set(i)
 		r.dirty++
 	}
-	if !w.far[r.farSet].Get(i) {
-		w.far[r.farSet].Set(i)
-		r.farDirt++
-	}
+	r.MarkFar(n)
 	if !w.private.Get(i) {
 		w.private.Set(i)
 		r.private++
