@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -775,5 +776,88 @@ func TestFarOff(t *testing.T) {
 	}
 	if err := m.check(s); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestFarUnderway: while far checkpoints are made slowly, and what is given back
+// is used again at once, the one before can be used; and the new one when it is
+// complete.
+func TestFarUnderway(t *testing.T) {
+	dev, region := testDevices(100)
+	format(t, dev, region)
+	o := testOptions()
+	o.farStep = 1
+	s := open(t, dev, region, nil, o)
+	m, rng := model{}, rand.New(rand.NewPCG(16, 16))
+	put := func(ino sealfs.Ino, data []byte) {
+		t.Helper()
+		m[ino] = data
+		if _, err := s.put(ino, data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for ino := sealfs.Ino(1); ino <= 4000; ino++ {
+		put(ino, content(ino, 1, 10))
+	}
+	n := 2
+	for round := range 5 {
+		steps := 0
+		for done := false; !done; steps++ {
+			for range 70 { // a few files, so that segments die and are used again
+				n++
+				put(sealfs.Ino(1+rng.IntN(20)), content(1, n, 3000))
+			}
+			for ino := sealfs.Ino(1); ino <= 4000; ino += 200 {
+				put(ino+sealfs.Ino(round), content(ino, n, 11)) // all over the region
+			}
+			var err error
+			if err = s.Checkpoint(); err != nil {
+				t.Fatal(err)
+			}
+			s.mu.Lock()
+			slices.Reverse(s.free)
+			s.mu.Unlock()
+			s.gc.mu.Lock()
+			done, err = s.farStep()
+			s.gc.mu.Unlock()
+			if err != nil {
+				t.Fatalf("round %d, step %d: %v", round, steps, err)
+			}
+			if round > 0 || done {
+				if _, err := checkRebuild(dev.Clone(), region.Clone()); err != nil {
+					t.Fatalf("round %d, step %d: %v", round, steps, err)
+				}
+			}
+		}
+		if steps < 3 || s.Stats().FarCheckpoints != uint64(round)+1 {
+			t.Errorf("round %d: %d steps", round, steps)
+		}
+	}
+	if err := m.check(s); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestHeaders: where several recoveries went on from one end of the log, the
+// last one's segment continues it, and the log of the ones before ended there.
+func TestHeaders(t *testing.T) {
+	end := sealfs.MakeLSN(7, 8192)
+	h := func(seq, incarnation, chain uint32) *layout.SegmentHeader {
+		return &layout.SegmentHeader{Seq: seq, Incarnation: incarnation, Chain: chain, Prev: end, Kind: layout.Hot}
+	}
+	x := &headers{from: map[sealfs.LSN][]*layout.SegmentHeader{end: {h(11, 3, 5), h(12, 4, 5), h(13, 2, 5), h(14, 9, 6), h(6, 8, 5)}}}
+	if got := x.after(end, 5); got == nil || got.Seq != 12 {
+		t.Errorf("the log goes on in %+v, not in segment 12", got)
+	}
+	if got := x.after(end+64, 5); got != nil {
+		t.Errorf("the log goes on in %+v at another place", got)
+	}
+	for incarnation, want := range map[uint32]bool{3: true, 4: false} {
+		if x.ends(end, 5, incarnation) != want || x.ends(end+64, 5, incarnation) {
+			t.Errorf("incarnation %d ends there: not %v", incarnation, want)
+		}
+	}
+	if x.ends(end, 7, 1) {
+		t.Error("it ends where no header fits the chain")
 	}
 }
