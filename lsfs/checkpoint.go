@@ -55,7 +55,7 @@ func (s *Store) checkpoint() error {
 	}
 	s.stats.checkpoints.Add(1)
 	s.mu.Lock()
-	s.giveBack(dead)
+	s.giveBackOrHold(dead)
 	s.mu.Unlock()
 	return s.trim()
 }
@@ -83,12 +83,16 @@ func (s *Store) header() pmem.Header {
 }
 
 // dead returns the slots of segments that nothing refers to and recovery from
-// start does not need. Needs mu. Nothing will refer to them again: only moves
+// start does not need. Needs mu, and gc.mu. Nothing will refer to them again: only moves
 // and writes make references, and those go to open segments.
 func (s *Store) dead(start sealfs.LSN) []uint32 {
 	var slots []uint32
 	for slot := range s.segs {
-		if g := &s.segs[slot]; g.state == segSealed && g.live == 0 && (g.seq < start.Seq() || g.kind == layout.Cold) {
+		g := &s.segs[slot]
+		if g.state != segSealed || g.live > 0 {
+			continue
+		}
+		if g.kind == layout.Cold || g.kind == layout.Far && s.farDead(g.seq) || g.kind == layout.Hot && g.seq < start.Seq() {
 			slots = append(slots, uint32(slot))
 		}
 	}
@@ -103,6 +107,7 @@ func (s *Store) giveBack(dead []uint32) {
 	for _, slot := range dead {
 		delete(s.slotOf, s.segs[slot].seq)
 		delete(s.gc.spoiled, slot)
+		delete(s.far.segs, s.segs[slot].seq)
 		s.segs[slot] = segment{}
 	}
 	s.free = append(s.free, dead...)

@@ -2,6 +2,7 @@ package lsfs
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"testing"
@@ -163,6 +164,10 @@ func (c *crashRun) run(changes int) {
 			}
 		case 2:
 			if err := s.Checkpoint(); err != nil {
+				c.t.Fatal(err)
+			}
+		case 4:
+			if err := s.FarCheckpoint(); err != nil && !errors.Is(err, sealfs.ErrNoSpace) {
 				c.t.Fatal(err)
 			}
 		case 3:

@@ -22,6 +22,7 @@ type Options struct {
 
 	CheckpointBytes int64 // checkpoint after so much log; default 64 MiB
 	BudgetBytes     int64 // private memory of the region; default 256 MiB
+	FarBytes        int64 // far checkpoint after so much log; default 1/16 of the device, from 4 segments to 2 GiB; negative: none
 	RegionMaxBytes  int64 // the region grows up to this; default 64 GiB
 	CacheBytes      int64 // cache of device blocks; default 32 MiB
 
@@ -32,7 +33,8 @@ type Options struct {
 	ScrubInterval time.Duration // verify everything so often; 0: only when asked
 	ScrubRate     int64         // with so many bytes a second; 0: no limit
 
-	manual bool // tests: no background goroutines
+	manual  bool  // tests: no background goroutines
+	farStep int64 // tests: bytes of one step of a far checkpoint, 16 MiB otherwise
 }
 
 func (o Options) withDefaults(segments uint32) Options {
@@ -46,6 +48,7 @@ func (o Options) withDefaults(segments uint32) Options {
 	def(&o.CheckpointBytes, 64<<20)
 	def(&o.BudgetBytes, 256<<20)
 	def(&o.RegionMaxBytes, 64<<30)
+	def(&o.farStep, 16<<20)
 	def(&o.CacheBytes, 32<<20)
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)

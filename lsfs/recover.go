@@ -49,6 +49,7 @@ func (s *Store) recover(h pmem.Header, kept *pmem.Staging) (*recovered, error) {
 	if err := s.loadTable(); err != nil {
 		return nil, err
 	}
+	s.loadFar(&sb)
 	// Also what was read from the device may stand in its cache only; the
 	// region must not know more than the device.
 	if err := s.dev.Flush(); err != nil {
@@ -91,11 +92,13 @@ func (s *Store) findStaging(sb *layout.Superblock) *pmem.Staging {
 
 // replay follows the chain.
 type replay struct {
-	s    *Store
-	kept *pmem.Staging
-	rec  recovered
-	next uint32     // successor of the segment, as announced in it
-	last sealfs.LSN // where the incarnation before the present one ended
+	s     *Store
+	kept  *pmem.Staging
+	rec   recovered
+	next  uint32       // successor of the segment, as announced in it
+	last  sealfs.LSN   // where the incarnation before the present one ended
+	index *headers     // of all segments, for a replay over several incarnations; or nil
+	after func() error // called after each segment, if not nil
 }
 
 // source is one copy of a segment: on the device or in staging.
@@ -155,6 +158,9 @@ func (rp *replay) successor() (*layout.SegmentHeader, error) {
 		// The log was continued by a recovery. An earlier one that came to the same
 		// end may have left a header in the same slot, under the same number.
 		slot, least = sb.FirstSlot, sb.Incarnation
+	}
+	if rp.index != nil && sb.FirstPrev != rp.rec.end {
+		return rp.index.after(rp.rec.end, rp.rec.chain), nil
 	}
 	if slot == layout.NoSlot || slot >= uint32(len(s.segs)) {
 		return nil, nil
@@ -246,7 +252,7 @@ func (rp *replay) segment(slot, seq, from uint32, known *layout.SegmentHeader) e
 	}
 	for off := int(from); off+layout.RecordHeaderBytes <= int(s.seg); {
 		at := sealfs.MakeLSN(seq, uint32(off))
-		if at == rp.last {
+		if at == rp.last || rp.index != nil && rp.index.ends(at, rp.rec.chain, h.Incarnation) {
 			break // an incarnation ended here: what follows is dead
 		}
 		rec, crc, op, redo, which, err := rp.record(sources, off, seed, at)
@@ -273,6 +279,11 @@ func (rp *replay) segment(slot, seq, from uint32, known *layout.SegmentHeader) e
 		off += int(rec.Bytes())
 		rp.rec.end, rp.rec.chain, rp.rec.slot = sealfs.MakeLSN(seq, uint32(off)), crc, slot
 		rp.rec.records++
+	}
+	if rp.after != nil {
+		if err := rp.after(); err != nil {
+			return err
+		}
 	}
 	return rp.drain(ring, slot, staged)
 }
@@ -358,29 +369,28 @@ func (s *Store) loadTable() error {
 func (s *Store) settle(rec *recovered) error {
 	// Always, also when nothing was replayed: the header that was read may stand
 	// in a cache only, left by a process that died before it was flushed.
-	ck := s.region.BeginCheckpoint()
-	for more := true; more; {
-		more = ck.Copy()
-		if err := ck.Write(); err != nil {
-			return err
-		}
-	}
 	// Under the old incarnation: the region's is never above the superblock's.
-	if err := ck.Finish(pmem.Header{Store: s.store, Incarnation: s.incarnation - 1, Start: rec.end, StartSlot: rec.slot, Chain: rec.chain}); err != nil {
+	if err := s.writeRegion(pmem.Header{Store: s.store, Incarnation: s.incarnation - 1, Start: rec.end, StartSlot: rec.slot, Chain: rec.chain}); err != nil {
 		return err
 	}
 	s.nextSeq = max(s.nextSeq, rec.end.Seq()+1) + seqGap
-	dead := s.dead(rec.end)
-	if len(dead)+len(s.free) == 0 {
+	s.giveBackOrHold(s.dead(rec.end))
+	if s.far.root != 0 && len(s.free) == 0 {
+		s.farForget("given up for a segment to start with")
+		s.farRelease()
+	}
+	if len(s.free) == 0 {
 		return fmt.Errorf("store on %s has no free segment to begin with: %w", s.dev.Name(), sealfs.ErrNoSpace)
 	}
-	s.giveBack(dead)
 	s.nextSlot, _ = s.takeFree(0)
 	// Both copies: without this link the incarnation's log would not be found,
 	// so the decay of one copy must not hide it.
 	for range 2 {
 		err := s.writeSuper(func(sb *layout.Superblock) {
 			sb.Incarnation, sb.FirstSlot, sb.FirstPrev, sb.Tail = s.incarnation, s.nextSlot, rec.end, rec.end
+			if s.far.root == 0 {
+				noRoot(sb)
+			}
 		})
 		if err != nil {
 			return err

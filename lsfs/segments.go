@@ -77,7 +77,7 @@ func decodeSegment(b []byte) (g segment, ok bool) {
 	if g.state == segFree {
 		return g, g == segment{}
 	}
-	ok = g.seq != 0 && g.state <= segSealed && (g.kind == layout.Hot || g.kind == layout.Cold) &&
+	ok = g.seq != 0 && g.state <= segSealed && g.kind >= layout.Hot && g.kind <= layout.Far &&
 		le.Uint16(b[6:]) == 0 && le.Uint32(b[28:]) == 0
 	return g, ok
 }

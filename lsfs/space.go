@@ -10,8 +10,8 @@ import (
 	"sealfs/pmem"
 )
 
-// collector is the goroutine that keeps space available: it checkpoints by log
-// volume and cleans when few segments are free.
+// collector is the goroutine that keeps space available: it checkpoints, near and
+// far, by log volume and cleans when few segments are free.
 type collector struct {
 	mu      sync.Mutex // one checkpoint or cleaning at a time
 	wake    chan struct{}
@@ -102,7 +102,7 @@ const collectEvery = 1 << 20
 // whether the region takes more memory than it may. Needs mu.
 func (s *Store) needsCollection() bool {
 	s.crowded.Store(s.region.Usage().PrivateBytes() > s.o.BudgetBytes)
-	return len(s.free) < s.o.CleanLow || s.checkpointDue() || s.region.NeedsGrowth()
+	return len(s.free) < s.o.CleanLow || s.checkpointDue() || s.region.NeedsGrowth() || s.farWanted()
 }
 
 // checkpointDue reports whether log or changed pages ask for a checkpoint: a
@@ -159,7 +159,8 @@ func (s *Store) runCollector() {
 const cleanRounds = 8
 
 // collect runs one round: growth of the region, a checkpoint if log, memory or
-// space ask for it, and cleaning while space is short. It reports whether space
+// space ask for it, a step of a far checkpoint, and cleaning while space is
+// short. It reports whether space
 // is short and no more can be gained.
 func (s *Store) collect(force bool) (stuck bool, err error) {
 	s.gc.mu.Lock()
@@ -171,28 +172,39 @@ func (s *Store) collect(force bool) (stuck bool, err error) {
 	}
 	s.mu.RLock()
 	before := len(s.free)
-	due := force || before < s.o.CleanLow || s.crowded.Load() || s.checkpointDue()
-	s.mu.RUnlock()
-	if !due {
-		return false, nil
+	far, target := s.farWanted(), s.o.CleanLow
+	if far {
+		target += s.farTarget()
 	}
-	if err := s.checkpoint(); err != nil {
-		return false, err
+	due := force || before < target || s.crowded.Load() || s.checkpointDue()
+	s.mu.RUnlock()
+	if due {
+		if err := s.checkpoint(); err != nil {
+			return false, err
+		}
 	}
 	for range cleanRounds {
-		if s.freeSegments() >= s.o.CleanLow {
-			return false, nil
+		if !due || s.freeSegments() >= target {
+			break
 		}
-		gained, err := s.clean()
+		gained, err := s.makeRoom()
 		if err != nil {
 			return false, err
 		}
 		if !gained {
-			return s.freeSegments() <= before, nil
+			free := s.freeSegments()
+			stuck = free < s.o.CleanLow && free <= before
+			break
 		}
 		if err := s.checkpoint(); err != nil {
 			return false, err
 		}
 	}
-	return false, nil
+	s.mu.RLock()
+	far = s.farWanted() // it may have been given up meanwhile
+	s.mu.RUnlock()
+	if far {
+		return stuck, s.farRound()
+	}
+	return stuck, nil
 }

@@ -79,6 +79,7 @@ type Store struct {
 
 	sync  syncer
 	gc    collector
+	far   farState
 	bg    background
 	scrub scrubber
 

@@ -298,6 +298,7 @@ func (s *Store) enter(next *hotSegment, h *layout.SegmentHeader, tx *Tx, after u
 	tx.commitSegments()
 	tx.Commit()
 	s.stats.rolls.Add(1)
+	s.far.rolls++
 	s.bg.kick(true)
 	s.unchecked = collectEvery // look at the next record, when the region is whole again
 }

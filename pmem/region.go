@@ -84,6 +84,8 @@ type Region struct {
 	sums    sums
 	set     int    // which dirty set collects
 	dirty   int    // pages in it
+	farSet  int    // which far set collects
+	farDirt int    // pages in it
 	private int    // pages stored to since they were last dropped
 	hand    PageNo // where Trim goes on
 
@@ -103,6 +105,7 @@ type window struct {
 	// verified has a bit for each page that was found to fit its sum, or was
 	// changed since. Readers set them side by side.
 	verified []atomic.Uint32
+	far      [2]alloc.Bitmap // the same for copies elsewhere: see FarCopy
 }
 
 // Format makes b an empty region: no keys, a table and a state of zeros, start
@@ -348,6 +351,7 @@ func (r *Region) mapTo(pages uint64) error {
 		}
 		for s := range w.dirty {
 			w.dirty[s] = make(alloc.Bitmap, 1<<r.shift/8+1)
+			w.far[s] = make(alloc.Bitmap, 1<<r.shift/8+1)
 		}
 		r.windows[i] = w
 	}
@@ -447,6 +451,7 @@ func (r *Region) markDirty(n PageNo) {
 		w.dirty[r.set].Set(i)
 		r.dirty++
 	}
+	r.MarkFar(n)
 	if !w.private.Get(i) {
 		w.private.Set(i)
 		r.private++
@@ -516,10 +521,11 @@ type Usage struct {
 	Reserved uint64 `json:"reserved_pages"` // headers, intent, root, table, bitmaps, sums
 	Used     uint64 `json:"used_pages"`     // tree pages
 	Free     uint64 `json:"free_pages"`
-	MaxPages uint64 `json:"max_pages"`     // size beyond which it does not grow
-	Keys     uint64 `json:"keys"`          // in the tree
-	Dirty    uint64 `json:"dirty_pages"`   // changed since the last checkpoint began
-	Private  uint64 `json:"private_pages"` // in memory of the process's own: changed since they were last dropped
+	MaxPages uint64 `json:"max_pages"`       // size beyond which it does not grow
+	Keys     uint64 `json:"keys"`            // in the tree
+	Dirty    uint64 `json:"dirty_pages"`     // changed since the last checkpoint began
+	FarDirty uint64 `json:"far_dirty_pages"` // changed since the last FarCopy began
+	Private  uint64 `json:"private_pages"`   // in memory of the process's own: changed since they were last dropped
 }
 
 // PrivateBytes is the memory that private pages take.
@@ -531,7 +537,7 @@ func (r *Region) Usage() Usage {
 	u := Usage{
 		Pages: pages, Reserved: reservedPages(pages, r.tablePages), MaxPages: r.maxPages,
 		Used: uint64(max(r.usedTotal.Load(), 0)), Free: uint64(max(r.freePages(), 0)),
-		Dirty: uint64(r.dirty), Private: uint64(r.private),
+		Dirty: uint64(r.dirty), FarDirty: uint64(r.farDirt), Private: uint64(r.private),
 	}
 	if p, err := r.Page(layout.RootPage); err == nil {
 		if root, err := layout.DecodeRoot(r.name, p); err == nil {

@@ -22,6 +22,7 @@ type StoreStatus struct {
 	Staging      string      `json:"staging"`
 	State        string      `json:"state"`            // up, read-only, stalled
 	Reason       string      `json:"reason,omitempty"` // why it is not up
+	Rebuild      string      `json:"rebuild"`          // whether a lost region can be made again
 	Files        int64       `json:"files"`            // inodes of all volumes
 	BytesPerFile float64     `json:"region_bytes_per_file"`
 	Stats        lsfs.Stats  `json:"stats"`
@@ -36,6 +37,10 @@ func (s *Server) Status() Status {
 		x := StoreStatus{
 			ID: st.ID(), Device: absolute(st.opts.Device), Region: absolute(st.opts.Region), Staging: absolute(st.opts.Staging),
 			State: "up", Stats: st.Stats(), Files: st.usage.inodes(), Scrub: st.Scrub(false),
+		}
+		x.Rebuild = "the region can be rebuilt"
+		if why := x.Stats.FarReason; why != "" {
+			x.Rebuild = "the region cannot be rebuilt at present: " + why
 		}
 		if err := st.Failure(); err != nil {
 			x.State, x.Reason = "read-only", err.Error()

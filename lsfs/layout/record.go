@@ -29,7 +29,11 @@ const (
 	KindNext Kind = 4 // Op names a successor's slot after all
 	KindPad  Kind = 5 // PayloadLen bytes of nothing
 	KindCold Kind = 6 // a payload moved by the cleaner, in a cold segment
-	kindMax       = KindCold
+
+	KindFarPage Kind = 7 // copies of region pages, in a far segment
+	KindFarMap  Kind = 8 // where the copies stand
+	KindFarRoot Kind = 9 // what a rebuild begins with
+	kindMax          = KindFarRoot
 )
 
 // Record is the header of a record. On the device follow Op, payload and redo,
