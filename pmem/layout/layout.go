@@ -263,10 +263,14 @@ func Reserved(g, tablePages uint64) uint64 {
 	return 1
 }
 
-// Content reports whether page n belongs to what a region says, so that a copy
-// of the region needs it. The others are about the medium: headers, and what is
-// computed from other pages.
-func Content(n uint64) bool { return n >= RootPage }
+// Content reports whether page n belongs to what a region says, so that a copy of
+// the region needs it: root, table, bitmaps and tree. The others are the medium's:
+// headers, and what can be computed from other pages.
+func Content(n, tablePages uint64) bool {
+	g := n / GroupPages
+	return n == RootPage || n >= TablePage && n < TablePage+tablePages ||
+		n == BitmapPage(g, tablePages) || n%GroupPages >= Reserved(g, tablePages)
+}
 
 // Tree page:
 //
