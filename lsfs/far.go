@@ -21,6 +21,7 @@ type farState struct {
 	out   *farSegment // the one that is being filled
 	gen   uint64
 	whole bool // the region's far set has all changes since the copies in maps
+	hurry bool // it is made to gain room, and may use the reserve
 
 	pages  []byte // of the batch that is being copied
 	nos    []pmem.PageNo
@@ -31,6 +32,7 @@ type farState struct {
 	start  sealfs.LSN // (mu) its start
 	sound  bool       // (mu) it has been read, or written
 	reason string     // (mu) why the region cannot be rebuilt; "" if it can
+	failed string     // (mu) why the last attempt was not completed; "" if it was
 	held   []uint32   // (mu) slots of the log that only far checkpoints need
 	rolls  int        // (mu) hot segments opened so far
 	base   int        // (mu) of them, those below the far start
@@ -234,7 +236,7 @@ func (s *Store) farAbandon(err error) {
 		f.whole = false
 	}
 	f.run = nil
-	f.retry = f.rolls + s.farRolls()
+	f.retry, f.failed = f.rolls+s.farRolls(), err.Error()
 	if f.root == 0 {
 		f.reason = err.Error()
 	}
@@ -381,7 +383,7 @@ func (s *Store) farSeal() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r.copy.End()
-	f.run, f.root, f.start, f.sound, f.reason, f.base, f.retry = nil, at, r.start, true, "", r.base, 0
+	f.run, f.root, f.start, f.sound, f.reason, f.failed, f.base, f.retry = nil, at, r.start, true, "", "", r.base, 0
 	s.farRelease()
 	s.log.Info("far checkpoint", "dev", s.dev.Name(), "generation", f.gen, "start", r.start.String(), "segments", len(f.segs), "dur", time.Since(r.began))
 	return nil
@@ -501,8 +503,12 @@ func (s *Store) farRoom(blocks int) error {
 	if o := s.far.out; o != nil && int64(o.filled)+int64(blocks)*layout.BlockSize <= s.seg {
 		return nil
 	}
+	keep := s.o.ReserveSegments
+	if s.far.hurry {
+		keep = 1 // if that does not do, it is given up, which needs no segment
+	}
 	s.mu.Lock()
-	slot, ok := s.takeFree(s.o.ReserveSegments)
+	slot, ok := s.takeFree(keep)
 	seq := s.nextSeq
 	if ok {
 		s.nextSeq++
@@ -649,6 +655,9 @@ func (s *Store) makeRoom() (bool, error) {
 	s.mu.RLock()
 	cheap := len(s.far.held) > 0 && s.farBytes() >= 0 && s.farCost() <= int64(len(s.far.held))*s.seg
 	s.mu.RUnlock()
+	f := &s.far
+	f.hurry = true
+	defer func() { f.hurry = false }()
 	if cheap {
 		if err := s.farFinish(); err == nil || s.Failure() != nil {
 			return err == nil, err

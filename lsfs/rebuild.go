@@ -45,7 +45,7 @@ func RebuildRegion(dev disk.Device, region pmem.Backing, o Options) (*Rebuilt, e
 	if err != nil {
 		return nil, errors.Join(err, region.Close())
 	}
-	reg, _, err := pmem.Open(region, pmem.Options{BudgetBytes: b.s.o.BudgetBytes, MaxBytes: b.s.o.RegionMaxBytes})
+	reg, _, err := pmem.Open(region, pmem.Options{BudgetBytes: b.s.o.BudgetBytes, MaxBytes: max(b.s.o.RegionMaxBytes, int64(b.root.Pages)*pmem.PageSize)})
 	if err != nil {
 		return nil, errors.Join(err, region.Close())
 	}

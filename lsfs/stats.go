@@ -49,6 +49,7 @@ type Stats struct {
 	FarHeld        int        `json:"far_held_segments"`    // dead ones of the log that a rebuild would need
 	FarStart       sealfs.LSN `json:"far_start"`            // where a rebuild would begin, 0 if it cannot
 	FarReason      string     `json:"far_reason,omitempty"` // why the region cannot be rebuilt; "" if it can
+	FarFailed      string     `json:"far_failed,omitempty"` // why the last far checkpoint was not completed; "" if it was
 
 	Segments     int        `json:"segments"`
 	SegmentBytes int64      `json:"segment_bytes"`
@@ -77,7 +78,7 @@ func (s *Store) Stats() Stats {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	st.Segments, st.SegmentBytes, st.Free, st.Live, st.Usable, st.Tail = len(s.segs), s.seg, len(s.free), s.live, s.usable(), s.tail()
-	st.FarSegments, st.FarHeld, st.FarReason = len(s.far.segs), len(s.far.held), s.far.reason
+	st.FarSegments, st.FarHeld, st.FarReason, st.FarFailed = len(s.far.segs), len(s.far.held), s.far.reason, s.far.failed
 	if st.FarReason == "" {
 		st.FarStart = s.far.start
 	}

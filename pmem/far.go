@@ -19,6 +19,9 @@ const FeaturesOfMedium uint64 = 0
 // of the table, version, features. Its start is not kept up to date.
 func (r *Region) Header() Header { return r.header }
 
+// content reports whether a copy of the region needs page n.
+func (r *Region) content(n PageNo) bool { return layout.HasSum(uint64(n), r.tablePages) }
+
 // FarCopy names the pages that have changed since the FarCopy before, or all, so
 // that somebody can keep copies of them elsewhere. It is apart from checkpoints:
 // both may be under way at once. A page that changes while one is under way is
@@ -104,7 +107,7 @@ func (c *FarCopy) Copy(b []byte, nos []PageNo) ([]PageNo, error) {
 			}
 		}
 		n := base + PageNo(i)
-		if layout.HasSum(uint64(n), c.r.tablePages) {
+		if c.r.content(n) {
 			p, err := c.r.Page(n)
 			if err != nil {
 				return nos, err
@@ -154,13 +157,13 @@ func (c *FarCopy) End() {
 }
 
 // Restore makes page n what a copy of it says, and the region large enough to
-// have it. Pages without a sum (see layout.HasSum) are about the medium, and left alone. It may block on the medium.
+// have it. Pages that are not content are left alone. It may block on the medium.
 // REQUIRES: exclusive latch, no transaction under way.
 func (r *Region) Restore(n PageNo, b []byte) error {
 	if len(b) != PageSize {
 		return fmt.Errorf("page %d of region %s restored from %d bytes: %w", n, r.name, len(b), sealfs.ErrInvalid)
 	}
-	if !layout.HasSum(uint64(n), r.tablePages) {
+	if !r.content(n) {
 		return nil
 	}
 	if err := r.Extend(uint64(n) + 1); err != nil {

@@ -3,8 +3,6 @@ package pmem
 import (
 	"bytes"
 	"testing"
-
-	"sealfs/pmem/layout"
 )
 
 // TestFarCopy: copies of pages, made while the region changes, some of them by
@@ -39,7 +37,7 @@ func TestFarCopy(t *testing.T) {
 						t.Fatal(err)
 					}
 					for i, no := range nos {
-						if !layout.HasSum(uint64(no), h.r.tablePages) {
+						if !h.r.content(no) {
 							t.Fatalf("page %d is not content", no)
 						}
 						copies[no] = bytes.Clone(b[i*PageSize:][:PageSize])

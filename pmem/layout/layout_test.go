@@ -142,3 +142,22 @@ func FuzzDecodeHeader(f *testing.F) {
 		DecodeRoot("r", b)
 	})
 }
+
+// TestHasSum: of each group, what is not reserved and the bitmap have sums, and
+// of the first root and table.
+func TestHasSum(t *testing.T) {
+	const table = 5
+	want := map[uint64]bool{RootPage: true, BitmapPage(0, table): true, BitmapPage(2, table): true, BitmapPage(1, table): true}
+	for i := range uint64(table) {
+		want[TablePage+i] = true
+	}
+	for n := range uint64(3 * GroupPages) {
+		g := n / GroupPages
+		if got := HasSum(n, table); got != (want[n] || n-g*GroupPages >= Reserved(g, table)) {
+			t.Fatalf("page %d: %v", n, got)
+		}
+	}
+	if HasSum(0, table) || HasSum(1, table) {
+		t.Error("a header has a sum")
+	}
+}
