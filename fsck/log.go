@@ -397,6 +397,11 @@ func (f *follower) lookBehind() {
 	if c.ring == nil {
 		return
 	}
+	boot, err := pmem.BootID()
+	if tail := sealfs.LSN(c.ring.Tail()); err == nil && c.ring.Header().BootID == boot && tail > f.end.lsn {
+		c.problem(LogStaging, c.rep.Staging, "the log ends at %v, and was written up to %v", f.end.lsn, tail)
+		return
+	}
 	seed := layout.ChainSeed(c.sb.Store, c.ring.Header().Incarnation)
 	for i := range int(c.ring.Header().Chunks) {
 		seq, chunk := c.chunkSeq(i), c.ring.Chunk(i)

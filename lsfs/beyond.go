@@ -7,6 +7,7 @@ import (
 	"sealfs"
 	"sealfs/disk"
 	"sealfs/lsfs/layout"
+	"sealfs/pmem"
 )
 
 // A log that breaks off has either been cut by the loss of power, which takes
@@ -14,7 +15,7 @@ import (
 // what stands behind the break: pads and records that open a segment say how far the
 // log was durable when they were written (layout.Record.Witness). A process that dies
 // writes no record behind one that is not whole, so in staging every sound
-// record behind the break is a proof.
+// record behind the break is a proof, and so is the tail that the ring's header names.
 
 // beyond refuses a log that breaks off before a place that it has reached: to go
 // on would silently roll back what was answered.
@@ -24,6 +25,10 @@ func (rp *replay) beyond() error {
 	if at, chunk := rp.staged(); chunk >= 0 {
 		return &sealfs.Corruption{Where: rp.ringName(), Off: int64(chunk)*s.seg + layout.BlockSize + int64(end.Off()),
 			What: fmt.Sprintf("the log breaks off at %v, and staging holds a sound record at %v; to go on without what is behind the break, remove staging", end, at)}
+	}
+	if tail := rp.tail(); tail > end {
+		return &sealfs.Corruption{Where: rp.ringName(), Off: -1,
+			What: fmt.Sprintf("the log breaks off at %v, and was written up to %v; to go on without what is behind the break, remove staging", end, tail)}
 	}
 	w := rp.witness()
 	if w <= end {
@@ -36,6 +41,18 @@ func (rp *replay) beyond() error {
 		return nil
 	}
 	return err
+}
+
+// tail returns up to where the dead process wrote the log, 0 if that is not
+// known. Over the loss of power nothing orders the tail behind the record.
+func (rp *replay) tail() sealfs.LSN {
+	if rp.kept == nil {
+		return 0
+	}
+	if boot, err := pmem.BootID(); err != nil || boot != rp.kept.Header().BootID {
+		return 0
+	}
+	return sealfs.LSN(rp.kept.Tail())
 }
 
 func (rp *replay) ringName() string {

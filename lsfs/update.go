@@ -191,6 +191,7 @@ func (s *Store) publish(rec *layout.Record, op, payload, redo []byte) {
 	copy(b[layout.RecordHeaderBytes+len(op):], payload)
 	s.chain = rec.Put(b, s.seed, op, redo)
 	open.filled += uint32(n)
+	s.staging.SetTail(uint64(s.tail()))
 	s.logged += n
 	s.waiting += n
 	s.stats.records.Add(1)
