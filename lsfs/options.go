@@ -33,6 +33,10 @@ type Options struct {
 	ScrubInterval time.Duration // verify everything so often; 0: only when asked
 	ScrubRate     int64         // with so many bytes a second; 0: no limit
 
+	// CutLog opens a store although its log has rotted in a place that recovery
+	// needs: everything that was done after it is lost, also what was synced.
+	CutLog bool
+
 	manual  bool  // tests: no background goroutines
 	farStep int64 // tests: bytes of one step of a far checkpoint, 16 MiB otherwise
 }

@@ -51,7 +51,8 @@ const (
 //	 32    4 redo length
 //	 36    4 payload crc  CRC-32C of the payload, 0 for pads
 //	 40    8 inode      whose data the payload is, 0 for none
-//	 48    8 offset     of the payload in the file, in bytes
+//	 48    8 offset     of the payload in the file, in bytes; of a pad, open or next record
+//	                    a witness: the LSN up to which the log was durable when it was written
 //	 56    8 zero
 type Record struct {
 	LSN                        sealfs.LSN
@@ -69,6 +70,15 @@ func (r *Record) Bytes() int64 {
 }
 
 func align(n int64) int64 { return (n + RecordAlign - 1) &^ (RecordAlign - 1) }
+
+// Witness returns up to where the log was durable when the record was written,
+// 0 for records that do not say.
+func (r *Record) Witness() sealfs.LSN {
+	if r.Kind == KindPad || r.Kind == KindOpen || r.Kind == KindNext {
+		return sealfs.LSN(r.Offset)
+	}
+	return 0
+}
 
 // PayloadLSN returns the position of the payload.
 func (r *Record) PayloadLSN() sealfs.LSN { return r.LSN + RecordHeaderBytes + sealfs.LSN(r.OpLen) }

@@ -325,9 +325,12 @@ func EncodeTree() []byte {
 //	 …       zeros
 //	1020  4  CRC-32C of all before
 //	1024  …  4 bytes per chunk: sequence number of the segment in it, not summed
+//	4080  8  tail of the log, not summed: after a crash the log reaches so far at least
+//	4088  8  its complement; if it is not, the tail is not known
 const (
 	StagingMagic     = "SEALFSs1"
 	StagingCRCOff    = 1020
 	StagingSeqOff    = 1024
-	StagingChunksMax = (PageSize - StagingSeqOff) / 4
+	StagingTailOff   = PageSize - 16
+	StagingChunksMax = (StagingTailOff - StagingSeqOff) / 4
 )
