@@ -353,7 +353,9 @@ func (s *Store) settle(rec *recovered) error {
 	// in a cache only, left by a process that died before it was flushed.
 	ck := s.region.BeginCheckpoint()
 	for more := true; more; {
-		more = ck.Copy()
+		for more && !ck.Full() {
+			more = ck.Copy()
+		}
 		if err := ck.Write(); err != nil {
 			return err
 		}
