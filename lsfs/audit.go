@@ -36,7 +36,7 @@ type Auditor interface {
 // behind it, in one buffer of a segment's size.
 type audit struct {
 	s    *Store
-	pace *pacer
+	pace *scrubPacer
 	room []byte
 
 	slot     uint32

@@ -588,7 +588,7 @@ func (s *Store) giveBackOrHold(dead []uint32) {
 			now = append(now, slot)
 		}
 	}
-	s.far.held = held
+	s.far.held = append(s.far.held, held...)
 	s.giveBack(now)
 }
 

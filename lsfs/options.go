@@ -27,7 +27,7 @@ type Options struct {
 	CacheBytes      int64 // cache of device blocks; default 32 MiB
 
 	ReserveSegments int     // kept for cleaner, checkpoints and deletes; default 3
-	CleanLow        int     // clean when fewer segments are free; default 1/16 of all, at least reserve + 2
+	CleanLow        int     // clean when fewer segments are free, the harder the fewer; default see cleanLow
 	CleanLimit      float64 // segments fuller than this are not cleaned; default 0.95
 
 	ScrubInterval time.Duration // verify everything so often; 0: only when asked
@@ -67,7 +67,7 @@ func (o Options) withDefaults(segments uint32) Options {
 		o.ReserveSegments = 3
 	}
 	if o.CleanLow == 0 {
-		o.CleanLow = max(int(segments)/16, o.ReserveSegments+2)
+		o.CleanLow = cleanLow(int(segments), o.ReserveSegments)
 	}
 	if o.CleanLimit == 0 {
 		o.CleanLimit = 0.95
@@ -96,4 +96,11 @@ func (o Options) Validate() error {
 	bad(o.ScrubInterval >= 0, "scrub interval of %v", o.ScrubInterval)
 	bad(o.ScrubRate >= 0, "scrub at %d bytes a second", o.ScrubRate)
 	return errors.Join(errs...)
+}
+
+// cleanLow returns the default of Options.CleanLow: a thirty-second of all
+// segments. What is kept free makes cleaning dearer, since the rest is the fuller.
+// So much must be free that bursts find room; of few segments a larger part.
+func cleanLow(segments, reserve int) int {
+	return max(segments/32, min(segments/16, reserve+5), reserve+2)
 }

@@ -260,7 +260,9 @@ func (b *rebuild) replay() (*replay, error) {
 func (s *Store) writeRegion(h pmem.Header) error {
 	ck := s.region.BeginCheckpoint()
 	for more := true; more; {
-		more = ck.Copy()
+		for more && !ck.Full() {
+			more = ck.Copy()
+		}
 		if err := ck.Write(); err != nil {
 			return err
 		}

@@ -264,7 +264,7 @@ func (s *Store) runScrub(stop, done chan struct{}) {
 }
 
 // scrubAll verifies superblocks, segments from slot on, and the region.
-func (s *Store) scrubAll(p *pacer, slot uint32) error {
+func (s *Store) scrubAll(p *scrubPacer, slot uint32) error {
 	if slot == 0 {
 		if err := s.scrubSupers(); err != nil {
 			return err
@@ -408,7 +408,7 @@ type verifiable interface {
 }
 
 // scrubRegion verifies the region, if it has sums.
-func (s *Store) scrubRegion(p *pacer) error {
+func (s *Store) scrubRegion(p *scrubPacer) error {
 	r, ok := any(s.region).(verifiable)
 	if !ok {
 		return nil
@@ -427,8 +427,8 @@ func (s *Store) scrubRegion(p *pacer) error {
 	return nil
 }
 
-// pacer keeps a scrub to its rate, and lets the device's other users go first.
-type pacer struct {
+// scrubPacer keeps a scrub to its rate, and lets the device's other users go first.
+type scrubPacer struct {
 	s     *Store
 	stop  <-chan struct{}
 	timer *time.Timer
@@ -443,13 +443,13 @@ type pacer struct {
 	yielded atomic.Int64
 }
 
-func newPacer(s *Store, stop <-chan struct{}) *pacer {
-	p := &pacer{s: s, stop: stop, timer: time.NewTimer(time.Hour), due: time.Now(), looked: time.Now()}
+func newPacer(s *Store, stop <-chan struct{}) *scrubPacer {
+	p := &scrubPacer{s: s, stop: stop, timer: time.NewTimer(time.Hour), due: time.Now(), looked: time.Now()}
 	p.others, p.bytes = p.traffic()
 	return p
 }
 
-func (p *pacer) stopped() bool {
+func (p *scrubPacer) stopped() bool {
 	select {
 	case <-p.stop:
 		return true
@@ -458,7 +458,7 @@ func (p *pacer) stopped() bool {
 	}
 }
 
-func (p *pacer) takeYielded() time.Duration { return time.Duration(p.yielded.Swap(0)) }
+func (p *scrubPacer) takeYielded() time.Duration { return time.Duration(p.yielded.Swap(0)) }
 
 // The device is in use if others did so much in a second. Then a scrub goes on
 // at an eighth of its rate, which without a limit is taken for busyRate: slow
@@ -471,13 +471,13 @@ const (
 )
 
 // traffic returns what others have done on the device.
-func (p *pacer) traffic() (ops, n uint64) {
+func (p *scrubPacer) traffic() (ops, n uint64) {
 	d := p.s.dev.Stats()
 	return d.Reads + d.Writes - p.own.Load(), d.ReadBytes + d.WriteBytes - p.ownN.Load()
 }
 
 // look notes whether the device is in use by others.
-func (p *pacer) look(now time.Time) {
+func (p *scrubPacer) look(now time.Time) {
 	d := now.Sub(p.looked)
 	if d < lookEvery {
 		return
@@ -488,7 +488,7 @@ func (p *pacer) look(now time.Time) {
 }
 
 // wait waits until n more bytes may be read; false says that the scrub is to end.
-func (p *pacer) wait(n int) bool {
+func (p *scrubPacer) wait(n int) bool {
 	now := time.Now()
 	p.look(now)
 	rate := p.s.scrub.rate.Load()
@@ -524,7 +524,7 @@ func (p *pacer) wait(n int) bool {
 }
 
 // piece is how much is read at once.
-func (p *pacer) piece() int {
+func (p *scrubPacer) piece() int {
 	rate := p.s.scrub.rate.Load()
 	if rate == 0 {
 		return pieceMax
@@ -540,7 +540,7 @@ const (
 )
 
 // count notes what the scrub itself has read.
-func (p *pacer) count(n int) {
+func (p *scrubPacer) count(n int) {
 	p.own.Add(1)
 	p.ownN.Add(uint64(n))
 }

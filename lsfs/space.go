@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"sealfs"
+	"sealfs/alloc"
 	"sealfs/lsfs/layout"
 	"sealfs/pmem"
 )
@@ -16,6 +18,15 @@ type collector struct {
 	mu      sync.Mutex // one checkpoint or cleaning at a time
 	wake    chan struct{}
 	spoiled map[uint32]struct{} // slots that could not be read; they are left alone (mu)
+	pace    pacer
+
+	// Of the cleaner (mu).
+	choice alloc.Choice
+	cold   [2][]byte // buffers, kept between rounds, nil before the first
+	window []byte    // the same
+	gain   int64     // bytes by which rounds emptied more than they filled
+
+	waiting atomic.Int32 // requests that wait for Store.mu
 
 	wait struct {
 		sync.Mutex
@@ -99,9 +110,11 @@ func (s *Store) pokeCollector() {
 const collectEvery = 1 << 20
 
 // needsCollection reports whether a checkpoint or cleaning is due, and notes
-// whether the region takes more memory than it may. Needs mu.
+// whether the region takes more memory than it may, and how fast changes may
+// come. Needs mu.
 func (s *Store) needsCollection() bool {
 	s.crowded.Store(s.region.Usage().PrivateBytes() > s.o.BudgetBytes)
+	s.setBrake()
 	return len(s.free) < s.o.CleanLow || s.checkpointDue() || s.region.NeedsGrowth() || s.farWanted()
 }
 
@@ -128,6 +141,14 @@ func (s *Store) waitMemory() {
 	}
 }
 
+// wake lets those look again who wait for what the collector does.
+func (s *Store) wake() {
+	w := &s.gc.wait
+	w.Lock()
+	w.cond.Broadcast()
+	w.Unlock()
+}
+
 // runCollector runs until the store is closed.
 func (s *Store) runCollector() {
 	defer s.bg.done.Done()
@@ -152,6 +173,9 @@ func (s *Store) runCollector() {
 		}
 		w.cond.Broadcast()
 		w.Unlock()
+		if !stuck && err == nil && s.freeSegments() < s.o.CleanLow {
+			s.pokeCollector()
+		}
 	}
 }
 
@@ -159,8 +183,8 @@ func (s *Store) runCollector() {
 const cleanRounds = 8
 
 // collect runs one round: growth of the region, a checkpoint if log, memory or
-// space ask for it, a step of a far checkpoint, and cleaning while space is
-// short. It reports whether space
+// space ask for it, cleaning while less is free than should be, and a step of a
+// far checkpoint. It reports whether space
 // is short and no more can be gained.
 func (s *Store) collect(force bool) (stuck bool, err error) {
 	s.gc.mu.Lock()
@@ -176,18 +200,31 @@ func (s *Store) collect(force bool) (stuck bool, err error) {
 	if far {
 		target += s.farTarget()
 	}
-	due := force || before < target || s.crowded.Load() || s.checkpointDue()
+	due := force || s.checkpointDue() || s.crowded.Load()
 	s.mu.RUnlock()
-	if due {
+	if !due && !far && before >= target {
+		return false, nil
+	}
+	if due || before < target && s.giveBackDue() {
 		if err := s.checkpoint(); err != nil {
 			return false, err
 		}
 	}
 	for range cleanRounds {
-		if !due || s.freeSegments() >= target {
+		if s.freeSegments() >= target {
 			break
 		}
+		s.gc.pace.begin()
 		gained, err := s.makeRoom()
+		if err != nil {
+			return false, err
+		}
+		switch {
+		case gained && s.gc.gain == 0: // what a far checkpoint before needed is dead now
+			err = s.checkpoint()
+		case !gained || s.giveBackDue():
+			err = s.checkpointIfDying()
+		}
 		if err != nil {
 			return false, err
 		}
@@ -196,9 +233,8 @@ func (s *Store) collect(force bool) (stuck bool, err error) {
 			stuck = free < s.o.CleanLow && free <= before
 			break
 		}
-		if err := s.checkpoint(); err != nil {
-			return false, err
-		}
+		s.gc.pace.end(s.gc.gain)
+		s.gc.gain = 0
 	}
 	s.mu.RLock()
 	far = s.farWanted() // it may have been given up meanwhile
@@ -207,4 +243,27 @@ func (s *Store) collect(force bool) (stuck bool, err error) {
 		return stuck, s.farRound()
 	}
 	return stuck, nil
+}
+
+// giveBackDue reports whether it is time for a checkpoint because of the segments
+// that died since the last one: there are many, for the space that is kept free,
+// or they are needed now.
+func (s *Store) giveBackDue() bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.checkpointDue() {
+		return true
+	}
+	return s.dying > 0 && (s.dying >= (s.o.CleanLow-s.o.ReserveSegments)/4 || len(s.free) <= s.o.ReserveSegments+1)
+}
+
+// checkpointIfDying makes the segments available that died.
+func (s *Store) checkpointIfDying() error {
+	s.mu.RLock()
+	dying := s.dying
+	s.mu.RUnlock()
+	if dying == 0 {
+		return nil
+	}
+	return s.checkpoint()
 }

@@ -12,7 +12,7 @@ type counters struct {
 	records, logBytes, redoBytes, padBytes, rolls      atomic.Uint64
 	drains, drainBytes, flushes                        atomic.Uint64
 	ringReads, cacheHits, cacheMisses, deviceReads     atomic.Uint64
-	ringWaits, spaceWaits, memoryWaits                 atomic.Uint64
+	ringWaits, spaceWaits, spaceBrakes, memoryWaits    atomic.Uint64
 	checkpoints, cleaned, moved, movedBytes, givenBack atomic.Uint64
 	scrubBytes, scrubDamages                           atomic.Uint64
 	farCheckpoints, farPages, farBytes, farGivenUp     atomic.Uint64
@@ -34,6 +34,7 @@ type Stats struct {
 	DeviceReads uint64 `json:"device_reads"` // of data
 	RingWaits   uint64 `json:"ring_waits"`   // updates that waited for the ring
 	SpaceWaits  uint64 `json:"space_waits"`  // updates that waited for the cleaner
+	SpaceBrakes uint64 `json:"space_brakes"` // updates that were slowed down to the cleaner's speed
 	MemoryWaits uint64 `json:"memory_waits"` // updates that waited for the region's budget
 	Checkpoints uint64 `json:"checkpoints"`
 	Cleaned     uint64 `json:"cleaned"`     // segments
@@ -70,7 +71,7 @@ func (s *Store) Stats() Stats {
 		Records: c.records.Load(), LogBytes: c.logBytes.Load(), RedoBytes: c.redoBytes.Load(), PadBytes: c.padBytes.Load(),
 		Rolls: c.rolls.Load(), Drains: c.drains.Load(), DrainBytes: c.drainBytes.Load(), Flushes: c.flushes.Load(),
 		RingReads: c.ringReads.Load(), CacheHits: c.cacheHits.Load(), CacheMisses: c.cacheMisses.Load(), DeviceReads: c.deviceReads.Load(),
-		RingWaits: c.ringWaits.Load(), SpaceWaits: c.spaceWaits.Load(), MemoryWaits: c.memoryWaits.Load(), Checkpoints: c.checkpoints.Load(),
+		RingWaits: c.ringWaits.Load(), SpaceWaits: c.spaceWaits.Load(), SpaceBrakes: c.spaceBrakes.Load(), MemoryWaits: c.memoryWaits.Load(), Checkpoints: c.checkpoints.Load(),
 		Cleaned: c.cleaned.Load(), Moved: c.moved.Load(), MovedBytes: c.movedBytes.Load(), GivenBack: c.givenBack.Load(),
 		FarCheckpoints: c.farCheckpoints.Load(), FarPages: c.farPages.Load(), FarBytes: c.farBytes.Load(), FarGivenUp: c.farGivenUp.Load(),
 		Device: s.dev.Stats(), Durable: s.Durable(), Incarnation: s.incarnation,

@@ -68,6 +68,7 @@ type Store struct {
 	slotOf    map[uint32]uint32 // seq → slot, of all segments that are not free
 	free      []uint32          // slots that may be opened
 	live      int64             // sum of live bytes
+	dying     int               // sealed segments that lost their last live bytes since the last checkpoint began
 	tx        Tx
 	redo      []byte
 	logged    int64 // bytes of log since the last checkpoint began

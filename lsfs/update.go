@@ -80,8 +80,17 @@ func (s *Store) Update(in *Intent, ch Change) (sealfs.LSN, error) {
 	if in.Class == Normal && s.crowded.Load() {
 		s.waitMemory()
 	}
+	if in.Class == Normal && s.gc.pace.brake.Load() != 0 {
+		s.slowDown(len(in.Payload) + len(in.Op))
+	}
 	for {
-		s.mu.Lock()
+		if in.Class == cleaning {
+			s.mu.Lock()
+		} else {
+			s.gc.waiting.Add(1)
+			s.mu.Lock()
+			s.gc.waiting.Add(-1)
+		}
 		end, err := s.append(in, ch)
 		s.mu.Unlock()
 		switch {

@@ -8,16 +8,19 @@ import (
 	"sealfs/pmem/layout"
 )
 
-// batchPages is how many pages a checkpoint copies at a time, so that the latch
-// is held for about a millisecond.
-const batchPages = 1024
+// batchPages is how many pages a checkpoint writes at a time, copyPages how many
+// it copies under the latch at a time: that takes some 50 µs.
+const (
+	batchPages = 1024
+	copyPages  = 64
+)
 
 // Checkpoint brings the pages that were dirty at one moment to the medium. The
 // caller's part is the order:
 //
 //	exclusive latch   note the log's end as the new start; BeginCheckpoint
 //	repeat:
-//	  shared latch    more = Copy; note the log's end
+//	  until Full or not more: shared latch    more = Copy; note the log's end
 //	  no latch        make the log durable up to there; Write
 //	until not more
 //	no latch          Finish with the new start
@@ -65,11 +68,14 @@ func (r *Region) BeginCheckpoint() *Checkpoint {
 	return c
 }
 
-// Copy copies the next batch of pages, in ascending order, and reports whether
-// more are left. REQUIRES: latch, shared; the last batch has been written.
+// Full reports whether the batch must be written before more is copied.
+func (c *Checkpoint) Full() bool { return len(c.nos) == len(c.batch)/PageSize }
+
+// Copy copies some more pages into the batch, in ascending order, and reports
+// whether more are left. REQUIRES: latch, shared.
 func (c *Checkpoint) Copy() (more bool) {
-	c.nos = c.nos[:0]
-	for c.next < c.end && len(c.nos) < len(c.batch)/PageSize {
+	upto := min(len(c.nos)+copyPages, len(c.batch)/PageSize)
+	for c.next < c.end && len(c.nos) < upto {
 		w, base := c.r.windows[c.next>>c.r.shift], c.next>>c.r.shift<<c.r.shift
 		limit := int(min(c.end-base, 1<<c.r.shift))
 		i := w.dirty[c.set].NextSet(int(c.next-base), limit)
@@ -84,8 +90,8 @@ func (c *Checkpoint) Copy() (more bool) {
 	return c.next < c.end
 }
 
-// Write writes the batch that Copy made, and the sums of its pages. It needs no
-// latch and blocks on the medium; the pages are not durable yet.
+// Write writes the batch that Copy made, with the sums of its pages, and begins a
+// new one. It needs no latch and blocks on the medium; the pages are not durable yet.
 func (c *Checkpoint) Write() error {
 	if len(c.nos) > 0 && !c.announced && !c.r.sums.off {
 		if err := c.announce(); err != nil {

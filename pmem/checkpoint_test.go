@@ -317,7 +317,8 @@ func TestTrim(t *testing.T) {
 			}
 			for round := range 3 {
 				c := r.BeginCheckpoint()
-				c.Copy()
+				for c.Copy() {
+				}
 				trim() // the checkpoint's pages are not clean yet
 				put(20)
 				if err := c.Write(); err != nil {

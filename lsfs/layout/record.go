@@ -129,6 +129,17 @@ func DecodeRecord(b []byte, seed uint32, at sealfs.LSN, prev uint32) (r Record, 
 	return r, crc, op, payload, redo, err
 }
 
+// RecordLen returns how long the record at the front of b says that it is, to
+// know how much to read; nothing is verified. b holds a record's header at least.
+func RecordLen(b []byte) int64 {
+	if len(b) < RecordHeaderBytes {
+		return RecordHeaderBytes
+	}
+	le := binary.LittleEndian
+	r := Record{OpLen: le.Uint32(b[24:]), PayloadLen: le.Uint32(b[28:]), RedoLen: le.Uint32(b[32:])}
+	return r.Bytes()
+}
+
 // DecodeRecordLoose is DecodeRecord without the chain: for the cleaner, which
 // reads sealed segments whose records are known to be true.
 func DecodeRecordLoose(b []byte, seed uint32, at sealfs.LSN) (r Record, crc uint32, op, payload, redo []byte, err error) {
