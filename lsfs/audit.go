@@ -125,7 +125,7 @@ func (a *audit) segment(slot uint32) (int, error) {
 
 // readsAhead is how many pieces are read at once, so that the device does not
 // wait for the processor.
-const readsAhead = 2
+const readsAhead = 4
 
 // read reads the segment in pieces. What the device cannot read becomes holes.
 func (a *audit) read(out chan<- fed) {

@@ -68,7 +68,7 @@ func collect[T any](m *meters, label string, list func() []T, name func(*T) stri
 func (m *meters) stores(srv *server.Server) {
 	type st = server.StoreStatus
 	collect(m, "store", func() []st { return srv.Status().Stores }, func(s *st) string { return s.ID.String() }, []meter[st]{
-		{"sealfs_store_up", "1 if the store takes changes, 0 if it is read-only.", metrics.KindGauge, func(s *st) float64 { return truth(s.Reason == "") }},
+		{"sealfs_store_up", "1 if the store takes changes, 0 if it is read-only or its device is silent.", metrics.KindGauge, func(s *st) float64 { return truth(s.Reason == "") }},
 		{"sealfs_store_files", "Inodes of all volumes.", metrics.KindGauge, func(s *st) float64 { return float64(s.Files) }},
 		{"sealfs_store_live_bytes", "Bytes of the log that are in use.", metrics.KindGauge, func(s *st) float64 { return float64(s.Stats.Live) }},
 		{"sealfs_store_usable_bytes", "What the live bytes may grow to.", metrics.KindGauge, func(s *st) float64 { return float64(s.Stats.Usable) }},

@@ -64,12 +64,14 @@ func TestCleanAmplification(t *testing.T) {
 // part, and verify what they read; now and then the store is killed and recovered
 // from its ring, and everything is read. `make soak-clean` lets it work for long.
 func TestSoakClean(t *testing.T) {
-	const size = 128 << 20
-	const lanes = 3
+	size, lanes := int64(128<<20), 3
+	if testing.Short() {
+		size /= 2
+	}
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
-	r := newRig(t, size, size/512)
-	r.fill(t, 0.9*float64(r.stores[0].Stats().Usable)/size, 16<<10)
+	r := newRig(t, size, 256<<10)
+	r.fill(t, 0.9*float64(r.stores[0].Stats().Usable)/float64(size), 16<<10)
 	var cleaned, brakes uint64
 	kills := 0
 	// On a slow machine it takes longer to come to the point.
