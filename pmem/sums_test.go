@@ -476,7 +476,7 @@ func TestSumsOfGroups(t *testing.T) {
 // BenchmarkVerify is the first look at a page, which compares it with its sum.
 func BenchmarkVerify(b *testing.B) {
 	r, _ := fill(b, 1e5)
-	new(history).finish(r, 1)
+	(&history{t: new(testing.T)}).finish(r, 1)
 	first := PageNo(layout.Reserved(0, r.tablePages))
 	used := PageNo(r.Usage().Used)
 	n := PageNo(0)
