@@ -46,6 +46,12 @@ func (h *history) find(s *Store, files int) (int, error) {
 	if err := got.check(s); err != nil {
 		return -1, err
 	}
+	// What the cut tore is healed, and nothing looks damaged that is not.
+	var bad error
+	err := s.region.VerifyAll(s.mu.RLocker(), func(int) error { return nil }, func(c *sealfs.Corruption) { bad = c })
+	if err != nil || bad != nil {
+		return -1, errors.Join(err, bad)
+	}
 	for i := len(h.states) - 1; i >= 0; i-- {
 		if same(got, h.states[i]) {
 			return i, nil

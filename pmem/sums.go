@@ -146,7 +146,7 @@ func (r *Region) admit(n PageNo) (use bool, err error) {
 // error is a *sealfs.Corruption, with the way out in its text, and the region is
 // of no use. It may block on the medium. REQUIRES: exclusive latch.
 func (r *Region) Recovered() (rotten []PageNo, err error) {
-	r.sums.healing, r.sums.recovered = false, true
+	r.sums.recovered = true
 	check := func(n uint64, kind string) error {
 		if _, err := r.Page(PageNo(n)); err != nil {
 			return fmt.Errorf("the %s of the region cannot be used, page %d: %w; sealfs-fsck --rebuild-region makes a new region from the device", kind, n, err)
