@@ -66,6 +66,7 @@ type Region struct {
 	tablePages uint64
 	maxPages   uint64
 	growBytes  int64
+	growLess   bool // in smaller steps while the region is small
 	budget     int64
 
 	// The pages of window i are [i<<shift, (i+1)<<shift). pages is stored after
@@ -256,7 +257,7 @@ func Open(b Backing, o Options) (*Region, Header, error) {
 		budget: o.BudgetBytes, growBytes: o.GrowBytes,
 	}
 	if r.growBytes <= 0 {
-		r.growBytes = defaultGrowBytes
+		r.growBytes, r.growLess = defaultGrowBytes, true
 	}
 	r.growBytes = (r.growBytes + PageSize - 1) / PageSize * PageSize
 	most := o.MaxBytes
@@ -466,7 +467,16 @@ func (r *Region) freePages() int {
 // NeedsGrowth reports whether it is time to call Grow: less than a quarter of a
 // step is free, and the region may grow. No latch is needed.
 func (r *Region) NeedsGrowth() bool {
-	return int64(r.freePages())*PageSize < r.growBytes/4 && r.pages.Load() < r.maxPages
+	return int64(r.freePages())*PageSize < r.step()/4 && r.pages.Load() < r.maxPages
+}
+
+// step is by how much the region grows, in bytes: since a step takes up room on
+// its medium at once, no more than a quarter of what the region has.
+func (r *Region) step() int64 {
+	if !r.growLess {
+		return r.growBytes
+	}
+	return min(r.growBytes, max(4<<20, int64(r.pages.Load())/4*PageSize))
 }
 
 // tightPages is how many pages of a region that cannot grow are kept for what
@@ -505,7 +515,8 @@ func (r *Region) grow(size int64) error {
 	if size > most {
 		return fmt.Errorf("region %s has its largest size, %d bytes: %w", r.name, most, sealfs.ErrNoSpace)
 	}
-	size = old + (size-old+r.growBytes-1)/r.growBytes*r.growBytes
+	step := r.step()
+	size = old + (size-old+step-1)/step*step
 	size = min(size, most)
 	err := r.b.Grow(size)
 	r.cramped.Store(errors.Is(err, sealfs.ErrNoSpace))
