@@ -23,8 +23,8 @@ type farState struct {
 	whole bool // the region's far set has all changes since the copies in maps
 	hurry bool // it is made to gain room, and may use the reserve
 
-	pages  []byte // of the batch that is being copied
-	nos    []pmem.PageNo
+	pages  []byte        // of the batch that is being copied
+	nos    []pmem.PageNo // those in it, until their copies are written
 	record []byte
 
 	run    *farRun    // (mu) the one under way
@@ -197,13 +197,6 @@ func (s *Store) farStep() (done bool, err error) {
 // farBegin is step 1: from here on the log is needed.
 func (s *Store) farBegin() error {
 	f := &s.far
-	if s.Superblock().Tail == 0 {
-		// A rebuild that is cut off leaves a region that starts at 0: it must be
-		// known to be too old.
-		if err := s.checkpoint(); err != nil {
-			return err
-		}
-	}
 	if s.Superblock().Incompat&layout.FeatureFar == 0 {
 		if err := s.writeSuper(func(sb *layout.Superblock) { sb.Incompat |= layout.FeatureFar }); err != nil {
 			return err
@@ -232,6 +225,10 @@ func (s *Store) farAbandon(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	f.run.copy.End()
+	for _, no := range f.nos { // some of them have not been written
+		s.region.MarkFar(no)
+	}
+	f.nos = f.nos[:0]
 	if f.run.all {
 		f.whole = false
 	}
@@ -273,6 +270,7 @@ func (s *Store) farCopy() (done bool, err error) {
 		if err != nil {
 			return false, err
 		}
+		f.nos = f.nos[:0]
 		written += int64(n)
 	}
 	return false, nil

@@ -611,16 +611,31 @@ func TestRotFar(t *testing.T) {
 // TestCrashRebuild: a rebuild that is cut off leaves nothing that a store takes
 // for its region.
 func TestCrashRebuild(t *testing.T) {
+	t.Run("at once", func(t *testing.T) { crashRebuild(t, false) })
+	t.Run("later", func(t *testing.T) { crashRebuild(t, true) })
+}
+
+// crashRebuild cuts the rebuild of a store that has been checkpointed before its
+// first far checkpoint, or not.
+func crashRebuild(t *testing.T, later bool) {
 	dev, region := testDevices(60)
 	format(t, dev, region)
 	s := open(t, dev, region, nil, testOptions())
 	m := model{}
 	run(t, s, m, rand.New(rand.NewPCG(10, 10)), 200, 100, 2000)
+	if later {
+		if err := s.Checkpoint(); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if err := s.FarCheckpoint(); err != nil {
 		t.Fatal(err)
 	}
 	run(t, s, m, rand.New(rand.NewPCG(10, 11)), 50, 100, 2000)
-	if err := s.Close(); err != nil {
+	if err := s.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Abandon(); err != nil {
 		t.Fatal(err)
 	}
 	dev = dev.Reopen()
@@ -981,4 +996,143 @@ func TestFarAbandoned(t *testing.T) {
 	if s.Stats().FarFailed != "" {
 		t.Errorf("completed, and still: %q", s.Stats().FarFailed)
 	}
+}
+
+// TestFarNoRoom: a far checkpoint that finds no segment in the middle of a batch
+// leaves the pages of that batch to the next one.
+func TestFarNoRoom(t *testing.T) {
+	dev, region := testDevices(100)
+	format(t, dev, region)
+	s := open(t, dev, region, nil, testOptions())
+	for ino := sealfs.Ino(1); ino <= 4000; ino++ {
+		if _, err := s.put(ino, content(ino, 1, 10)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.FarCheckpoint(); err != nil {
+		t.Fatal(err)
+	}
+	for round := range 5 {
+		for ino := sealfs.Ino(1 + round); ino <= 4000; ino += 100 {
+			if _, err := s.put(ino, content(ino, 2+round, 10)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s.mu.Lock()
+		free := s.free
+		s.free = free[: s.o.ReserveSegments+round%3 : s.o.ReserveSegments+round%3]
+		s.mu.Unlock()
+		if err := s.FarCheckpoint(); !errors.Is(err, sealfs.ErrNoSpace) {
+			t.Errorf("without room: %v", err)
+		}
+		s.mu.Lock()
+		s.free = append(s.free, free[s.o.ReserveSegments+round%3:]...)
+		s.mu.Unlock()
+		if err := s.FarCheckpoint(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := checkRebuild(dev.Clone(), region.Clone()); err != nil {
+			t.Errorf("round %d: %v", round, err)
+		}
+	}
+}
+
+// TestFarKeptAfterRestart: a start gives nothing back that the durable far
+// checkpoint needs: a segment with the root alone, or copies that the next one
+// replaces.
+func TestFarKeptAfterRestart(t *testing.T) {
+	dev, region := testDevices(100)
+	format(t, dev, region)
+	o := testOptions()
+	o.farStep = 1
+	s := open(t, dev, region, nil, o)
+	rng := rand.New(rand.NewPCG(18, 18))
+	n := 0
+	churn := func(count int) {
+		t.Helper()
+		for range count { // a few files, so that segments die and are used again at once
+			n++
+			if _, err := s.put(sealfs.Ino(1+rng.IntN(20)), content(1, n, 3000)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := s.Checkpoint(); err != nil {
+			t.Fatal(err)
+		}
+		s.mu.Lock()
+		slices.Reverse(s.free)
+		s.mu.Unlock()
+	}
+	restart := func() {
+		t.Helper()
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		dev, region = dev.Reopen(), region.Reopen()
+		s = open(t, dev, region, nil, o)
+		s.mu.Lock()
+		slices.Reverse(s.free)
+		s.mu.Unlock()
+	}
+	look := func(what string) {
+		t.Helper()
+		if _, err := checkRebuild(dev.Clone(), region.Clone()); err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+	}
+	for ino := sealfs.Ino(1); ino <= 4000; ino++ {
+		if _, err := s.put(ino, content(ino, 1, 10)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for tries := 0; tries == 0 || s.Superblock().FarRoot.Off() != layout.BlockSize; tries++ {
+		if tries == 100 {
+			t.Fatal("the root never stands at the front of a segment: the test did not reach its point")
+		}
+		churn(1)
+		for i := range tries % 15 { // another number of pages each time
+			if _, err := s.put(sealfs.Ino(1+250*i), content(1, tries, 10)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := s.FarCheckpoint(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	restart()
+	churn(150)
+	look("root alone")
+	for ino := sealfs.Ino(1); ino <= 4000; ino += 10 {
+		if _, err := s.put(ino, content(ino, 2, 10)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	restart()
+	for done := false; !done; {
+		var err error
+		s.gc.mu.Lock()
+		done, err = s.farStep()
+		s.gc.mu.Unlock()
+		if err != nil {
+			t.Fatal(err)
+		}
+		churn(70)
+		look("half replaced")
+	}
+	// A root that cannot be read now may be read later.
+	off := s.slotOffset(s.Superblock().FarSlot) + int64(s.Superblock().FarRoot.Off()) + 100
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	dev, region = dev.Reopen(), region.Reopen()
+	dev.FlipBit(off, 1)
+	s = open(t, dev, region, nil, o)
+	for range 5 {
+		churn(50)
+	}
+	if s.Stats().FarReason == "" {
+		t.Error("a root that cannot be read serves all the same")
+	}
+	dev.FlipBit(off, 1)
+	look("read again")
 }

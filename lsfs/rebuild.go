@@ -223,8 +223,10 @@ func (b *rebuild) restore(no pmem.PageNo, page []byte) error {
 	return nil
 }
 
-// write brings what there is of the region to its medium, under a header that no
-// store accepts: its start lies before any log.
+// write brings what there is of the region to its medium, under a header that
+// starts before any log. A store refuses it, as older than its tail; or its tail
+// is there, too: then nothing of the log has been given back yet, and all of it
+// is replayed.
 func (b *rebuild) write() error {
 	b.dirty = 0
 	if err := b.s.writeRegion(pmem.Header{Store: b.s.store}); err != nil {
