@@ -105,7 +105,7 @@ func (a *audit) segment(slot uint32) (int, error) {
 	a.holes, a.batch, a.live, a.broken = a.holes[:0], a.batch[:0], 0, false
 	a.fed = make(chan fed, used/pieceMin+2)
 	go a.read(a.fed)
-	err := a.records(g.kind == layout.Cold && int64(used) == s.seg && g.full == 0)
+	err := a.records(g.kind != layout.Hot && int64(used) == s.seg && g.full == 0)
 	for f := range a.fed { // the buffer is the reader's until it has ended
 		if err == nil {
 			err = a.take(f)

@@ -312,7 +312,7 @@ func (s *Store) scrubExtent(slot uint32, tail sealfs.LSN) uint32 {
 	switch {
 	case g.state == segFree || g.state == segOpen && g.kind != layout.Hot:
 		return 0
-	case g.state == segSealed && g.live == 0 && (g.kind == layout.Cold || g.kind == layout.Hot && g.seq < tail.Seq()):
+	case g.state == segSealed && g.live == 0 && (g.kind == layout.Cold || g.kind == layout.Far && s.farDead(g.seq) || g.kind == layout.Hot && g.seq < tail.Seq()):
 		return 0 // dead
 	case g.state == segOpen:
 		used = 0
