@@ -47,7 +47,7 @@ func (r *Region) BeginCheckpoint() *Checkpoint {
 	c.nos = c.nos[:0]
 	r.set, r.dirty = 1-r.set, 0
 	if c.batch == nil {
-		c.batch = make([]byte, batchPages*PageSize)
+		c.batch = make([]byte, min(batchPages, int(c.end))*PageSize)
 	}
 	return c
 }
