@@ -25,6 +25,10 @@ CLUSTER_PORT ?=
 # Of the simulator: one seed to replay, or how many to try.
 SEED  ?=
 SEEDS ?= 5000
+# Of the power cuts: how many states, which mutants by name, or the one to replay.
+STATES  ?= 200000
+MUTANTS ?= .
+REPLAY  ?=
 
 PROGRAMS := sealfs mkfs.sealfs sealfs-fsck
 
@@ -78,8 +82,9 @@ e2e-cluster: build ## a cluster of real processes, on loopback and in network na
 sim: go ## the simulator of two-phase commit: SEEDS seeds, or one that is replayed [SEED= SEEDS=5000]
 	$(GO) test -count=1 -v -timeout 24h ./txn -run Simulate -args $(if $(SEED),-seed $(SEED),-seeds $(SEEDS))
 
-crash: build ## every test of crashes, kills and faults, afresh
-	$(GO) test -count=1 -timeout 20m -run 'Crash|Fault|Kill|Torn|Rot' ./...
+crash: go ## cut the power at every write in every way, and sabotage the source in every way that must be found; or judge one state again [STATES= MUTANTS= REPLAY=]
+	@mkdir -p bin; $(GO) test -c -o bin/crash.test ./internal/crash
+	@$(if $(REPLAY),bin/crash.test -test.v -test.run '^TestReplay$$' -replay='$(REPLAY)',bin/crash.test -campaign -states=$(STATES) -mutants='$(MUTANTS)')
 
 fuzz: go ## each fuzz target for FUZZTIME [FUZZTIME=10s]
 	@set -e; for dir in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n 1 dirname | sort -u); do \

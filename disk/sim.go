@@ -315,7 +315,7 @@ func (d *Sim) Reopen() *Sim {
 // of the pending sectors that keep selects (by number, of 512 bytes), and of the
 // others the durable bytes. A nil keep keeps none.
 func (d *Sim) CrashClone(keep func(sector int64) bool) *Sim {
-	c := d.cut()
+	c := d.Cut()
 	t := c.durable.fork()
 	if keep != nil {
 		for _, s := range c.sectors {
@@ -329,7 +329,7 @@ func (d *Sim) CrashClone(keep func(sector int64) bool) *Sim {
 
 // PendingSectors returns how many sectors have been written or discarded since
 // the last flush.
-func (d *Sim) PendingSectors() int { return len(d.cut().sectors) }
+func (d *Sim) PendingSectors() int { return len(d.Cut().sectors) }
 
 // Crashes yields every device state a power cut at this instant can leave: each
 // unflushed sector independently keeps its durable bytes or any one of its
@@ -337,7 +337,7 @@ func (d *Sim) PendingSectors() int { return len(d.cut().sectors) }
 // pending sectors: sensible for few. Several may hold equal bytes. The first
 // state has lost everything pending.
 func (d *Sim) Crashes() iter.Seq[*Sim] {
-	c := d.cut()
+	c := d.Cut()
 	return func(yield func(*Sim) bool) { c.all(yield) }
 }
 
@@ -349,7 +349,7 @@ func (d *Sim) Crashes() iter.Seq[*Sim] {
 // quarters of limit, a random choice of them; and in the remaining places
 // random states. Draws from rng happen during the iteration.
 func (d *Sim) CrashStates(rng *rand.Rand, limit int) iter.Seq[*Sim] {
-	c := d.cut()
+	c := d.Cut()
 	return func(yield func(*Sim) bool) {
 		if c.count(limit) <= limit && len(c.sectors) <= exhaustiveSectors {
 			c.all(yield)

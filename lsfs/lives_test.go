@@ -1,8 +1,10 @@
 package lsfs
 
 import (
+	"bytes"
 	"errors"
 	"flag"
+	"fmt"
 	"math/rand/v2"
 	"testing"
 
@@ -13,6 +15,75 @@ import (
 )
 
 var lives = flag.Int("lives", 40, "stores that TestCrashLives lets live")
+
+// A history is what a crashing store has been told: the state after each
+// change, and how many of them were synced.
+type history struct {
+	states []model
+	synced int
+}
+
+func (h *history) last() model { return h.states[len(h.states)-1] }
+
+func (h *history) add(ino sealfs.Ino, data []byte) {
+	m := model{}
+	for k, v := range h.last() {
+		m[k] = v
+	}
+	if m[ino] = data; data == nil {
+		delete(m, ino)
+	}
+	h.states = append(h.states, m)
+}
+
+// find returns which state of the history the store is in, -1 if none.
+func (h *history) find(s *Store, files int) (int, error) {
+	got := model{}
+	for ino := sealfs.Ino(1); int(ino) <= files; ino++ {
+		data, err := s.get(ino)
+		if err != nil {
+			return -1, err
+		}
+		if data != nil {
+			got[ino] = data
+		}
+	}
+	if err := got.check(s); err != nil {
+		return -1, err
+	}
+	// What the cut tore is healed, and nothing looks damaged that is not.
+	var bad error
+	err := s.region.VerifyAll(s.mu.RLocker(), func(int) error { return nil }, func(c *sealfs.Corruption) { bad = c })
+	if err != nil || bad != nil {
+		return -1, errors.Join(err, bad)
+	}
+	for i := len(h.states) - 1; i >= 0; i-- {
+		if same(got, h.states[i]) {
+			return i, nil
+		}
+	}
+	return -1, fmt.Errorf("the store holds a state that never was")
+}
+
+func same(a, b model) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for k, v := range a {
+		if w, ok := b[k]; !ok || !bytes.Equal(v, w) {
+			return false
+		}
+	}
+	return true
+}
+
+func collect(d *disk.Sim, rng *rand.Rand, max int) []*disk.Sim {
+	var out []*disk.Sim
+	for s := range d.CrashStates(rng, max) {
+		out = append(out, s)
+	}
+	return out
+}
 
 // A life is a store that works, is killed or loses power at any operation of a
 // device, also while it recovers, and goes on from there, a dozen times over.

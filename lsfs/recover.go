@@ -225,7 +225,8 @@ func (rp *replay) header(slot uint32, continues func(*layout.SegmentHeader) bool
 }
 
 // rotten makes up the header of a segment that continues the log, if its own has rotted:
-// nothing stands in it but what its first record says, or is known.
+// nothing stands in it but what its first record says, or is known. Without a witness
+// that the log was durable beyond it, a power cut took the header, and the log ends before it.
 func (rp *replay) rotten(slot uint32, continues func(*layout.SegmentHeader) bool) *layout.SegmentHeader {
 	sb := rp.s.Superblock()
 	h := rp.opened(slot, rp.rec.end.Seq(), max(rp.incarnation, 1), &sb)
@@ -233,7 +234,7 @@ func (rp *replay) rotten(slot uint32, continues func(*layout.SegmentHeader) bool
 		return nil
 	}
 	h.Prev, h.Chain = rp.rec.end, rp.rec.chain
-	if !continues(h) || !rp.chained(slot, h) {
+	if !continues(h) || !rp.chained(slot, h) || rp.witness() <= rp.rec.end {
 		return nil
 	}
 	rp.s.log.Error("header of a segment is damaged; the log is followed without it", "dev", rp.s.dev.Name(), "slot", slot, "offset", rp.s.slotOffset(slot))

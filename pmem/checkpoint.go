@@ -63,7 +63,7 @@ func (r *Region) BeginCheckpoint() *Checkpoint {
 	}
 	r.set, r.dirty = 1-r.set, 0
 	if c.batch == nil {
-		c.batch = make([]byte, batchPages*PageSize)
+		c.batch = make([]byte, min(batchPages, int(c.end))*PageSize)
 	}
 	return c
 }
