@@ -26,7 +26,7 @@ CLUSTER_PORT ?=
 SEED  ?=
 SEEDS ?= 5000
 # Of the power cuts: how many states, which mutants by name, or the one to replay.
-STATES  ?= 200000
+STATES  ?= 400000
 MUTANTS ?= .
 REPLAY  ?=
 

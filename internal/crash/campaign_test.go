@@ -17,6 +17,7 @@ import (
 var (
 	replayed  = flag.String("replay", "", "state to judge again: sequence/seed/life/moment/choice[/moment/choice]")
 	share     = flag.Int("share", 0, "states that TestWorker judges")
+	budget    = flag.Int("budget", 0, "states of one life of which all subsets are judged")
 	part      = flag.Int("part", 0, "number of this worker")
 	of        = flag.Int("of", 1, "number of workers")
 	sample    = flag.Bool("sample", false, "judge a sample of each moment's states")
@@ -90,6 +91,7 @@ func (v *violation) Error() string {
 type campaign struct {
 	t       *testing.T
 	full    bool // all subsets, else some of each moment
+	budget  int  // of states of a life; what comes beyond is sampled even so
 	per     int  // these
 	goal    int  // ends when so many states are judged
 	until   time.Time
@@ -99,6 +101,7 @@ type campaign struct {
 	moments int
 	found   []*violation
 	watch   *time.Timer
+	told    time.Time
 	trail   *os.File
 }
 
@@ -120,6 +123,14 @@ func (c *campaign) note(what any) {
 	if c.trail != nil {
 		line := fmt.Sprintf("%-200v", what)
 		c.trail.WriteAt([]byte(line), 0)
+	}
+}
+
+// progress says now and then where the campaign stands, to who conducts it.
+func (c *campaign) progress(p *place) {
+	if c.watch != nil && time.Since(c.told) > 5*time.Second {
+		c.told = time.Now()
+		fmt.Printf("crash: progress %d %d sequence %s, seed %d, life %d, moment %d\n", c.states, len(c.found), p.seq, p.seed, p.life, p.at)
 	}
 }
 
@@ -230,6 +241,7 @@ func (c *campaign) life(r *run, l *life, p place) {
 	c.moments += len(l.moments)
 	judged := map[uint64]bool{}
 	rng := r.rngFor(4)
+	begin := c.states
 	for i := range l.moments {
 		mo := &l.moments[i]
 		cuts := mo.cuts()
@@ -252,7 +264,7 @@ func (c *campaign) life(r *run, l *life, p place) {
 				}
 			}
 		}
-		if c.full {
+		if c.full && (c.budget == 0 || c.states-begin < c.budget) {
 			cuts.every(rng, each)
 		} else {
 			cuts.some(rng, c.per, each)
@@ -270,6 +282,7 @@ const nestedOf = 5
 func (c *campaign) judge(r *run, l *life, mo *moment, cuts *cuts, p place, key uint64) []position {
 	c.note(&p)
 	c.states++
+	c.progress(&p)
 	cl := l.claim.at(mo)
 	var again *recorder
 	rng := rand.New(rand.NewPCG(r.seed, key))
@@ -383,7 +396,7 @@ func TestWorker(t *testing.T) {
 		t.Skip("no -share")
 	}
 	alone(t)
-	c := &campaign{t: t, full: !*sample, per: 4, goal: *share, stop: *stop}
+	c := &campaign{t: t, full: !*sample, per: 4, goal: *share, stop: *stop, budget: *budget}
 	if *limit > 0 {
 		c.until = time.Now().Add(*limit)
 	}
@@ -411,10 +424,9 @@ func TestWorker(t *testing.T) {
 		} else {
 			n += *of
 		}
-		before, began := c.states, time.Now()
 		c.unit(seq, seed)
-		fmt.Printf("crash: progress %d %d %s/%d: %d states in %v\n", c.states, len(c.found), seq.name, seed, c.states-before, time.Since(began).Round(time.Millisecond))
 	}
+	fmt.Printf("crash: progress %d %d done, %d moments, %d cuts within recoveries\n", c.states, len(c.found), c.moments, c.nested)
 	if len(c.found) > 0 {
 		t.Fail()
 	}

@@ -5,6 +5,7 @@ import (
 	"hash/fnv"
 	"math/rand/v2"
 	"strings"
+	"sync"
 	"time"
 
 	"sealfs/disk"
@@ -28,10 +29,11 @@ type moment struct {
 
 // recorder takes the moments of a life, or of a recovery.
 type recorder struct {
-	g       *geometry // whose rings are noted, too; nil: none
-	m       media
-	busy    bool
-	rng     *rand.Rand // of latencies; nil: none
+	g   *geometry // whose rings are noted, too; nil: none
+	m   media
+	rng *rand.Rand // of the time that operations take, in which others overtake them; nil: none
+
+	mu      sync.Mutex // what goes on in the background has its own goroutines
 	begun   int
 	synced  []int
 	trace   uint64
@@ -49,7 +51,30 @@ func (r *recorder) watch(m media) {
 	}
 }
 
+// begin says that another operation of the script begins, durable that all up to it
+// are on a store.
+func (r *recorder) begin() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.begun++
+}
+
+func (r *recorder) durable(s int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.synced[s] = r.begun
+}
+
 func (r *recorder) hook(i int, o disk.Op) {
+	if d := r.note(i, o); d > 0 {
+		<-time.After(d)
+	}
+}
+
+// note takes the moment, and returns how long the operation is to take.
+func (r *recorder) note(i int, o disk.Op) time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	h := fnv.New64a()
 	fmt.Fprint(h, r.trace, i, o)
 	r.trace = h.Sum64()
@@ -63,9 +88,10 @@ func (r *recorder) hook(i int, o disk.Op) {
 		})
 	}
 	r.seen++
-	if r.rng != nil {
-		latency(r.rng)
+	if r.rng == nil || r.rng.IntN(3) != 0 {
+		return 0
 	}
+	return time.Duration(r.rng.IntN(4000)) * time.Microsecond
 }
 
 func (r *recorder) rings() rings {

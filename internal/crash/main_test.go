@@ -19,7 +19,7 @@ import (
 
 var (
 	whole   = flag.Bool("campaign", false, "run the whole campaign and the mutants, in processes of their own")
-	goal    = flag.Int("states", 200_000, "states of the whole campaign")
+	goal    = flag.Int("states", 400_000, "states of the whole campaign")
 	matcher = flag.String("mutants", ".", "run the mutants whose names match this expression; empty: none")
 )
 
@@ -119,7 +119,7 @@ func (c *conductor) worker(i, n int) {
 		fail(err)
 		return
 	}
-	cmd := exec.Command(self, "-test.run=^TestWorker$", "-test.timeout=0", fmt.Sprint("-share=", (*goal+n-1)/n), fmt.Sprint("-part=", i), fmt.Sprint("-of=", n), "-trail="+trail)
+	cmd := exec.Command(self, "-test.run=^TestWorker$", "-test.timeout=0", fmt.Sprint("-share=", (*goal+n-1)/n), fmt.Sprint("-budget=", *goal/len(sequences)/3), fmt.Sprint("-part=", i), fmt.Sprint("-of=", n), "-trail="+trail)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err == nil {

@@ -462,14 +462,14 @@ func (r *run) sync(s int) error {
 	if err := r.w.Do(context.Background(), &req, &rep); err != nil || rep.Code != 0 {
 		return fmt.Errorf("sync: %w", errors.Join(err, rep.Err()))
 	}
-	r.rec.synced[s] = r.rec.begun
+	r.rec.durable(s)
 	return nil
 }
 
 // change sends a request to the server and the model.
 func (r *run) change(req op.Request) error {
 	address(&req)
-	r.rec.begun++
+	r.rec.begin()
 	mine := req
 	var got op.Reply
 	if err := r.w.Do(context.Background(), &mine, &got); err != nil {
@@ -521,7 +521,7 @@ func (r *run) change(req op.Request) error {
 	if e := &r.h.done[len(r.h.done)-1]; got.Code == 0 && (e.joint() || r.seq.g.durable) {
 		for s := range before.texts {
 			if e.parts>>s&1 == 1 {
-				r.rec.synced[s] = r.rec.begun
+				r.rec.durable(s)
 			}
 		}
 	}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -228,12 +227,4 @@ func (g *geometry) check(m media) (*fsck.Together, error) {
 	}
 	t, err := fsck.CheckAll(context.Background(), o, l)
 	return t, errors.Join(append(t.Errors, err)...)
-}
-
-// latency makes the media take time, now and then: what runs in the background is
-// overtaken by what comes meanwhile.
-func latency(rng *rand.Rand) {
-	if rng.IntN(3) == 0 {
-		<-time.After(time.Duration(rng.IntN(4000)) * time.Microsecond)
-	}
 }
