@@ -17,12 +17,18 @@ DESTDIR ?=
 
 FUZZTIME ?= 10s
 ROUNDS   ?= 100
+# How long `make soak-clean` works on a nearly full store.
+SOAK     ?= 10m
 # Where `make cluster` keeps everything, and the first port it takes (free ones without it).
 CLUSTER      ?= /tmp/sealfs-cluster
 CLUSTER_PORT ?=
 # Of the simulator: one seed to replay, or how many to try.
 SEED  ?=
 SEEDS ?= 5000
+# Of the power cuts: how many states, which mutants by name, or the one to replay.
+STATES  ?= 400000
+MUTANTS ?= .
+REPLAY  ?=
 
 PROGRAMS := sealfs mkfs.sealfs sealfs-fsck
 
@@ -34,7 +40,7 @@ TOOL := $(GO) tool -modfile=internal/devtools/go.mod
 export SEALFS_BIN := $(CURDIR)/bin
 
 .DEFAULT_GOAL := build
-.PHONY: build up down cluster cluster-down test check e2e e2e-cluster sim crash fuzz soak bench install uninstall clean help go
+.PHONY: build up down cluster cluster-down test check e2e e2e-cluster sim crash fuzz soak soak-clean bench bench-clean install uninstall clean help go
 
 build: go ## build bin/sealfs, bin/mkfs.sealfs and bin/sealfs-fsck
 	@$(GO) build -trimpath -o bin/ $(PROGRAMS:%=./cmd/%)
@@ -76,8 +82,9 @@ e2e-cluster: build ## a cluster of real processes, on loopback and in network na
 sim: go ## the simulator of two-phase commit: SEEDS seeds, or one that is replayed [SEED= SEEDS=5000]
 	$(GO) test -count=1 -v -timeout 24h ./txn -run Simulate -args $(if $(SEED),-seed $(SEED),-seeds $(SEEDS))
 
-crash: build ## every test of crashes, kills and faults, afresh
-	$(GO) test -count=1 -timeout 20m -run 'Crash|Fault|Kill|Torn|Rot' ./...
+crash: go ## cut the power at every write in every way, and sabotage the source in every way that must be found; or judge one state again [STATES= MUTANTS= REPLAY=]
+	@mkdir -p bin; $(GO) test -c -o bin/crash.test ./internal/crash
+	@$(if $(REPLAY),bin/crash.test -test.v -test.run '^TestReplay$$' -replay='$(REPLAY)',bin/crash.test -campaign -states=$(STATES) -mutants='$(MUTANTS)')
 
 fuzz: go ## each fuzz target for FUZZTIME [FUZZTIME=10s]
 	@set -e; for dir in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n 1 dirname | sort -u); do \
@@ -88,6 +95,12 @@ fuzz: go ## each fuzz target for FUZZTIME [FUZZTIME=10s]
 
 soak: build ## SIGKILL of everything, ROUNDS times [ROUNDS=100]
 	$(GO) test -count=1 -v -timeout 24h -run '^TestKill$$' ./e2e -full -rounds $(ROUNDS)
+
+soak-clean: go ## a store that is 90 % full is overwritten, killed and verified for SOAK; what cleaning costs on a large device [SOAK=10m]
+	$(GO) test -count=1 -v -timeout 24h -run 'SoakClean|CleanAmplification' ./server -args -soak $(SOAK) -clean-mb 2048
+
+bench-clean: go ## what cleaning costs: amplification by load and utilisation, latencies beside an idle store
+	$(GO) test -run '^$$' -bench Clean -benchtime 1x -timeout 30m ./server
 
 bench: go ## micro-benchmarks; `bin/sealfs bench DIR` measures a mounted file system
 	$(GO) test -run '^$$' -bench . -benchmem ./...

@@ -2,12 +2,17 @@ package disk
 
 import (
 	"cmp"
+	"fmt"
+	"iter"
 	"math/rand/v2"
 	"slices"
 )
 
-// cut is what a power cut at one instant can choose from.
-type cut struct {
+// Cut is what a power cut at one instant can choose from: for each sector that is
+// pending then, its durable bytes or any of the versions written since the last
+// flush. It stays what it is while the device goes on. Its methods may be called
+// concurrently.
+type Cut struct {
 	name         string
 	size         int64
 	durable, now pages
@@ -21,7 +26,7 @@ type unflushed struct {
 	versions [][]byte // nil for zeros
 }
 
-// written names a version: version v (from 1) of cut.sectors[i].
+// written names a version: version v (from 1) of Cut.sectors[i].
 type written struct{ i, v int }
 
 // put stores version v of u in t; 0 stands for the durable bytes, which must be
@@ -37,11 +42,11 @@ func (u *unflushed) put(t *pages, v int) {
 	}
 }
 
-// cut takes a snapshot of what is pending.
-func (d *Sim) cut() *cut {
+// Cut takes a snapshot of what is pending.
+func (d *Sim) Cut() *Cut {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	c := &cut{name: d.name, size: d.size, durable: d.durable.share(), now: d.now.share()}
+	c := &Cut{name: d.name, size: d.size, durable: d.durable.share(), now: d.now.share()}
 	at := make(map[int64]int)
 	for _, ch := range d.pending {
 		for o := int64(0); o < ch.n; o += simSector {
@@ -81,11 +86,50 @@ func (d *Sim) cut() *cut {
 	return c
 }
 
+// Sectors returns the numbers of the pending sectors, ascending.
+func (c *Cut) Sectors() []int64 {
+	numbers := make([]int64, len(c.sectors))
+	for i := range c.sectors {
+		numbers[i] = c.sectors[i].sector
+	}
+	return numbers
+}
+
+// Versions returns how many versions of the i-th pending sector were written since
+// the last flush, at least one.
+func (c *Cut) Versions(i int) int { return len(c.sectors[i].versions) }
+
+// Order yields the versions in the order in which they were written: i is the
+// place of the sector in Sectors, v counts its versions from 1.
+func (c *Cut) Order() iter.Seq2[int, int] {
+	return func(yield func(i, v int) bool) {
+		for _, w := range c.order {
+			if !yield(w.i, w.v) {
+				return
+			}
+		}
+	}
+}
+
+// State returns the device after a power cut that left version choice[i] of the
+// i-th pending sector, 0 standing for its durable bytes. It panics when choice does
+// not fit Sectors and Versions.
+func (c *Cut) State(choice []byte) *Sim {
+	if len(choice) != len(c.sectors) {
+		panic(fmt.Sprintf("disk: a choice of %d sectors, %d are pending", len(choice), len(c.sectors)))
+	}
+	t := c.durable.fork()
+	for i := range c.sectors {
+		c.sectors[i].put(&t, int(choice[i]))
+	}
+	return c.state(t)
+}
+
 // state returns a fresh device whose bytes are t's.
-func (c *cut) state(t pages) *Sim { return newSim(c.name, c.size, t) }
+func (c *Cut) state(t pages) *Sim { return newSim(c.name, c.size, t) }
 
 // count returns the number of states, or something above limit.
-func (c *cut) count(limit int) int {
+func (c *Cut) count(limit int) int {
 	n := 1
 	for _, u := range c.sectors {
 		if n *= 1 + len(u.versions); n > limit {
@@ -96,7 +140,7 @@ func (c *cut) count(limit int) int {
 }
 
 // all yields every state, the one that lost everything first.
-func (c *cut) all(yield func(*Sim) bool) {
+func (c *Cut) all(yield func(*Sim) bool) {
 	choice := make([]int, len(c.sectors))
 	for {
 		t := c.durable.fork()
@@ -120,7 +164,7 @@ func (c *cut) all(yield func(*Sim) bool) {
 }
 
 // sample yields at most limit states as Sim.CrashStates describes.
-func (c *cut) sample(rng *rand.Rand, limit int, yield func(*Sim) bool) {
+func (c *Cut) sample(rng *rand.Rand, limit int, yield func(*Sim) bool) {
 	if limit <= 0 || !yield(c.state(c.durable)) {
 		return
 	}
@@ -170,7 +214,7 @@ func (c *cut) sample(rng *rand.Rand, limit int, yield func(*Sim) bool) {
 }
 
 // restore puts the durable bytes of pending sector i into t.
-func (c *cut) restore(t *pages, i int) {
+func (c *Cut) restore(t *pages, i int) {
 	var buf [simSector]byte
 	off := c.sectors[i].sector * simSector
 	c.durable.read(buf[:], off)
@@ -180,7 +224,7 @@ func (c *cut) restore(t *pages, i int) {
 // random returns a state in which each sector kept something at random. How many
 // were kept is itself random, so that nearly complete and nearly empty states
 // come up as well as even ones.
-func (c *cut) random(rng *rand.Rand) pages {
+func (c *Cut) random(rng *rand.Rand) pages {
 	kept := 0.1 + 0.8*rng.Float64()
 	t := c.durable.fork()
 	if kept > 0.5 {

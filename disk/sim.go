@@ -67,6 +67,7 @@ type Sim struct {
 	name   string
 	size   int64
 	faults faults
+	stall  stall
 	latch  latch
 	counters
 
@@ -134,6 +135,7 @@ func (d *Sim) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, fmt.Errorf("read %s at %d: %w", d.name, off, sealfs.ErrInvalid)
 	}
+	d.stall.pass(opRead)
 	if f, hit := d.faults.strike(opRead, off, len(p)); hit {
 		return 0, f.fail(d.name, off)
 	}
@@ -162,6 +164,7 @@ func (d *Sim) WriteAt(p []byte, off int64) (n int, err error) {
 	if err := aligned(d, "write", off, int64(len(p))); err != nil {
 		return 0, err
 	}
+	d.stall.pass(OpWrite)
 	report, err := d.begin("write")
 	if err != nil {
 		return 0, err
@@ -218,6 +221,7 @@ func (d *Sim) store(data []byte, off int64) {
 
 // Flush implements Device.
 func (d *Sim) Flush() (err error) {
+	d.stall.pass(OpFlush)
 	report, err := d.begin("flush")
 	if err != nil {
 		return err
@@ -311,7 +315,7 @@ func (d *Sim) Reopen() *Sim {
 // of the pending sectors that keep selects (by number, of 512 bytes), and of the
 // others the durable bytes. A nil keep keeps none.
 func (d *Sim) CrashClone(keep func(sector int64) bool) *Sim {
-	c := d.cut()
+	c := d.Cut()
 	t := c.durable.fork()
 	if keep != nil {
 		for _, s := range c.sectors {
@@ -325,7 +329,7 @@ func (d *Sim) CrashClone(keep func(sector int64) bool) *Sim {
 
 // PendingSectors returns how many sectors have been written or discarded since
 // the last flush.
-func (d *Sim) PendingSectors() int { return len(d.cut().sectors) }
+func (d *Sim) PendingSectors() int { return len(d.Cut().sectors) }
 
 // Crashes yields every device state a power cut at this instant can leave: each
 // unflushed sector independently keeps its durable bytes or any one of its
@@ -333,7 +337,7 @@ func (d *Sim) PendingSectors() int { return len(d.cut().sectors) }
 // pending sectors: sensible for few. Several may hold equal bytes. The first
 // state has lost everything pending.
 func (d *Sim) Crashes() iter.Seq[*Sim] {
-	c := d.cut()
+	c := d.Cut()
 	return func(yield func(*Sim) bool) { c.all(yield) }
 }
 
@@ -345,7 +349,7 @@ func (d *Sim) Crashes() iter.Seq[*Sim] {
 // quarters of limit, a random choice of them; and in the remaining places
 // random states. Draws from rng happen during the iteration.
 func (d *Sim) CrashStates(rng *rand.Rand, limit int) iter.Seq[*Sim] {
-	c := d.cut()
+	c := d.Cut()
 	return func(yield func(*Sim) bool) {
 		if c.count(limit) <= limit && len(c.sectors) <= exhaustiveSectors {
 			c.all(yield)

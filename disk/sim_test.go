@@ -117,6 +117,36 @@ func TestCrashes(t *testing.T) {
 	}
 }
 
+// TestCut: the choices of a cut are the states that Crashes yields, by name.
+func TestCut(t *testing.T) {
+	d := NewSim("sim", 1<<20)
+	put(t, d, 0, "ab")
+	mustFlush(t, d)
+	put(t, d, 2, "c")
+	put(t, d, 0, "A")
+	put(t, d, 0, "Z")
+	c := d.Cut()
+	put(t, d, 1, "B") // it is of an earlier instant
+	if got := c.Sectors(); !slices.Equal(got, []int64{0, 2}) {
+		t.Errorf("sectors %v", got)
+	}
+	if c.Versions(0) != 2 || c.Versions(1) != 1 {
+		t.Errorf("versions %d, %d", c.Versions(0), c.Versions(1))
+	}
+	var order []int
+	for i, v := range c.Order() {
+		order = append(order, i, v)
+	}
+	if !slices.Equal(order, []int{1, 1, 0, 1, 0, 2}) {
+		t.Errorf("order %v", order)
+	}
+	for choice, want := range map[string]string{"\x00\x00": "ab.", "\x01\x00": "Ab.", "\x02\x01": "Zbc", "\x00\x01": "abc"} {
+		if got := letters(t, c.State([]byte(choice)), 3); got != want {
+			t.Errorf("choice %q leaves %q, want %q", choice, got, want)
+		}
+	}
+}
+
 func TestCrashStates(t *testing.T) {
 	rng := func() *rand.Rand { return rand.New(rand.NewPCG(1, 1)) }
 	d := NewSim("sim", 1<<20)

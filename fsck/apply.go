@@ -92,9 +92,16 @@ func (c *checker) carry() error {
 			return err
 		}
 	}
-	if !c.openStore && !c.changes() {
-		return nil
+	if c.openStore || c.changes() {
+		if err := c.mendStore(); err != nil {
+			return err
+		}
 	}
+	return c.finish()
+}
+
+// mendStore makes those changes that the store's own log makes.
+func (c *checker) mendStore() error {
 	region, err := c.backing()
 	if err != nil {
 		return err

@@ -31,13 +31,14 @@ func (c *checker) cutLog(f *follower) string {
 			c.save(Saved{Problem: LogCut, Where: c.device(f.end.slot, at), Old: rest})
 		}
 	}
+	c.job.CutLog = true
 	return c.recover(nil) + "; what was logged behind is given up"
 }
 
 // cutRing plans to go on where the log breaks off in staging.
 func (c *checker) cutRing(f *follower) string {
 	for i := range int(c.ring.Header().Chunks) {
-		seq, chunk := c.ring.ChunkSeq(i), c.ring.Chunk(i)
+		seq, chunk := c.chunkSeq(i), c.ring.Chunk(i)
 		off := 0
 		if seq == f.end.lsn.Seq() {
 			off = min(int(f.end.lsn.Off()), len(chunk))
@@ -46,6 +47,7 @@ func (c *checker) cutRing(f *follower) string {
 			c.save(Saved{Problem: LogStaging, Where: fmt.Sprintf("%s, segment %d, byte %d", c.rep.Staging, seq, off), Old: rest})
 		}
 	}
+	c.job.CutLog = true
 	return c.recover(nil) + "; what staging holds behind is given up"
 }
 

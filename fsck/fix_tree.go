@@ -18,12 +18,17 @@ func (w *walker) mendTree(id ID, n uint64) {
 		if p, err := c.img.page(n); err == nil {
 			c.save(Saved{Problem: id, Where: w.where(n), Old: bytes.Clone(p[:])})
 		}
-		c.w.effects++
-		if c.job.Tree == nil {
-			c.salvage()
-		}
-		return fmt.Sprintf("the tree is built anew from %s, %d of them found apart from it", count(len(c.leaves)+c.conflicts, "page"), c.apart)
+		return c.newTree()
 	})
+}
+
+// newTree plans to build the tree anew, if that is not planned yet.
+func (c *checker) newTree() string {
+	c.w.effects++
+	if c.job.Tree == nil {
+		c.salvage()
+	}
+	return fmt.Sprintf("the tree is built anew from %s, %d of them found apart from it", count(len(c.leaves)+c.conflicts, "page"), c.apart)
 }
 
 // kept is a leaf that is to be kept, and between which keys it reaches.
@@ -60,7 +65,7 @@ func (c *checker) salvage() {
 	var free, taken []uint64
 	enough := int(max(c.img.stored, 1<<16)) // if it is not, the region grows
 	for g := uint64(0); g*layout.GroupPages < c.img.pages; g++ {
-		b, err := c.img.page(layout.BitmapPage(g, w.table))
+		b, err := c.img.raw(layout.BitmapPage(g, w.table))
 		if err != nil {
 			continue
 		}
@@ -72,13 +77,17 @@ func (c *checker) salvage() {
 				taken = append(taken, n)
 				continue
 			case !used.has(i):
-				if len(free) < enough {
+				if len(free) < enough && c.img.fits(n) == nil {
 					free = append(free, n)
 				}
 				continue
 			}
 			taken = append(taken, n)
-			p, err := c.img.page(n)
+			p, err := c.img.raw(n)
+			if err == nil && c.img.fits(n) != nil {
+				c.broken = append(c.broken, subtree{page: n})
+				continue
+			}
 			if err != nil || p[layout.TreeLevelOff] != 0 || w.shape(p, 0) != "" || u16(p, layout.TreeCountOff) == 0 {
 				continue
 			}
@@ -136,8 +145,8 @@ func (c *checker) found(key, val []byte) {
 
 // cellsOf takes what can be read as records of a damaged page into the new tree.
 func (c *checker) cellsOf(t subtree) {
-	p, err := c.img.page(t.page)
-	if err != nil || t.level > 0 {
+	p, err := c.img.raw(t.page)
+	if err != nil || t.level > 0 || u16(p, 0) != layout.TreeMagic || p[layout.TreeLevelOff] != 0 {
 		return // of an inner page the leaves are found without it
 	}
 	for i := range min(u16(p, layout.TreeCountOff), (pageSize-layout.TreeHeader)/2) {

@@ -60,8 +60,12 @@ type Options struct {
 
 	Shards uint32 // shard count of the cluster; 0: found out from the inodes
 	Repair Repair // how far problems are repaired
-	NoData bool   // do not read the files' data
-	Keep   int    // findings to report in full of each number; default 20
+	// CutLog lets repairs go on where the log breaks off although it is known to
+	// have reached further: what was done later is lost, also what was synced. Without it
+	// such a store is left alone.
+	CutLog bool
+	NoData bool // do not read the files' data
+	Keep   int  // findings to report in full of each number; default 20
 
 	Out      io.Writer                         // passes, problems and plans as they come, for humans; nil: none
 	Verbose  bool                              // more of it
@@ -125,8 +129,9 @@ type checker struct {
 	quiet     bool // what is found is only counted
 	editor    *editor
 	job       *mend.Job
-	raw       []func() error // writes past the log
-	openStore bool           // the recovery is a repair by itself
+	raw       []func() error       // writes past the log
+	last      []func(medium) error // and past it when all else is done
+	openStore bool                 // the recovery is a repair by itself
 	saved     []Saved
 	moving    map[string]mend.Move // extents that are written anew, by the keys of their records
 	strays    map[string]mend.Move // the same, if they verify
@@ -134,9 +139,10 @@ type checker struct {
 	apart     int                  // leaves that were found without the tree
 	conflicts int                  // and those that overlap others
 
-	sb  *layout.Superblock
-	hdr pmlayout.Header
-	img *image
+	sb   *layout.Superblock
+	hdr  pmlayout.Header
+	img  *image
+	sums *pageSums // of the region
 
 	end        logEnd
 	staged     map[uint32]span // slot → what the next recovery writes there from staging

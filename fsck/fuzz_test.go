@@ -50,7 +50,10 @@ func mutate(m images, b []byte) {
 			binary.LittleEndian.PutUint32(p[pageSize-4:], crc)
 			m.region.Overwrite(slot*pageSize, p)
 		case 5:
-			flip(m.region, pmlayout.RootPage*pageSize+at%(20*pageSize), x) // the pages in use
+			flip(m.region, pmlayout.RootPage*pageSize+at%(60*pageSize), x) // the pages in use
+			if x[0]&1 == 0 {
+				resealPage(m.region, pmlayout.RootPage+uint64(at)%(60*pageSize)/pageSize)
+			}
 		case 6:
 			m.region.Zero(at%20*pageSize, pageSize)
 		case 7: // one page over another
@@ -125,7 +128,7 @@ func mends(t *testing.T, m images, b []byte) *Report {
 		s.Abandon()
 	}
 	o := m.options()
-	o.Shards, o.Repair = 0, RepairAll
+	o.Shards, o.Repair, o.CutLog = 0, RepairAll, true
 	var out strings.Builder
 	o.Out = &out
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

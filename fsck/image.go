@@ -29,6 +29,8 @@ type image struct {
 	changed map[uint64]*[pageSize]byte
 	mu      sync.Mutex
 	cache   []cached // by page number, direct-mapped
+	sums    *pageSums
+	rotten  map[uint64]string // pages that do not fit their sums, and how; all of them after sweep
 }
 
 type cached struct {
@@ -36,14 +38,32 @@ type cached struct {
 	p  *[pageSize]byte
 }
 
-func newImage(m Medium, cache int) *image {
+func newImage(m Medium, cache int, sums *pageSums) *image {
 	n := min(uint64(m.Size())/pageSize, pagesMax)
-	return &image{m: m, pages: n, stored: n, changed: map[uint64]*[pageSize]byte{}, cache: make([]cached, cache)}
+	return &image{m: m, pages: n, stored: n, changed: map[uint64]*[pageSize]byte{}, cache: make([]cached, cache),
+		sums: sums, rotten: map[uint64]string{}}
 }
 
-// page returns a page, which the caller must not change. It stays valid. It may
-// be called concurrently, but not beside redo.
+// page returns a page, which the caller must not change. It stays valid. One
+// that does not fit its sum is a *sealfs.Corruption, as it is for the store. It may
+// be called concurrently, but not beside redo or sweep.
 func (g *image) page(n uint64) (*[pageSize]byte, error) {
+	if err := g.fits(n); err != nil {
+		return nil, err
+	}
+	return g.raw(n)
+}
+
+// fits returns a *sealfs.Corruption for a page that is known not to fit its sum.
+func (g *image) fits(n uint64) error {
+	if what := g.rotten[n]; what != "" {
+		return &sealfs.Corruption{Where: g.m.Name(), Off: int64(n) * pageSize, What: what}
+	}
+	return nil
+}
+
+// raw is like page, but believes the page whatever its sum is.
+func (g *image) raw(n uint64) (*[pageSize]byte, error) {
 	if p := g.changed[n]; p != nil {
 		return p, nil
 	}
@@ -86,6 +106,9 @@ func (g *image) reader() pageReader { return pageReader{g, new([pageSize]byte)} 
 
 // page returns a page, which is valid until the next call.
 func (r pageReader) page(n uint64) (*[pageSize]byte, error) {
+	if err := r.g.fits(n); err != nil {
+		return nil, err
+	}
 	if p := r.g.changed[n]; p != nil {
 		return p, nil
 	}
@@ -120,8 +143,8 @@ func (g *image) redo(redo []byte) error {
 		switch {
 		case short || delta == 0 || delta >= pagesMax || page+delta >= pagesMax:
 			return bad("redo page")
-		case page+delta < layout.RootPage:
-			return bad("redo of a header slot")
+		case !layout.HasSum(page+delta, g.sums.table):
+			return bad("redo of a header slot, intent or sum page")
 		}
 		page += delta
 		p, err := g.change(page)
@@ -147,18 +170,25 @@ func (g *image) redo(redo []byte) error {
 	return nil
 }
 
-// change returns page n to be changed; the region grows to hold it.
+// change returns page n to be changed; the region grows to hold it. Redo heals a
+// torn page if a checkpoint was writing; else a page that does not fit its sum has
+// rotted, and stays so.
 func (g *image) change(n uint64) (*[pageSize]byte, error) {
 	if p := g.changed[n]; p != nil {
 		return p, nil
 	}
 	p := new([pageSize]byte)
-	if n < g.pages {
-		old, err := g.page(n)
-		if err != nil {
+	if n < g.stored {
+		if err := g.read(n, p); err != nil {
 			return nil, err
 		}
-		*p = *old
+	}
+	what, givenUp, err := g.sums.fault(n, p[:])
+	if err != nil {
+		return nil, err
+	}
+	if what != "" && (givenUp || !g.sums.healing) {
+		g.rotten[n] = what
 	}
 	g.pages = max(g.pages, n+1)
 	g.changed[n] = p
@@ -167,7 +197,7 @@ func (g *image) change(n uint64) (*[pageSize]byte, error) {
 
 // state returns the 2 KiB of the root page that belong to the store.
 func (g *image) state() ([]byte, error) {
-	p, err := g.page(layout.RootPage)
+	p, err := g.raw(layout.RootPage)
 	if err != nil {
 		return nil, err
 	}

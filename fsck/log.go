@@ -1,6 +1,7 @@
 package fsck
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -29,7 +30,7 @@ type span struct {
 // device and where that ends in staging; then the segment table is checked
 // against the segments.
 func (c *checker) log() error {
-	c.img = newImage(c.reg, c.cachePages)
+	c.img = newImage(c.reg, c.cachePages, c.sums)
 	c.findRing()
 	f := &follower{c: c, next: layout.NoSlot}
 	f.end = logEnd{c.hdr.Start, c.hdr.StartSlot, c.hdr.Chain}
@@ -49,9 +50,17 @@ func (c *checker) log() error {
 	} else if c.o.Verbose {
 		c.say("the log ends at %v, nothing to recover", f.end.lsn)
 	}
-	if prev := c.sb.FirstPrev; c.hdr.Start <= prev && f.end.lsn < prev {
-		c.problem(LogCut, c.device(f.end.slot, f.end.lsn.Off()), "it ends at %v; an earlier recovery found it to reach %v", f.end.lsn, prev)
-		c.mendBy(LogCut, c.device(f.end.slot, f.end.lsn.Off()), func(*editor) string { return c.cutLog(f) })
+	where := c.device(f.end.slot, f.end.lsn.Off())
+	prev, durable := c.sb.FirstPrev, f.witnessed()
+	before := c.hdr.Start <= prev && f.end.lsn < prev
+	if before {
+		c.problem(LogCut, where, "it ends at %v; an earlier recovery found it to reach %v", f.end.lsn, prev)
+	}
+	if durable > f.end.lsn {
+		c.problem(LogCut, where, "it ends at %v; what was written later says that it was durable up to %v", f.end.lsn, durable)
+	}
+	if before || durable > f.end.lsn {
+		c.mendBy(LogCut, where, func(*editor) string { return c.cutLog(f) })
 	}
 	f.lookBehind()
 	return c.table()
@@ -125,11 +134,22 @@ func (c *checker) chunk(seq uint32) []byte {
 		return nil
 	}
 	for i := range int(c.ring.Header().Chunks) {
-		if c.ring.ChunkSeq(i) == seq {
+		if c.chunkSeq(i) == seq {
 			return c.ring.Chunk(i)
 		}
 	}
 	return nil
+}
+
+// chunkSeq returns the number of the segment in chunk i of the ring: as the segment's
+// own header says it if that is sound, or else as the ring's header does.
+func (c *checker) chunkSeq(i int) uint32 {
+	b := c.ring.Chunk(i)
+	h, err := layout.DecodeSegmentHeader(b, c.sb.Store, "", binary.LittleEndian.Uint32(b[20:]), 0)
+	if err != nil || h.Incarnation != c.ring.Header().Incarnation {
+		return c.ring.ChunkSeq(i)
+	}
+	return h.Seq
 }
 
 // follower walks along the chain of the log.
@@ -141,6 +161,11 @@ type follower struct {
 	staged  int    // of them, only in staging
 	buf     []byte // a segment of the device
 	known   int    // how much of buf has been read
+
+	incarnation uint32 // of the segment in which the end is
+	asked       bool   // answer is that of witnessed at askedAt
+	askedAt     sealfs.LSN
+	answer      sealfs.LSN
 }
 
 // run follows the log to its end. Damage that makes the store useless comes
@@ -204,7 +229,7 @@ func (f *follower) successor() (uint32, *layout.SegmentHeader, error) {
 	}
 	if ring := f.c.ring; ring != nil {
 		for i := range int(ring.Header().Chunks) {
-			if h := fits(ring.Chunk(i), f.c.rep.Staging); h != nil && h.Seq == ring.ChunkSeq(i) {
+			if h := fits(ring.Chunk(i), f.c.rep.Staging); h != nil {
 				return slot, h, nil
 			}
 		}
@@ -260,6 +285,7 @@ func (f *follower) segment(slot, seq, from, incarnation uint32) error {
 		return stop(DeviceStale, c.dev.Name(), "its incarnation is %d, that of the log %d", c.sb.Incarnation, h.Incarnation)
 	}
 	seed := layout.ChainSeed(c.sb.Store, h.Incarnation)
+	f.incarnation = h.Incarnation
 	if from > layout.BlockSize {
 		if err := f.before(slot, h, seed, ring, from); err != nil {
 			return err
@@ -280,23 +306,34 @@ func (f *follower) segment(slot, seq, from, incarnation uint32) error {
 		}
 		at := sealfs.MakeLSN(seq, uint32(off))
 		rec, crc, op, redo, ok := f.record(f.buf[off:], seed, at)
+		torn := rec
 		if !ok && f.known < len(f.buf) { // it may be longer than usual
 			if err := f.load(slot, len(f.buf)); err != nil {
 				return err
 			}
 			rec, crc, op, redo, ok = f.record(f.buf[off:], seed, at)
+			torn = rec
+		}
+		if !ok && ring != nil {
+			// A payload goes into the ring before its header: if it is not sound, it has rotted,
+			// and the file whose it is says so.
+			var fits error
+			if rec, crc, op, _, redo, fits = layout.DecodeRecord(ring[off:], seed, at, f.end.chain); fits == nil {
+				ok = true
+				f.staged++
+				if staged < 0 {
+					staged = off
+				}
+			}
+		}
+		if !ok && torn.LSN == at && f.witnessed() >= at+sealfs.LSN(torn.Bytes()) {
+			// So does one that was durable.
+			var fits error
+			rec, crc, op, _, redo, fits = layout.DecodeRecord(f.buf[off:], seed, at, f.end.chain)
+			ok = fits == nil
 		}
 		if !ok {
-			if ring == nil {
-				break
-			}
-			if rec, crc, op, redo, ok = f.record(ring[off:], seed, at); !ok {
-				break
-			}
-			f.staged++
-			if staged < 0 {
-				staged = off
-			}
+			break
 		}
 		if err := c.img.redo(redo); err != nil {
 			return stop(LogRedo, c.device(slot, uint32(off)), "record at %v: %v", at, err)
@@ -364,9 +401,15 @@ func (f *follower) lookBehind() {
 	if c.ring == nil {
 		return
 	}
+	boot, err := pmem.BootID()
+	if tail := sealfs.LSN(c.ring.Tail()); err == nil && c.ring.Header().BootID == boot && tail > f.end.lsn {
+		c.problem(LogStaging, c.rep.Staging, "the log ends at %v, and was written up to %v", f.end.lsn, tail)
+		c.mendBy(LogStaging, c.rep.Staging, func(*editor) string { return c.cutRing(f) })
+		return
+	}
 	seed := layout.ChainSeed(c.sb.Store, c.ring.Header().Incarnation)
 	for i := range int(c.ring.Header().Chunks) {
-		seq, chunk := c.ring.ChunkSeq(i), c.ring.Chunk(i)
+		seq, chunk := c.chunkSeq(i), c.ring.Chunk(i)
 		off := layout.BlockSize
 		if seq == f.end.lsn.Seq() {
 			off = int(f.end.lsn.Off())
@@ -376,7 +419,7 @@ func (f *follower) lookBehind() {
 				continue
 			}
 			at := sealfs.MakeLSN(seq, uint32(off))
-			if rec, _, _, payload, _, err := layout.DecodeRecordLoose(chunk[off:], seed, at); err == nil && rec.PayloadOK(payload) {
+			if _, _, _, _, _, err := layout.DecodeRecordLoose(chunk[off:], seed, at); err == nil {
 				c.problem(LogStaging, c.rep.Staging, "the log ends at %v, and there is a record at %v", f.end.lsn, at)
 				c.mendBy(LogStaging, c.rep.Staging, func(*editor) string { return c.cutRing(f) })
 				return

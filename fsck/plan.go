@@ -117,6 +117,10 @@ func (w *whole) plan(all []*checker) error {
 	some := false
 	for _, c := range all {
 		c.fixable = c.err == nil && c.fatal == 0 && !c.o.judge
+		if c.fixable && !c.o.CutLog && len(c.fixes) > 0 && c.rep.Counts[LogCut]+c.rep.Counts[LogStaging] > 0 {
+			c.tell("%s: nothing is repaired: the log breaks off at %v, and what was done after it, also what was synced, would be lost; --cut-log allows that", c.rep.Device, c.end.lsn)
+			c.fixable = false
+		}
 		if c.fixable && c.sb.ROCompat != 0 && len(c.fixes) > 0 {
 			c.tell("%s: nothing is repaired: writing needs features %#x that this program does not know", c.rep.Device, c.sb.ROCompat)
 			c.fixable = false

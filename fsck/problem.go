@@ -74,6 +74,7 @@ const (
 	RegionShort    ID = 206
 	DeviceStale    ID = 207
 	RegionDisagree ID = 208
+	RegionIntent   ID = 209
 	LogStart       ID = 301
 	LogStartHeader ID = 302
 	LogBefore      ID = 303
@@ -98,6 +99,8 @@ const (
 	PageLeaked     ID = 407
 	TreeCounts     ID = 408
 	BitmapReserved ID = 409
+	PageSum        ID = 410
+	SumStray       ID = 411
 	KeyUnknown     ID = 501
 	RecordDamaged  ID = 502
 	ShardWrong     ID = 503
@@ -180,6 +183,8 @@ var problems = []Problem{
 		"name the newer copy of the device"},
 	{RegionDisagree, "region-disagree", Error, Ask, "the two header slots of the region contradict each other",
 		"the older slot is written anew from the newer one, if both are of the same region"},
+	{RegionIntent, "region-intent", Warning, Safe, "the region's intent page is damaged",
+		"the page is written anew: no checkpoint is under way"},
 
 	{LogStart, "log-start", Fatal, None, "the checkpoint names a place that is not in the log",
 		"make the region again with --rebuild-region"},
@@ -188,11 +193,11 @@ var problems = []Problem{
 	{LogBefore, "log-before", Error, Ask, "the records before the checkpoint do not lead to it",
 		"the store is recovered as it is: its log goes on in a new segment"},
 	{LogCut, "log-cut", Error, Ask, "the log breaks off before a place that it is known to have reached durably",
-		"the store is recovered as far as the log goes; the rest of the segment is saved"},
+		"with --cut-log, the store is recovered as far as the log goes, and the rest of the segment is saved; what was done later is lost, also what was synced"},
 	{LogRedo, "log-redo", Fatal, None, "the redo of a sound record breaks a rule",
 		"make the region again with --rebuild-region"},
 	{LogStaging, "log-staging", Error, Ask, "staging holds sound records behind the place where the log breaks off",
-		"the store is recovered as far as the log goes; what staging holds behind is saved"},
+		"with --cut-log, the store is recovered as far as the log goes, and what staging holds behind is saved; what was done later is lost"},
 	{StagingLost, "staging-lost", Warning, Ask, "staging is there and cannot be used: what only it holds is lost",
 		"the file of the ring is moved aside"},
 	{LogUnreadable, "log-unreadable", Fatal, None, "the log cannot be read",
@@ -230,6 +235,10 @@ var problems = []Problem{
 		"they are counted anew"},
 	{BitmapReserved, "bitmap-reserved", Error, Ask, "the bitmap takes a page that is not the tree's",
 		"the page's bit is cleared"},
+	{PageSum, "page-sum", Error, Ask, "a page of the region does not fit its sum: its use is an I/O error",
+		"make the region again with --rebuild-region, which loses nothing; or else the tree is built anew from all sound pages and what can be read of this one; of root page, segment table and bitmaps, what they say is judged and corrected"},
+	{SumStray, "sum-stray", Warning, Safe, "the region has a sum for a page that has none",
+		"the sum is cleared"},
 
 	{KeyUnknown, "key-unknown", Error, Ask, "a key is of no kind that there is",
 		"the record is saved and removed"},

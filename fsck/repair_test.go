@@ -78,7 +78,7 @@ func (m images) path(t testing.TB, root sealfs.Ino, path ...string) sealfs.Ino {
 func (h *hurt) repaired() *Report {
 	h.t.Helper()
 	o := h.options()
-	o.Repair, o.SaveDir = RepairAll, h.t.TempDir()
+	o.Repair, o.CutLog, o.SaveDir = RepairAll, true, h.t.TempDir()
 	rep := judge(h.t, o)
 	if !rep.Clean() {
 		h.t.Errorf("left: %v", rep.IDs())
@@ -267,7 +267,8 @@ func TestRepairIsCrashSafe(t *testing.T) {
 	for _, d := range damages {
 		switch d.name {
 		case "lost name", "key count", "page free", "leaf's magic", "page twice", "table entry", "segment twice", "entry of nothing",
-			"live bytes", "extents share", "segment header", "directory of two names", "inode record", "log cut":
+			"live bytes", "extents share", "segment header", "directory of two names", "inode record", "log cut",
+			"intent page", "bit of a leaf", "bit of an inner page", "bit of the root page", "bit of the table", "bit of a bitmap", "sum of a header":
 		default:
 			continue
 		}
@@ -277,14 +278,14 @@ func TestRepairIsCrashSafe(t *testing.T) {
 			d.do(h)
 			n := &instants{dev: h.dev, region: h.region, every: 1}
 			o := h.o
-			o.Dev, o.Reg, o.Repair, o.SaveDir = gate{h.dev, n}, gate{h.region, n}, RepairAll, t.TempDir()
+			o.Dev, o.Reg, o.Repair, o.CutLog, o.SaveDir = gate{h.dev, n}, gate{h.region, n}, RepairAll, true, t.TempDir()
 			judge(t, o)
 			for i, at := range n.taken {
 				for dev := range at[0].CrashStates(rng, 1) {
 					for reg := range at[1].CrashStates(rng, 1) {
 						again := &hurt{images: images{dev: dev, region: reg}, t: t}
 						o := again.options()
-						o.Repair, o.SaveDir = RepairAll, t.TempDir()
+						o.Repair, o.CutLog, o.SaveDir = RepairAll, true, t.TempDir()
 						rep, err := Check(t.Context(), o)
 						if err != nil {
 							t.Fatalf("instant %d: %v", i, err)

@@ -60,7 +60,7 @@ func (c *checker) table() error {
 	for slot := 0; slot < len(c.entries) && err == nil; slot++ {
 		off := slot * entryBytes
 		var p *[pageSize]byte
-		if p, err = c.img.page(uint64(pmlayout.TablePage + off/pageSize)); err == nil {
+		if p, err = c.img.raw(uint64(pmlayout.TablePage + off/pageSize)); err == nil {
 			c.entries[slot] = p[off%pageSize:][:entryBytes]
 		}
 	}
@@ -92,7 +92,7 @@ func (c *checker) judgeTable() {
 			continue
 		}
 		startable = startable || g.state == slotFree ||
-			g.state == slotSealed && g.live == 0 && (g.kind == layout.Cold || g.seq < c.end.lsn.Seq())
+			g.state == slotSealed && g.live == 0 && (g.kind != layout.Hot || g.seq < c.end.lsn.Seq()) // far ones can be given up
 		if g.state == slotFree {
 			continue
 		}
@@ -134,7 +134,7 @@ func decodeEntry(b []byte, segmentBytes uint32) (g segment, ok bool) {
 	if g.state == slotFree {
 		return g, allZero(b)
 	}
-	ok = g.seq != 0 && g.state <= slotSealed && (g.kind == layout.Hot || g.kind == layout.Cold) && b[6]|b[7] == 0 && allZero(b[28:]) &&
+	ok = g.seq != 0 && g.state <= slotSealed && g.kind >= layout.Hot && g.kind <= layout.Far && b[6]|b[7] == 0 && allZero(b[28:]) &&
 		g.live <= segmentBytes && g.used <= segmentBytes && (g.state != slotSealed || g.used >= layout.BlockSize && g.live <= g.used)
 	return g, ok
 }

@@ -18,10 +18,14 @@ type leaf struct {
 	shard uint16 // in whose order its first key stands
 }
 
-// tree is pass 4: every page of the tree, and the bitmaps against it.
+// tree is pass 4: every page against its sum, the pages of the tree, and the
+// bitmaps against it.
 func (c *checker) tree() error {
 	where := c.reg.Name()
-	p, err := c.img.page(layout.RootPage)
+	if err := c.sweep(); err != nil {
+		return err
+	}
+	p, err := c.img.raw(layout.RootPage)
 	if err != nil {
 		c.problem(RootPage, where, "%v", err)
 		return nil
@@ -39,8 +43,12 @@ func (c *checker) tree() error {
 	if err := w.all(root.Tree); err != nil {
 		return err
 	}
+	if c.img.fits(layout.RootPage) != nil {
+		c.holes = true // it may be the root of a part only
+	}
 	c.leaves, c.reached, c.broken = w.leaves, w.reached, w.broken
 	c.rep.Keys, c.rep.Pages = w.keys, w.pages
+	w.mendRotten()
 	if !c.holes && (w.keys != root.Keys || w.pages != root.Pages) {
 		c.problem(TreeCounts, where, "%d keys and %d pages are counted, %d and %d are there", root.Keys, root.Pages, w.keys, w.pages)
 		w.mendCounts()
@@ -183,7 +191,12 @@ func (w *walker) visit(t subtree, below func(subtree) error) error {
 	}
 	p, err := get(n)
 	if err != nil {
-		w.fault(TreePage, n, "%v", err)
+		if c.img.rotten[n] == "" {
+			w.fault(TreePage, n, "%v", err)
+			return nil
+		}
+		w.holes = true // it was reported, and is mended with the others that have rotted
+		w.broken = append(w.broken, t)
 		return nil
 	}
 	fault := w.shape(p, t.level)
@@ -327,7 +340,7 @@ func (w *walker) bitmaps() error {
 			return err
 		}
 		at := layout.BitmapPage(g, w.table)
-		p, err := c.img.page(at)
+		p, err := c.img.raw(at) // if it has rotted, everything that it says is compared
 		if err != nil {
 			c.problem(BitmapReserved, w.where(at), "the bitmap cannot be read: %v", err)
 			continue

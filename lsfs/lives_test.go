@@ -1,8 +1,10 @@
 package lsfs
 
 import (
+	"bytes"
 	"errors"
 	"flag"
+	"fmt"
 	"math/rand/v2"
 	"testing"
 
@@ -13,6 +15,75 @@ import (
 )
 
 var lives = flag.Int("lives", 40, "stores that TestCrashLives lets live")
+
+// A history is what a crashing store has been told: the state after each
+// change, and how many of them were synced.
+type history struct {
+	states []model
+	synced int
+}
+
+func (h *history) last() model { return h.states[len(h.states)-1] }
+
+func (h *history) add(ino sealfs.Ino, data []byte) {
+	m := model{}
+	for k, v := range h.last() {
+		m[k] = v
+	}
+	if m[ino] = data; data == nil {
+		delete(m, ino)
+	}
+	h.states = append(h.states, m)
+}
+
+// find returns which state of the history the store is in, -1 if none.
+func (h *history) find(s *Store, files int) (int, error) {
+	got := model{}
+	for ino := sealfs.Ino(1); int(ino) <= files; ino++ {
+		data, err := s.get(ino)
+		if err != nil {
+			return -1, err
+		}
+		if data != nil {
+			got[ino] = data
+		}
+	}
+	if err := got.check(s); err != nil {
+		return -1, err
+	}
+	// What the cut tore is healed, and nothing looks damaged that is not.
+	var bad error
+	err := s.region.VerifyAll(s.mu.RLocker(), func(int) error { return nil }, func(c *sealfs.Corruption) { bad = c })
+	if err != nil || bad != nil {
+		return -1, errors.Join(err, bad)
+	}
+	for i := len(h.states) - 1; i >= 0; i-- {
+		if same(got, h.states[i]) {
+			return i, nil
+		}
+	}
+	return -1, fmt.Errorf("the store holds a state that never was")
+}
+
+func same(a, b model) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for k, v := range a {
+		if w, ok := b[k]; !ok || !bytes.Equal(v, w) {
+			return false
+		}
+	}
+	return true
+}
+
+func collect(d *disk.Sim, rng *rand.Rand, max int) []*disk.Sim {
+	var out []*disk.Sim
+	for s := range d.CrashStates(rng, max) {
+		out = append(out, s)
+	}
+	return out
+}
 
 // A life is a store that works, is killed or loses power at any operation of a
 // device, also while it recovers, and goes on from there, a dozen times over.
@@ -31,7 +102,7 @@ type life struct {
 	end   *life
 	busy  bool
 
-	cuts, kills, inRecovery int
+	cuts, kills, inRecovery, rebuilt int
 }
 
 // watch takes a picture of devices and ring when the moment has come.
@@ -65,6 +136,17 @@ func (l *life) turn() {
 	l.at, l.n, l.end, l.s = 1+l.rng.IntN(120), 0, nil, nil
 	if l.rng.IntN(4) == 0 {
 		l.at = 1 + l.rng.IntN(14) // most likely in recovery
+	}
+	if sb, err := ReadSuper(l.dev); err == nil && sb.FarRoot != 0 {
+		if _, err := checkRebuild(l.dev, l.region); err != nil {
+			t.Fatalf("power cut %v: %v", l.power, err)
+		}
+		l.rebuilt++
+		if l.rng.IntN(2) == 0 {
+			if l.region, _, err = rebuilt(l.dev, testRegion); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 	l.dev.SetHook(l.watch)
 	l.region.SetHook(l.watch)
@@ -110,6 +192,10 @@ func (l *life) step(i int) {
 	}
 	var err error
 	switch l.rng.IntN(14) {
+	case 4:
+		if err = l.s.FarCheckpoint(); errors.Is(err, sealfs.ErrNoSpace) {
+			err = nil
+		}
 	case 0:
 		if err = l.s.Sync(); err == nil && l.end == nil {
 			l.h.synced = len(l.h.states) - 1
@@ -159,7 +245,7 @@ func TestCrashLives(t *testing.T) {
 	}
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
-	cuts, kills, inRecovery := 0, 0, 0
+	cuts, kills, inRecovery, rebuilt := 0, 0, 0, 0
 	for i := range uint64(n) {
 		l := &life{t: t, rng: rand.New(rand.NewPCG(seed, i)), power: true, h: history{states: []model{{}}}}
 		l.files, l.size = 30+l.rng.IntN(60), 500+l.rng.IntN(9000)
@@ -168,10 +254,10 @@ func TestCrashLives(t *testing.T) {
 		for range 12 {
 			l.turn()
 		}
-		cuts, kills, inRecovery = cuts+l.cuts, kills+l.kills, inRecovery+l.inRecovery
+		cuts, kills, inRecovery, rebuilt = cuts+l.cuts, kills+l.kills, inRecovery+l.inRecovery, rebuilt+l.rebuilt
 	}
-	t.Logf("%d power cuts and %d kills, %d of them during recovery", cuts, kills, inRecovery)
-	if cuts < n || kills < n || inRecovery < n/4 {
+	t.Logf("%d power cuts and %d kills, %d of them during recovery; %d regions rebuilt", cuts, kills, inRecovery, rebuilt)
+	if cuts < n || kills < n || inRecovery < n/4 || rebuilt < n/4 {
 		t.Error("the test did not reach its point")
 	}
 }

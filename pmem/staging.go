@@ -149,6 +149,27 @@ func (s *Staging) ChunkSeq(i int) uint32 { return atomic.LoadUint32(s.seq(i)) }
 // are seen after it.
 func (s *Staging) SetChunkSeq(i int, seq uint32) { atomic.StoreUint32(s.seq(i), seq) }
 
+// word returns the place of an aligned 8-byte word of the header page.
+func (s *Staging) word(off int) *uint64 {
+	return (*uint64)(unsafe.Pointer(unsafe.SliceData(s.mem[off : off+8 : PageSize])))
+}
+
+// SetTail notes up to where the log has been written to the ring.
+func (s *Staging) SetTail(tail uint64) {
+	atomic.StoreUint64(s.word(layout.StagingTailOff), tail)
+	atomic.StoreUint64(s.word(layout.StagingTailOff+8), ^tail)
+}
+
+// Tail returns what SetTail noted last, 0 if it is not known: it was never
+// called, or the process died in it.
+func (s *Staging) Tail() uint64 {
+	tail := atomic.LoadUint64(s.word(layout.StagingTailOff))
+	if atomic.LoadUint64(s.word(layout.StagingTailOff+8)) != ^tail {
+		return 0
+	}
+	return tail
+}
+
 // Clone returns a copy on the heap: what another process would find after this
 // one's death at this instant.
 func (s *Staging) Clone() *Staging {

@@ -246,9 +246,10 @@ func (t *Tx) PutState(off int, b []byte) error {
 }
 
 // Patch changes bytes of a page, whatever it holds: for repairs of what the
-// tree's own methods cannot mend. Header slots are refused. b is copied.
+// tree's own methods cannot mend. Pages without a sum are refused: headers, intent and
+// sums. b is copied.
 func (t *Tx) Patch(n PageNo, off int, b []byte) error {
-	if n < layout.RootPage || off < 0 || off > PageSize-len(b) {
+	if !layout.HasSum(uint64(n), t.r.tablePages) || off < 0 || off > PageSize-len(b) {
 		return fmt.Errorf("patch of page %d of %s: %d bytes at %d: %w", n, t.r.name, len(b), off, sealfs.ErrInvalid)
 	}
 	return t.put(n, off, b)

@@ -42,7 +42,13 @@ type twin struct {
 }
 
 func newTwin(t *testing.T, seed uint64, deviceBytes, segment int64) *twin {
-	return newTwinFor(t, seed, newSim(t, deviceBytes, segment))
+	s := newSim(t, deviceBytes, segment)
+	w := &twin{t: t, s: s, sim: s, root: s.root, o: oracle.New(testShards), rng: rand.New(rand.NewPCG(seed, 1))}
+	w.begin()
+	for i := range 12 {
+		w.names = append(w.names, fmt.Sprintf("name%d", i))
+	}
+	return w
 }
 
 // begin gives both the same root.

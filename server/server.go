@@ -26,6 +26,12 @@ type StoreOptions struct {
 	Region  string       // region file
 	Staging string       // ring file, on tmpfs
 	Log     lsfs.Options // StagingPath is overwritten by Staging
+
+	// Dev and Reg are open handles to be used in place of the paths Device and
+	// Region, for simulation. They belong to the store from the start of its opening
+	// on, whatever the error.
+	Dev disk.Device
+	Reg pmem.Backing
 }
 
 // Options of a server.
@@ -166,6 +172,14 @@ func (s *Server) all() []*store {
 }
 
 func (s *Server) openStore(so StoreOptions) (*store, error) {
+	if so.Dev != nil {
+		so.Log.StagingPath = so.Staging
+		st, err := s.attach(so.Dev, so.Reg, nil, so)
+		if err != nil {
+			return nil, errors.Join(err, so.Reg.Close(), so.Dev.Close())
+		}
+		return st, nil
+	}
 	dev, err := disk.Open(so.Device, disk.OpenOptions{Direct: true, Exclusive: true})
 	if err != nil {
 		return nil, err

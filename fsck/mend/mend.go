@@ -34,6 +34,7 @@ type Job struct {
 	Region  pmem.Backing
 	Ring    *pmem.Staging
 	Staging string
+	CutLog  bool // the log goes on where it breaks off, whatever was behind
 
 	Entries map[uint32][]byte // of the segment table, by slot, as they shall be
 	NextSeq uint32            // the next sequence number is at least this
@@ -91,7 +92,7 @@ func Run(ctx context.Context, j *Job) (Result, error) {
 			return res, errors.Join(err, j.Region.Close(), j.Dev.Close())
 		}
 	}
-	s, err := lsfs.Open(j.Dev, j.Region, j.Ring, nobody{}, lsfs.Options{StagingPath: j.Staging, Mend: j.prepare})
+	s, err := lsfs.Open(j.Dev, j.Region, j.Ring, nobody{}, lsfs.Options{StagingPath: j.Staging, CutLog: j.CutLog, Mend: j.prepare})
 	if err != nil {
 		return res, errors.Join(err, j.Region.Close(), j.Dev.Close())
 	}

@@ -27,7 +27,7 @@ func (j *Job) room() ([]uint64, error) {
 	}
 	at := uint64(j.Region.Size()) / layout.PageSize
 	for ; len(pages) < n; at++ {
-		if at%layout.GroupPages != 0 { // the bitmap's
+		if at%layout.GroupPages >= layout.Reserved(at/layout.GroupPages, 0) {
 			pages = append(pages, at)
 		}
 	}
