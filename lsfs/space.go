@@ -26,6 +26,13 @@ type collector struct {
 	window []byte    // the same
 	gain   int64     // bytes by which rounds emptied more than they filled
 
+	// What was free and live when a round last gained nothing (Store.mu).
+	rested struct {
+		yes  bool
+		free int
+		live int64
+	}
+
 	waiting atomic.Int32 // requests that wait for Store.mu
 
 	wait struct {
@@ -115,7 +122,24 @@ const collectEvery = 1 << 20
 func (s *Store) needsCollection() bool {
 	s.crowded.Store(s.region.Usage().PrivateBytes() > s.o.BudgetBytes)
 	s.setBrake()
-	return len(s.free) < s.o.CleanLow || s.checkpointDue() || s.region.NeedsGrowth() || s.farWanted()
+	return len(s.free) < s.o.CleanLow && (s.cleaningPays() || s.dying > 0) || s.checkpointDue() || s.region.NeedsGrowth() || s.farWanted()
+}
+
+// cleaningPays reports whether there may be something to gain since a round last
+// gained nothing: a segment was used or died. Else the cleaner would move for ever,
+// where CleanLow is out of reach, what its own records take. Needs mu, shared.
+func (s *Store) cleaningPays() bool {
+	r := &s.gc.rested
+	return !r.yes || len(s.free) < r.free || s.live <= r.live-s.seg
+}
+
+// cleaningEnds notes what a round of cleaning came to that began with before free
+// segments.
+func (s *Store) cleaningEnds(before int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := &s.gc.rested
+	r.yes, r.free, r.live = len(s.free) <= before, len(s.free), s.live
 }
 
 // checkpointDue reports whether log or changed pages ask for a checkpoint: a
@@ -173,7 +197,10 @@ func (s *Store) runCollector() {
 		}
 		w.cond.Broadcast()
 		w.Unlock()
-		if !stuck && err == nil && s.freeSegments() < s.o.CleanLow {
+		s.mu.RLock()
+		again := len(s.free) < s.o.CleanLow && s.cleaningPays()
+		s.mu.RUnlock()
+		if !stuck && err == nil && again {
 			s.pokeCollector()
 		}
 	}
@@ -201,6 +228,7 @@ func (s *Store) collect(force bool) (stuck bool, err error) {
 		target += s.farTarget()
 	}
 	due := force || s.checkpointDue() || s.crowded.Load()
+	pays := force || s.cleaningPays()
 	s.mu.RUnlock()
 	if !due && !far && before >= target {
 		return false, nil
@@ -210,8 +238,9 @@ func (s *Store) collect(force bool) (stuck bool, err error) {
 			return false, err
 		}
 	}
+	stuck = !pays && s.freeSegments() < s.o.CleanLow
 	for range cleanRounds {
-		if s.freeSegments() >= target {
+		if !pays || s.freeSegments() >= target {
 			break
 		}
 		s.gc.pace.begin()
@@ -235,6 +264,9 @@ func (s *Store) collect(force bool) (stuck bool, err error) {
 		}
 		s.gc.pace.end(s.gc.gain)
 		s.gc.gain = 0
+	}
+	if pays && before < target {
+		s.cleaningEnds(before)
 	}
 	s.mu.RLock()
 	far = s.farWanted() // it may have been given up meanwhile
