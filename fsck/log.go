@@ -11,6 +11,7 @@ import (
 	"sealfs/disk"
 	"sealfs/lsfs/layout"
 	"sealfs/pmem"
+	pmlayout "sealfs/pmem/layout"
 )
 
 // logEnd is a place in the log: behind a record.
@@ -33,6 +34,10 @@ type span struct {
 func (c *checker) log() error {
 	c.img = newImage(c.reg, c.cachePages)
 	c.findRing()
+	if c.ring == nil && c.hdr.Incompat&pmlayout.FeatureDax != 0 {
+		c.problem(RegionRing, c.rep.Region, "it needs the ring of incarnation %d, by convention %s", c.hdr.Incarnation, pmem.RingPath(c.rep.Region))
+		return nil
+	}
 	f := &follower{c: c, next: layout.NoSlot}
 	f.end = logEnd{c.hdr.Start, c.hdr.StartSlot, c.hdr.Chain}
 	err := f.run()
@@ -83,6 +88,18 @@ func (c *checker) device(slot, off uint32) string {
 func (c *checker) findRing() {
 	sb := c.sb
 	path := c.o.Staging
+	if c.ring == nil && c.o.Reg == nil {
+		// On persistent memory it lies beside the region, and is of any boot.
+		beside := pmem.RingPath(c.rep.Region)
+		ring, err := pmem.OpenStaging(beside)
+		if err == nil && ring.Header().Store == sb.Store && ring.Header().Incarnation == sb.Incarnation {
+			c.ring, path = ring, beside
+		} else if err == nil {
+			ring.Close(false)
+		} else if !errors.Is(err, sealfs.ErrNotExist) {
+			c.problem(StagingLost, beside, "%v", err)
+		}
+	}
 	if path == "" && c.o.Dev == nil {
 		path = StagingPath(sb.Store)
 		if _, err := os.Stat(filepath.Dir(path)); err != nil { // then it lies beside the device

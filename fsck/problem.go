@@ -63,6 +63,7 @@ const (
 	RegionShort    ID = 206
 	DeviceStale    ID = 207
 	RegionDisagree ID = 208
+	RegionRing     ID = 209
 	LogStart       ID = 301
 	LogStartHeader ID = 302
 	LogBefore      ID = 303
@@ -157,6 +158,7 @@ var problems = []Problem{
 	{RegionShort, "region-short", Fatal, NotYet, "the region is shorter than its header says: it was truncated or copied in part"},
 	{DeviceStale, "device-stale", Fatal, NotYet, "the device is older than its region: it is a stale copy"},
 	{RegionDisagree, "region-disagree", Error, NotYet, "the two header slots of the region contradict each other"},
+	{RegionRing, "region-ring", Fatal, NotYet, "the region was in use on persistent memory and its ring is missing: it may be newer than the log"},
 
 	{LogStart, "log-start", Fatal, NotYet, "the checkpoint names a place that is not in the log"},
 	{LogStartHeader, "log-start-header", Fatal, NotYet, "the header of the segment where the log starts is not sound"},

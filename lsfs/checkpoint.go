@@ -19,7 +19,8 @@ func (s *Store) Checkpoint() error {
 
 // checkpoint needs gc.mu. The order of its writes is the crash argument:
 // the log before each page, all pages before the header, the header before the
-// superblock's tail, the tail before any dead segment may be overwritten.
+// superblock's tail, the tail before any dead segment may be overwritten. On
+// persistent memory there are no pages to be written, and the header is all.
 func (s *Store) checkpoint() error {
 	if err := s.Failure(); err != nil {
 		return err
@@ -31,13 +32,13 @@ func (s *Store) checkpoint() error {
 	s.logged = 0
 	s.mu.Unlock()
 
-	err := s.SyncTo(start)
-	for more := true; err == nil && more; {
+	err := s.flushTo(start)
+	for more := !s.isDax(); err == nil && more; {
 		s.mu.RLock()
 		more = ck.Copy()
 		applied := s.tail()
 		s.mu.RUnlock()
-		if err = s.SyncTo(applied); err == nil {
+		if err = s.flushTo(applied); err == nil {
 			err = ck.Write()
 		}
 	}
@@ -77,8 +78,12 @@ func (s *Store) trim() error {
 
 // header returns what recovery must know to start at the tail. Needs mu.
 func (s *Store) header() pmem.Header {
+	var features uint64
+	if s.isDax() {
+		features = pmem.FeatureDax
+	}
 	return pmem.Header{
-		Store: s.store, Incarnation: s.incarnation, Start: s.tail(), StartSlot: s.open().slot, Chain: s.chain,
+		Incompat: features, Store: s.store, Incarnation: s.incarnation, Start: s.tail(), StartSlot: s.open().slot, Chain: s.chain,
 	}
 }
 

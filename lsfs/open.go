@@ -51,6 +51,7 @@ func Open(dev disk.Device, region pmem.Backing, kept *pmem.Staging, owner Owner,
 		return nil, err
 	}
 	s.region, s.regionName = reg, region.Name()
+	s.rings, _ = region.(pmem.Rings)
 	if h.Store != sb.Store {
 		return nil, &sealfs.Corruption{Where: region.Name(), Off: 0, What: fmt.Sprintf("the region belongs to store %v, but %s is store %v", h.Store, dev.Name(), sb.Store)}
 	}
@@ -106,14 +107,19 @@ func (s *Store) Close() error {
 	s.closed = true
 	s.mu.Unlock()
 	var err error
+	whole := false
 	if s.Failure() == nil {
 		err = s.Checkpoint()
 		if err == nil {
-			err = s.Sync()
+			err = s.flushLog()
 		}
+		if err == nil && s.Failure() == nil && s.isDax() {
+			err = s.leaveRing()
+		}
+		whole = err == nil && (s.Failure() == nil || s.isDax())
 	}
 	// Staging of a store that is wholly durable serves nobody.
-	return errors.Join(err, s.release(err == nil && s.Failure() == nil))
+	return errors.Join(err, s.release(whole))
 }
 
 // release gives back everything that the store has open.

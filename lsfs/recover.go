@@ -33,10 +33,26 @@ type recovered struct {
 func (s *Store) recover(h pmem.Header, kept *pmem.Staging) (*recovered, error) {
 	sb := s.Superblock()
 	if kept == nil {
-		kept = s.findStaging(&sb)
+		var err error
+		if kept, err = s.findStaging(&sb, &h); err != nil {
+			return nil, err
+		}
 	}
-	rp := &replay{s: s, kept: kept, next: layout.NoSlot, last: sb.FirstPrev, rec: recovered{end: h.Start, slot: h.StartSlot, chain: h.Chain}}
-	if err := rp.run(); err != nil {
+	replayFrom := func(dry bool) (*replay, error) {
+		rp := &replay{s: s, kept: kept, dry: dry, next: layout.NoSlot, last: sb.FirstPrev, rec: recovered{end: h.Start, slot: h.StartSlot, chain: h.Chain}}
+		return rp, rp.run()
+	}
+	if s.isDax() && kept != nil && !kept.Durable() {
+		// Redo goes in place for good, so its records must be durable before.
+		if _, err := replayFrom(true); err != nil {
+			return nil, err
+		}
+		if err := s.dev.Flush(); err != nil {
+			return nil, fmt.Errorf("flush of %s: %w", s.dev.Name(), err)
+		}
+	}
+	rp, err := replayFrom(false)
+	if err != nil {
 		return nil, err
 	}
 	if err := s.loadTable(); err != nil {
@@ -57,35 +73,41 @@ func (s *Store) recover(h pmem.Header, kept *pmem.Staging) (*recovered, error) {
 			return nil, err
 		}
 	}
+	if s.rings != nil && !s.isDax() {
+		if err := s.rings.RemoveRing(); err != nil {
+			return nil, err
+		}
+	}
 	return &rp.rec, s.start(&rp.rec)
 }
 
-// findStaging opens the ring that the last process left, if it is this store's,
-// of its last incarnation and of this boot.
-func (s *Store) findStaging(sb *layout.Superblock) *pmem.Staging {
-	if s.o.StagingPath == "" {
-		return nil
+// findStaging opens the ring that the last process left, if it is this store's
+// and of its last incarnation, and lies on persistent memory or is of this boot.
+func (s *Store) findStaging(sb *layout.Superblock, rh *pmem.Header) (*pmem.Staging, error) {
+	ring, err := s.findRing(sb, rh)
+	if ring != nil || err != nil || s.o.StagingPath == "" {
+		return ring, err
 	}
 	st, err := pmem.OpenStaging(s.o.StagingPath)
 	if err != nil {
 		if !errors.Is(err, sealfs.ErrNotExist) {
 			s.log.Warn("staging is of no use", "path", s.o.StagingPath, "err", err)
 		}
-		return nil
+		return nil, nil
 	}
 	boot, err := pmem.BootID()
 	h := st.Header()
 	if err != nil || h.Store != sb.Store || h.Incarnation != sb.Incarnation || h.BootID != boot || h.SegmentBytes != sb.SegmentBytes {
-		st.Close(false)
-		return nil
+		return nil, st.Close(false)
 	}
-	return st
+	return st, nil
 }
 
 // replay follows the chain.
 type replay struct {
 	s    *Store
 	kept *pmem.Staging
+	dry  bool // bring to the device what only staging holds, apply nothing
 	rec  recovered
 	next uint32     // successor of the segment, as announced in it
 	last sealfs.LSN // where the incarnation before the present one ended
@@ -204,10 +226,11 @@ func (rp *replay) segment(slot, seq, from uint32, known *layout.SegmentHeader) e
 	}
 	sources := []*source{dev}
 	var ring []byte
+	var chunk int
 	if rp.kept != nil {
 		for i := range int(rp.kept.Header().Chunks) {
 			if rp.kept.ChunkSeq(i) == seq {
-				ring = rp.kept.Chunk(i)
+				ring, chunk = rp.kept.Chunk(i), i
 				sources = append(sources, &source{data: ring, known: len(ring), fetch: func(int) error { return nil }})
 			}
 		}
@@ -254,9 +277,13 @@ func (rp *replay) segment(slot, seq, from uint32, known *layout.SegmentHeader) e
 			if staged < 0 {
 				staged = off
 			}
+			// The process may have died before the record was durable.
+			rp.kept.Settle(chunk, off, int(rec.Bytes()))
 		}
-		if err := s.region.ApplyRedo(redo); err != nil {
-			return fmt.Errorf("redo of the record at %v: %w", at, err)
+		if !rp.dry {
+			if err := s.region.ApplyRedo(redo); err != nil {
+				return fmt.Errorf("redo of the record at %v: %w", at, err)
+			}
 		}
 		if rec.Kind == layout.KindOpen || rec.Kind == layout.KindNext {
 			if next, ok := layout.ReadSlot(op); ok {
@@ -419,9 +446,15 @@ func (s *Store) start(rec *recovered) error {
 		Store: s.store, Incarnation: s.incarnation, BootID: boot, SegmentBytes: uint32(s.seg),
 		Chunks: uint32(max(2, min(s.o.StagingBytes/s.seg, int64(len(s.segs))/4, pmem.StagingChunksMax))),
 	}
-	if s.o.StagingPath == "" {
+	switch {
+	case s.isDax():
+		err = s.createRing(h, rec)
+	case s.o.StagingPath == "":
 		s.staging = pmem.NewStaging(h)
-	} else if s.staging, err = s.createStaging(h); err != nil {
+	default:
+		s.staging, err = s.roomFor(h, func(h pmem.StagingHeader) (*pmem.Staging, error) { return pmem.CreateStaging(s.o.StagingPath, h) })
+	}
+	if err != nil {
 		return err
 	}
 	s.sync.durable.Store(uint64(rec.end))
@@ -441,11 +474,11 @@ func (s *Store) start(rec *recovered) error {
 	return nil
 }
 
-// createStaging makes the ring's file, a smaller one where shared memory is
-// short: containers often have but 64 MiB of it.
-func (s *Store) createStaging(h pmem.StagingHeader) (*pmem.Staging, error) {
+// roomFor makes the ring's file, a smaller one where shared memory is short:
+// containers often have but 64 MiB of it.
+func (s *Store) roomFor(h pmem.StagingHeader, create func(pmem.StagingHeader) (*pmem.Staging, error)) (*pmem.Staging, error) {
 	for {
-		st, err := pmem.CreateStaging(s.o.StagingPath, h)
+		st, err := create(h)
 		if !errors.Is(err, sealfs.ErrNoSpace) || h.Chunks == 2 {
 			return st, err
 		}

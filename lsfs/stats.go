@@ -49,6 +49,9 @@ type Stats struct {
 	Incarnation  uint32     `json:"incarnation"`
 	Device       disk.Stats `json:"device"`
 	Region       pmem.Usage `json:"region"`
+	RegionMode   string     `json:"region_mode"` // how it is mapped: pmem.ModeFile or pmem.ModeDax
+	// What was done on persistent memory, for region and ring.
+	Persisted pmem.Persisted `json:"persisted"`
 }
 
 // Stats returns the store's counters.
@@ -65,6 +68,10 @@ func (s *Store) Stats() Stats {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	st.Segments, st.SegmentBytes, st.Free, st.Live, st.Usable, st.Tail = len(s.segs), s.seg, len(s.free), s.live, s.usable(), s.tail()
-	st.Region = s.region.Usage()
+	st.Region, st.RegionMode = s.region.Usage(), pmem.ModeFile
+	if s.isDax() {
+		st.RegionMode = pmem.ModeDax
+		st.Persisted = s.region.Persisted().Plus(s.staging.Persisted())
+	}
 	return st
 }

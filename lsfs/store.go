@@ -39,6 +39,7 @@ type Store struct {
 	dev        disk.Device
 	region     *pmem.Region
 	regionName string
+	rings      pmem.Rings // the region's medium, if it knows of rings
 	owner      Owner
 	o          Options
 	log        *slog.Logger
@@ -69,9 +70,10 @@ type Store struct {
 	live      int64             // sum of live bytes
 	tx        Tx
 	redo      []byte
-	logged    int64 // bytes of log since the last checkpoint began
-	waiting   int64 // bytes of log since the last drain began
-	unchecked int64 // bytes of log since it was last asked whether the collector is needed
+	record    []byte // is put together here, on persistent memory
+	logged    int64  // bytes of log since the last checkpoint began
+	waiting   int64  // bytes of log since the last drain began
+	unchecked int64  // bytes of log since it was last asked whether the collector is needed
 
 	pins  []atomic.Int32 // readers of a slot
 	cache *cache

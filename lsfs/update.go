@@ -182,14 +182,19 @@ func (s *Store) append(in *Intent, ch Change) (sealfs.LSN, error) {
 	}
 }
 
-// publish puts a record into the ring: from here on it survives SIGKILL. Needs
-// mu, and that the record fits.
+// publish puts a record into the ring: from here on it survives SIGKILL, on
+// persistent memory a power cut. Needs mu, and that the record fits.
 func (s *Store) publish(rec *layout.Record, op, payload, redo []byte) {
 	open := s.open()
 	n := rec.Bytes()
-	b := s.staging.Chunk(open.chunk)[open.filled:][:n]
+	b := s.stage(open.chunk, open.filled, uint32(n))
+	if rec.Kind == layout.KindPad {
+		clear(b)
+	}
 	copy(b[layout.RecordHeaderBytes+len(op):], payload)
 	s.chain = rec.Put(b, s.seed, op, redo)
+	s.staged(open.chunk, open.filled, b)
+	s.staging.Fence()
 	open.filled += uint32(n)
 	s.logged += n
 	s.waiting += n
@@ -210,7 +215,6 @@ func (s *Store) pad() {
 	open := s.open()
 	if gap := -open.filled & (layout.BlockSize - 1); gap != 0 {
 		rec := layout.Record{LSN: s.tail(), Prev: s.chain, Kind: layout.KindPad, PayloadLen: gap - layout.RecordHeaderBytes}
-		clear(s.staging.Chunk(open.chunk)[open.filled:][:gap])
 		s.publish(&rec, nil, nil, nil)
 		s.stats.padBytes.Add(uint64(gap))
 	}
@@ -283,7 +287,9 @@ func (s *Store) seal(h *hotSegment) {
 // ring, tx into the region. Needs mu.
 func (s *Store) enter(next *hotSegment, h *layout.SegmentHeader, tx *Tx, after uint32) {
 	s.staging.SetChunkSeq(next.chunk, 0)
-	h.Put(s.staging.Chunk(next.chunk), s.store)
+	b := s.stage(next.chunk, 0, layout.BlockSize)
+	h.Put(b, s.store)
+	s.staged(next.chunk, 0, b)
 	next.filled = layout.BlockSize
 	s.hot = append(s.hot, next)
 	s.nextSlot, s.nextSeq = after, next.seq+1

@@ -53,6 +53,7 @@ type Settings struct {
 	Staging      Size       // ring of each store
 	Memory       Size       // of each store's region
 	Cache        Size       // device blocks of each store
+	RegionMode   string     // how regions are mapped
 	LogLevel     slog.Level //
 	LogSize      Size       // at which the log is rotated
 	LogKeep      int        // rotated logs that are kept
@@ -101,6 +102,13 @@ var settings = []setting{
 	sizeSetting("staging", "ring in shared memory for what is not yet on the device, per store", "128M", 1<<20, func(s *Settings) *Size { return &s.Staging }),
 	sizeSetting("memory", "memory for metadata, per store", "256M", 1<<20, func(s *Settings) *Size { return &s.Memory }),
 	sizeSetting("cache", "cache of device blocks, per store", "32M", 1<<20, func(s *Settings) *Size { return &s.Cache }),
+	{"region_mode", "metadata regions: dax (on persistent memory), file, or auto (dax where that is possible)", "auto", func(s *Settings, v string) error {
+		s.RegionMode = v
+		if v != "auto" && v != "file" && v != "dax" {
+			return fault(sealfs.ErrInvalid, "%q is none of auto, file and dax", v)
+		}
+		return nil
+	}},
 	{"log_level", "debug, info, warn or error", "info", func(s *Settings, v string) error {
 		if i := slices.Index([]string{"debug", "info", "warn", "error"}, v); i >= 0 {
 			s.LogLevel = slog.Level(4*i) + slog.LevelDebug

@@ -46,6 +46,10 @@ func (r *Region) BeginCheckpoint() *Checkpoint {
 	c.next, c.end = 0, PageNo(r.pages.Load())
 	c.nos = c.nos[:0]
 	r.set, r.dirty = 1-r.set, 0
+	if r.pm != nil {
+		c.next = c.end // the pages are on the medium already
+		return c
+	}
 	if c.batch == nil {
 		c.batch = make([]byte, batchPages*PageSize)
 	}
@@ -89,30 +93,52 @@ func (c *Checkpoint) Write() error {
 }
 
 // Finish makes the pages durable, and then, in the older slot, a header with
-// h's incarnation, start, start slot and chain; the rest of h is the region's
-// own. When it returns nil, a replay may begin at h.Start. It needs no latch.
+// h's incarnation, start, start slot, chain and FeatureDax; the rest of h is the
+// region's own. When it returns nil, a replay may begin at h.Start. It needs no latch.
 func (c *Checkpoint) Finish(h Header) error {
 	if !c.active || c.done.Load() || c.next < c.end || len(c.nos) > 0 {
 		return fmt.Errorf("checkpoint of region %s has not been written: %w", c.r.name, sealfs.ErrInvalid)
 	}
-	// Before the flush, so that the file's size is durable with what it covers.
-	pages := c.r.pages.Load()
-	if err := c.r.b.Flush(); err != nil {
+	if err := c.r.PutHeader(h); err != nil {
 		return err
 	}
-	old := &c.r.header
-	h.Version, h.Incompat, h.Compat = layout.Version, old.Incompat, old.Compat
-	h.Store, h.TableBytes = old.Store, old.TableBytes
-	h.Update, h.Pages = old.Update+1, pages
-	if err := writeFull(c.r.b, h.Encode(), uint64(layout.Slot(h.Update))); err != nil {
-		return err
-	}
-	if err := c.r.b.Flush(); err != nil {
-		return err
-	}
-	old.Update = h.Update
 	c.done.Store(true)
 	return nil
+}
+
+// PutHeader writes a header as Finish does, after what the medium has been given
+// until now. It is not called beside a Finish, and needs no latch.
+func (r *Region) PutHeader(h Header) error {
+	// Before the flush, so that the file's size is durable with what it covers.
+	pages := r.pages.Load()
+	if err := r.order(); err != nil {
+		return err
+	}
+	old := &r.header
+	h.Version, h.Compat = layout.Version, old.Compat
+	h.Incompat = old.Incompat&^layout.FeatureDax | h.Incompat&layout.FeatureDax
+	h.Store, h.TableBytes = old.Store, old.TableBytes
+	h.Update, h.Pages = old.Update+1, pages
+	n := PageNo(layout.Slot(h.Update))
+	if r.pm != nil {
+		r.pm.store(r.windows[0].bytes[n*PageSize:][:PageSize], h.Encode())
+	} else if err := writeFull(r.b, h.Encode(), uint64(n)); err != nil {
+		return err
+	}
+	if err := r.order(); err != nil {
+		return err
+	}
+	old.Update, old.Incompat = h.Update, h.Incompat
+	return nil
+}
+
+// order makes durable what the medium has been given until now.
+func (r *Region) order() error {
+	if r.pm != nil {
+		r.pm.fence()
+		return nil
+	}
+	return r.b.Flush()
 }
 
 // Abandon ends a checkpoint that failed: its pages are dirty again. Of one that

@@ -127,7 +127,7 @@ func (r *Region) ApplyRedo(redo []byte) error {
 			err = e
 			return
 		}
-		r.install(n, p, off, b)
+		r.replay(n, p, off, b)
 		r.markDirty(n)
 	})
 	r.hint = 0

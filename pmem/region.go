@@ -28,6 +28,10 @@ type Reader interface {
 // Header is what a header slot says about the region; see package layout.
 type Header = layout.Header
 
+// FeatureDax is the header's bit of a region that needs its ring; see package
+// layout.
+const FeatureDax = layout.FeatureDax
+
 // Geometry is what Format fixes for ever.
 type Geometry struct {
 	Store      sealfs.UUID
@@ -58,6 +62,7 @@ const (
 type Region struct {
 	b          Backing
 	name       string
+	pm         *medium // nil if the region is file-backed
 	tablePages uint64
 	maxPages   uint64
 	growBytes  int64
@@ -205,6 +210,9 @@ func Open(b Backing, o Options) (*Region, Header, error) {
 	}
 	if r.growBytes <= 0 {
 		r.growBytes = defaultGrowBytes
+	}
+	if p, ok := b.(Persistent); ok {
+		r.pm = newMedium(p.Persistence())
 	}
 	r.growBytes = (r.growBytes + PageSize - 1) / PageSize * PageSize
 	most := o.MaxBytes
@@ -374,8 +382,12 @@ func (r *Region) State() []byte {
 	return p[layout.StateOff:]
 }
 
-// markDirty notes that the page differs from the medium's.
+// markDirty notes that the page differs from the medium's. On persistent memory
+// the page is the medium's.
 func (r *Region) markDirty(n PageNo) {
+	if r.pm != nil {
+		return
+	}
 	w, i := r.windows[n>>r.shift], int(n&(1<<r.shift-1))
 	if !w.dirty[r.set].Get(i) {
 		w.dirty[r.set].Set(i)

@@ -24,8 +24,11 @@ import (
 type StoreOptions struct {
 	Device  string       // image file or block device
 	Region  string       // region file
-	Staging string       // ring file, on tmpfs
+	Staging string       // ring file, on tmpfs; with a region on persistent memory only what a last run left in it matters
 	Log     lsfs.Options // StagingPath is overwritten by Staging
+	// RegionMode is how the region is mapped: pmem.ModeAuto, the default,
+	// pmem.ModeFile or pmem.ModeDax.
+	RegionMode string
 }
 
 // Options of a server.
@@ -170,7 +173,7 @@ func (s *Server) openStore(so StoreOptions) (*store, error) {
 	if err != nil {
 		return nil, err
 	}
-	region, err := pmem.OpenFile(so.Region, false)
+	region, err := pmem.OpenFileMode(so.Region, so.RegionMode)
 	if err != nil {
 		return nil, errors.Join(err, dev.Close())
 	}

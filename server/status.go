@@ -5,6 +5,7 @@ import (
 
 	"sealfs"
 	"sealfs/lsfs"
+	"sealfs/pmem"
 )
 
 // Status is what a server tells of itself.
@@ -32,6 +33,9 @@ func (s *Server) Status() Status {
 		x := StoreStatus{
 			ID: st.ID(), Device: absolute(st.opts.Device), Region: absolute(st.opts.Region), Staging: absolute(st.opts.Staging),
 			State: "up", Stats: st.Stats(), Files: st.usage.inodes(),
+		}
+		if x.Stats.RegionMode == pmem.ModeDax {
+			x.Staging = pmem.RingPath(x.Region)
 		}
 		if err := st.Failure(); err != nil {
 			x.State, x.Reason = "read-only", err.Error()

@@ -48,9 +48,20 @@ const Version = 1
 // Magic opens a header slot.
 const Magic = "SEALFSr1"
 
+// The incompatible features that this version knows.
+const (
+	// FeatureDax: the region is used as persistent memory. It may be newer than
+	// the log on the device, and is of use only with its ring: that of the
+	// header's incarnation, in the file beside it. A clean end of the store
+	// clears the bit.
+	FeatureDax = 1 << 0
+
+	featuresKnown = FeatureDax
+)
+
 // featureNames gives the incompatible features of the format by bit, for
-// messages; this version knows none.
-var featureNames = map[uint]string{}
+// messages.
+var featureNames = map[uint]string{0: "dax"}
 
 // Header is the content of a header slot.
 //
@@ -149,9 +160,9 @@ func DecodeHeader(where string, slot int, b []byte) (Header, error) {
 	}
 	pad := r.U32()
 	h.Incompat = r.U64()
-	if h.Incompat != 0 {
+	if unknown := h.Incompat &^ featuresKnown; unknown != 0 {
 		return Header{}, fmt.Errorf("region %s uses features that this program does not know (%s): %w",
-			where, features(h.Incompat), sealfs.ErrVersion)
+			where, features(unknown), sealfs.ErrVersion)
 	}
 	h.Compat = r.U64()
 	copy(h.Store[:], r.Bytes(16))
