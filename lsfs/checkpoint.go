@@ -34,16 +34,20 @@ func (s *Store) checkpoint() error {
 
 	err := s.flushTo(start)
 	for more := !s.isDax(); err == nil && more; {
-		s.mu.RLock()
-		more = ck.Copy()
-		applied := s.tail()
-		s.mu.RUnlock()
-		if err = s.flushTo(applied); err == nil {
+		var applied sealfs.LSN
+		err = s.View(func(pmem.Reader) error {
+			more, applied = ck.Copy(), s.tail()
+			return nil
+		})
+		if err == nil {
+			err = s.flushTo(applied)
+		}
+		if err == nil {
 			err = ck.Write()
 		}
 	}
 	if err == nil {
-		err = ck.Finish(h)
+		err = s.guarded(func() error { return ck.Finish(h) })
 	}
 	if err != nil {
 		s.mu.Lock()
@@ -65,11 +69,13 @@ func (s *Store) checkpoint() error {
 // until they keep to the budget or no more can be dropped.
 func (s *Store) trim() error {
 	for {
-		s.mu.Lock()
-		before := s.region.Usage().Private
-		err := s.region.Trim()
-		after := s.region.Usage().Private
-		s.mu.Unlock()
+		var before, after uint64
+		err := s.locked(func() (err error) {
+			before = s.region.Usage().Private
+			err = s.region.Trim()
+			after = s.region.Usage().Private
+			return err
+		})
 		if err != nil || after >= before {
 			return err
 		}

@@ -10,6 +10,7 @@ import (
 	"sealfs/disk"
 	"sealfs/internal/enc"
 	"sealfs/lsfs/layout"
+	"sealfs/pmem"
 )
 
 // A coldSegment is the open segment of the cleaner: outside the chain of the
@@ -184,9 +185,9 @@ func (s *Store) gather(c *coldSegment, slot uint32) (full bool, err error) {
 			return nil
 		}
 		var parts []Part
-		r := s.BeginRead()
-		err := s.owner.Live(r, rec.Ino, rec.Offset, rec.PayloadLSN(), rec.PayloadLen, func(p Part) { parts = append(parts, p) })
-		s.EndRead()
+		err := s.View(func(r pmem.Reader) error {
+			return s.owner.Live(r, rec.Ino, rec.Offset, rec.PayloadLSN(), rec.PayloadLen, func(p Part) { parts = append(parts, p) })
+		})
 		for _, p := range parts {
 			at := p.At - rec.PayloadLSN()
 			if uint64(at)+uint64(p.Len) > uint64(len(payload)) {

@@ -97,7 +97,7 @@ func (s *Store) leaveRing() error {
 	h := s.header()
 	s.mu.RUnlock()
 	h.Incompat = 0
-	if err := s.region.PutHeader(h); err != nil {
+	if err := s.guarded(func() error { return s.region.PutHeader(h) }); err != nil {
 		return err
 	}
 	s.fail(sealfs.ErrClosed) // no checkpoint may say otherwise

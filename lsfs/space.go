@@ -141,9 +141,10 @@ func (s *Store) runCollector() {
 		if err != nil && !errors.Is(err, sealfs.ErrNoSpace) {
 			s.log.Error("collector", "dev", s.dev.Name(), "err", err)
 		}
-		s.mu.RLock()
-		s.crowded.Store(s.region.Usage().PrivateBytes() > s.o.BudgetBytes)
-		s.mu.RUnlock()
+		s.View(func(pmem.Reader) error { // an error is the store's, which everybody meets
+			s.crowded.Store(s.region.Usage().PrivateBytes() > s.o.BudgetBytes)
+			return nil
+		})
 		w := &s.gc.wait
 		w.Lock()
 		w.round++
@@ -169,12 +170,15 @@ func (s *Store) collect(force bool) (stuck bool, err error) {
 			return false, err
 		}
 	}
-	s.mu.RLock()
-	before := len(s.free)
-	due := force || before < s.o.CleanLow || s.crowded.Load() || s.checkpointDue()
-	s.mu.RUnlock()
-	if !due {
-		return false, nil
+	var before int
+	due := false
+	err = s.View(func(pmem.Reader) error {
+		before = len(s.free)
+		due = force || before < s.o.CleanLow || s.crowded.Load() || s.checkpointDue()
+		return nil
+	})
+	if err != nil || !due {
+		return false, err
 	}
 	if err := s.checkpoint(); err != nil {
 		return false, err

@@ -65,13 +65,19 @@ func (s *Store) Stats() Stats {
 		Cleaned: c.cleaned.Load(), Moved: c.moved.Load(), MovedBytes: c.movedBytes.Load(), GivenBack: c.givenBack.Load(),
 		Device: s.dev.Stats(), Durable: s.Durable(), Incarnation: s.incarnation,
 	}
-	s.mu.RLock()
-	defer s.mu.RUnlock()
+	s.View(func(pmem.Reader) error { // without an error's figures: the store says why
+		s.addState(&st)
+		return nil
+	})
+	return st
+}
+
+// addState adds what the lock guards. Needs mu, shared.
+func (s *Store) addState(st *Stats) {
 	st.Segments, st.SegmentBytes, st.Free, st.Live, st.Usable, st.Tail = len(s.segs), s.seg, len(s.free), s.live, s.usable(), s.tail()
 	st.Region, st.RegionMode = s.region.Usage(), pmem.ModeFile
 	if s.isDax() {
 		st.RegionMode = pmem.ModeDax
 		st.Persisted = s.region.Persisted().Plus(s.staging.Persisted())
 	}
-	return st
 }

@@ -54,6 +54,7 @@ type Store struct {
 	incarnation uint32
 	seed        uint32 // of the chain's checksums under this incarnation
 	failed      atomic.Pointer[failure]
+	torn        atomic.Bool // region or ring were being changed when their memory failed
 	crowded     atomic.Bool // the region takes more memory than its budget
 
 	mu        sync.RWMutex // guards everything to the next blank line; see doc.go
@@ -70,6 +71,7 @@ type Store struct {
 	live      int64             // sum of live bytes
 	tx        Tx
 	redo      []byte
+	changing  bool   // since the lock was taken by locked, region or ring are being changed
 	record    []byte // is put together here, on persistent memory
 	logged    int64  // bytes of log since the last checkpoint began
 	waiting   int64  // bytes of log since the last drain began

@@ -81,7 +81,7 @@ func (s *Store) lead(flush bool) {
 	y := &s.sync
 	y.busy = true
 	y.mu.Unlock()
-	err := s.drain(flush)
+	err := s.guarded(func() error { return s.drain(flush) })
 	y.mu.Lock()
 	y.busy = false
 	if err != nil {
@@ -99,22 +99,27 @@ func (s *Store) drain(flush bool) error {
 	}
 	var some [4]run
 	runs := some[:0]
-	s.mu.Lock()
-	if flush {
-		s.pad()
-	}
-	s.waiting = 0
-	end := s.tail()
-	for _, h := range s.hot {
-		to := h.filled &^ (layout.BlockSize - 1)
-		if h.sealed {
-			to = (h.filled + layout.BlockSize - 1) &^ (layout.BlockSize - 1)
+	var end sealfs.LSN
+	err := s.locked(func() error {
+		if flush {
+			s.pad()
 		}
-		if to > h.given || h.sealed && !h.durable.Load() {
-			runs = append(runs, run{h, h.given, to})
+		s.waiting = 0
+		end = s.tail()
+		for _, h := range s.hot {
+			to := h.filled &^ (layout.BlockSize - 1)
+			if h.sealed {
+				to = (h.filled + layout.BlockSize - 1) &^ (layout.BlockSize - 1)
+			}
+			if to > h.given || h.sealed && !h.durable.Load() {
+				runs = append(runs, run{h, h.given, to})
+			}
 		}
+		return nil
+	})
+	if err != nil {
+		return err
 	}
-	s.mu.Unlock()
 
 	for _, r := range runs {
 		if r.from == r.to {

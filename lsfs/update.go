@@ -81,9 +81,7 @@ func (s *Store) Update(in *Intent, ch Change) (sealfs.LSN, error) {
 		s.waitMemory()
 	}
 	for {
-		s.mu.Lock()
-		end, err := s.append(in, ch)
-		s.mu.Unlock()
+		end, err := s.appendLocked(in, ch)
 		switch {
 		case err == nil:
 			return end, nil
@@ -116,6 +114,15 @@ func undo(ch Change) {
 	if u, ok := ch.(Undoer); ok {
 		u.Undo()
 	}
+}
+
+// appendLocked is append with the lock.
+func (s *Store) appendLocked(in *Intent, ch Change) (end sealfs.LSN, err error) {
+	err = s.locked(func() (err error) {
+		end, err = s.append(in, ch)
+		return err
+	})
+	return end, err
 }
 
 // append executes, publishes and applies one update. Needs mu.
@@ -187,6 +194,7 @@ func (s *Store) append(in *Intent, ch Change) (sealfs.LSN, error) {
 func (s *Store) publish(rec *layout.Record, op, payload, redo []byte) {
 	open := s.open()
 	n := rec.Bytes()
+	s.changing = true
 	b := s.stage(open.chunk, open.filled, uint32(n))
 	if rec.Kind == layout.KindPad {
 		clear(b)

@@ -352,6 +352,17 @@ func (r *Region) Page(n PageNo) ([]byte, error) {
 	return w.bytes[off : off+PageSize : off+PageSize], nil
 }
 
+// Find returns which byte of the region stands at an address of the process's
+// memory, -1 if none does. No latch is needed.
+func (r *Region) Find(addr uintptr) int64 {
+	for i, w := range r.mapped() {
+		if off := offsetIn(w.bytes, addr); off >= 0 {
+			return int64(i)<<r.shift*PageSize + off
+		}
+	}
+	return -1
+}
+
 func (r *Region) beyond(n PageNo) error {
 	return &sealfs.Corruption{Where: r.name, Off: -1, What: "page number beyond the region",
 		Want: r.pages.Load(), Got: uint64(n)}

@@ -78,8 +78,8 @@ func (d *SimDax) at(b []byte) (*simArea, int) {
 		if a == nil {
 			continue
 		}
-		if base := uintptr(unsafe.Pointer(unsafe.SliceData(a.now))); p >= base && p+uintptr(len(b)) <= base+uintptr(len(a.now)) {
-			return a, int(p - base)
+		if off := offsetIn(a.now, p); off >= 0 && off+int64(len(b)) <= int64(len(a.now)) {
+			return a, int(off)
 		}
 	}
 	panic("pmem: store to memory that is not persistent") // a bug of the caller

@@ -147,6 +147,18 @@ func NewStaging(h StagingHeader) *Staging {
 	return s
 }
 
+// Find returns which byte of the ring's file stands at an address of the
+// process's memory, -1 if none does.
+func (s *Staging) Find(addr uintptr) int64 { return offsetIn(s.mem, addr) }
+
+// offsetIn returns where in mem an address lies, -1 for outside.
+func offsetIn(mem []byte, addr uintptr) int64 {
+	if base := uintptr(unsafe.Pointer(unsafe.SliceData(mem))); addr >= base && addr-base < uintptr(len(mem)) {
+		return int64(addr - base)
+	}
+	return -1
+}
+
 // Header returns what the ring was created with.
 func (s *Staging) Header() StagingHeader { return s.header }
 

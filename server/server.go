@@ -230,17 +230,17 @@ func (st *store) close() error {
 
 // load rebuilds usage from the region and queues what a crash left to be freed.
 func (st *store) load() error {
-	r := st.BeginRead()
-	defer st.EndRead()
-	if err := meta.VolumeUsage(r, st.srv.cfg.Shards, st.usage.add); err != nil {
-		return err
-	}
-	if err := st.loadShards(r); err != nil {
-		return err
-	}
-	return meta.Orphans(r, func(ino sealfs.Ino) bool {
-		st.reclaim.add(ino)
-		return true
+	return st.View(func(r pmem.Reader) error {
+		if err := meta.VolumeUsage(r, st.srv.cfg.Shards, st.usage.add); err != nil {
+			return err
+		}
+		if err := st.loadShards(r); err != nil {
+			return err
+		}
+		return meta.Orphans(r, func(ino sealfs.Ino) bool {
+			st.reclaim.add(ino)
+			return true
+		})
 	})
 }
 
@@ -392,9 +392,7 @@ func (st *store) query(ctx context.Context, req *op.Request, rep *op.Reply) erro
 	}
 	var patience context.Context // of this question for attributes
 	for {
-		r := st.BeginRead()
-		err := meta.Query(r, cfg, req, rep)
-		st.EndRead()
+		err := st.View(func(r pmem.Reader) error { return meta.Query(r, cfg, req, rep) })
 		blocked, ok := err.(*txn.Blocked)
 		if !ok {
 			return err
@@ -443,7 +441,7 @@ func (st *store) answer(s *Server, req *op.Request, rep *op.Reply, err error) er
 	case errors.Is(err, sealfs.ErrCorrupt):
 		s.log.Error("damaged", "op", req.Type.String(), "ino", uint64(req.Ino), "dir", uint64(req.Dir), "err", err)
 		code = sealfs.ErrIO
-	case st != nil && st.Failure() != nil && errors.Is(err, st.Failure()):
+	case st != nil && st.Failure() != nil && errors.Is(err, st.Failure()) && (req.Type.Changes() || req.Type == op.Sync):
 		code = sealfs.ErrReadOnly
 	case !errors.As(err, &code):
 		s.log.Error("request failed", "op", req.Type.String(), "ino", uint64(req.Ino), "dir", uint64(req.Dir), "err", err)
