@@ -34,7 +34,7 @@ TOOL := $(GO) tool -modfile=internal/devtools/go.mod
 export SEALFS_BIN := $(CURDIR)/bin
 
 .DEFAULT_GOAL := build
-.PHONY: build up down cluster cluster-down test check e2e e2e-cluster sim crash fuzz soak bench install uninstall clean help go
+.PHONY: build up down cluster cluster-down test check e2e e2e-cluster sim crash dax-vm fuzz soak bench install uninstall clean help go
 
 build: go ## build bin/sealfs, bin/mkfs.sealfs and bin/sealfs-fsck
 	@$(GO) build -trimpath -o bin/ $(PROGRAMS:%=./cmd/%)
@@ -78,6 +78,9 @@ sim: go ## the simulator of two-phase commit: SEEDS seeds, or one that is replay
 
 crash: build ## every test of crashes, kills and faults, afresh
 	$(GO) test -count=1 -timeout 20m -run 'Crash|Fault|Kill|Torn|Rot' ./...
+
+dax-vm: build ## a QEMU guest with persistent memory, its power cut ROUNDS times [ROUNDS=3 SEED=1 KERNEL=linux-image-….deb]
+	$(GO) test -count=1 -v -timeout 4h ./internal/powercut -run DaxVM -args -dax-vm -rounds $(if $(filter command line environment,$(origin ROUNDS)),$(ROUNDS),3) -seed $(if $(SEED),$(SEED),1) $(if $(KERNEL),-kernel $(KERNEL))
 
 fuzz: go ## each fuzz target for FUZZTIME [FUZZTIME=10s]
 	@set -e; for dir in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n 1 dirname | sort -u); do \
