@@ -34,7 +34,7 @@ TOOL := $(GO) tool -modfile=internal/devtools/go.mod
 export SEALFS_BIN := $(CURDIR)/bin
 
 .DEFAULT_GOAL := build
-.PHONY: build up down cluster cluster-down test check e2e e2e-cluster sim crash dax-vm fuzz soak bench install uninstall clean help go
+.PHONY: build up down cluster cluster-down test check e2e e2e-cluster sim crash dax-vm crash-device fuzz soak bench install uninstall clean help go
 
 build: go ## build bin/sealfs, bin/mkfs.sealfs and bin/sealfs-fsck
 	@$(GO) build -trimpath -o bin/ $(PROGRAMS:%=./cmd/%)
@@ -81,6 +81,9 @@ crash: build ## every test of crashes, kills and faults, afresh
 
 dax-vm: build ## a QEMU guest with persistent memory, its power cut ROUNDS times [ROUNDS=3 SEED=1 KERNEL=linux-image-….deb]
 	$(GO) test -count=1 -v -timeout 4h ./internal/powercut -run DaxVM -args -dax-vm -rounds $(if $(filter command line environment,$(origin ROUNDS)),$(ROUNDS),3) -seed $(if $(SEED),$(SEED),1) $(if $(KERNEL),-kernel $(KERNEL))
+
+crash-device: build ## real programs on a device that logs its writes, replayed up to every flush [SEED=1]
+	$(GO) test -count=1 -v -timeout 2h ./internal/powercut -run CrashDevice -args -crash-device -seed $(if $(SEED),$(SEED),1)
 
 fuzz: go ## each fuzz target for FUZZTIME [FUZZTIME=10s]
 	@set -e; for dir in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n 1 dirname | sort -u); do \

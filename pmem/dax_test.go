@@ -198,3 +198,24 @@ func TestDaxFeature(t *testing.T) {
 		t.Errorf("an unknown feature: %v", err)
 	}
 }
+
+// BenchmarkPersist: what a create does to make itself durable (server TestDaxCost),
+// on ordinary memory.
+func BenchmarkPersist(b *testing.B) {
+	cpu, err := detect()
+	if err != nil {
+		b.Skip(err)
+	}
+	ring, region, record := make([]byte, 1<<20), make([]byte, 1<<20), make([]byte, 5*LineBytes)
+	off := 0
+	for b.Loop() {
+		cpu.Store(ring[off:], record)
+		cpu.Fence()
+		for i := range 11 {
+			line := region[(off*7+i*4096)%len(region):]
+			line[0]++
+			cpu.WriteBack(line[:8])
+		}
+		off = (off + len(record)) % (len(ring) - len(record))
+	}
+}

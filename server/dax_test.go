@@ -2,11 +2,14 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
 
+	"sealfs"
 	"sealfs/disk"
 	"sealfs/lsfs"
 	"sealfs/meta"
@@ -90,4 +93,39 @@ func TestDaxCost(t *testing.T) {
 	cost("unlink", pmem.Persisted{Stored: 4, Flushed: 8, Fences: 1}, func(i int) {
 		s.must(t, op.Request{Type: op.Unlink, Dir: s.root, Name: "new" + files[i].Name})
 	})
+}
+
+// TestRegionMode shows the mode in the status, and that persistent memory is refused
+// where there is none.
+func TestRegionMode(t *testing.T) {
+	s, _ := newDax(t)
+	if got := s.Status().Stores[0].Stats.RegionMode; got != pmem.ModeDax {
+		t.Errorf("on persistent memory: mode %q", got)
+	}
+	dir := t.TempDir()
+	o := StoreOptions{Device: filepath.Join(dir, "device.img"), Region: filepath.Join(dir, "region"), Staging: filepath.Join(dir, "ring")}
+	if pmem.CheckDax(o.Region) == nil {
+		t.Skip("the directory for temporary files lies on persistent memory")
+	}
+	if _, err := Format(FormatOptions{Device: o.Device, Region: o.Region, Size: 64 << 20, RegionMode: pmem.ModeDax}); !errors.Is(err, sealfs.ErrNotSupported) {
+		t.Errorf("format: %v", err)
+	}
+	if _, err := Format(FormatOptions{Device: o.Device, Region: o.Region, Size: 64 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	o.RegionMode = pmem.ModeDax
+	if _, err := Open(context.Background(), Options{Shards: testShards, Stores: []StoreOptions{o}, Logger: testLog(t)}); !errors.Is(err, sealfs.ErrNotSupported) {
+		t.Errorf("open: %v", err)
+	}
+	o.RegionMode = ""
+	f, err := Open(context.Background(), Options{Shards: testShards, Stores: []StoreOptions{o}, Logger: testLog(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := f.Status().Stores[0].Stats.RegionMode; got != pmem.ModeFile {
+		t.Errorf("in a file: mode %q", got)
+	}
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
 }
