@@ -17,6 +17,8 @@ DESTDIR ?=
 
 FUZZTIME ?= 10s
 ROUNDS   ?= 100
+# How long `make soak-clean` works on a nearly full store.
+SOAK     ?= 10m
 # Where `make cluster` keeps everything, and the first port it takes (free ones without it).
 CLUSTER      ?= /tmp/sealfs-cluster
 CLUSTER_PORT ?=
@@ -34,7 +36,7 @@ TOOL := $(GO) tool -modfile=internal/devtools/go.mod
 export SEALFS_BIN := $(CURDIR)/bin
 
 .DEFAULT_GOAL := build
-.PHONY: build up down cluster cluster-down test check e2e e2e-cluster sim crash dax-vm crash-device fuzz soak bench install uninstall clean help go
+.PHONY: build up down cluster cluster-down test check e2e e2e-cluster sim crash dax-vm crash-device fuzz soak soak-clean bench bench-clean install uninstall clean help go
 
 build: go ## build bin/sealfs, bin/mkfs.sealfs and bin/sealfs-fsck
 	@$(GO) build -trimpath -o bin/ $(PROGRAMS:%=./cmd/%)
@@ -94,6 +96,12 @@ fuzz: go ## each fuzz target for FUZZTIME [FUZZTIME=10s]
 
 soak: build ## SIGKILL of everything, ROUNDS times [ROUNDS=100]
 	$(GO) test -count=1 -v -timeout 24h -run '^TestKill$$' ./e2e -full -rounds $(ROUNDS)
+
+soak-clean: go ## a store that is 90 % full is overwritten, killed and verified for SOAK; what cleaning costs on a large device [SOAK=10m]
+	$(GO) test -count=1 -v -timeout 24h -run 'SoakClean|CleanAmplification' ./server -args -soak $(SOAK) -clean-mb 2048
+
+bench-clean: go ## what cleaning costs: amplification by load and utilisation, latencies beside an idle store
+	$(GO) test -run '^$$' -bench Clean -benchtime 1x -timeout 30m ./server
 
 bench: go ## micro-benchmarks; `bin/sealfs bench DIR` measures a mounted file system
 	$(GO) test -run '^$$' -bench . -benchmem ./...

@@ -32,6 +32,19 @@ const (
 	// what is beyond lies in chunks of ChunkBytes, each in a shard of its own.
 	HomeBytes  = 64 << 20
 	ChunkBytes = 4 << 20
-	// BoundStep is the step in which a file announces how far its chunks reach.
+	// BoundStep is the largest step in which a file announces how far its chunks reach (see BoundFor).
 	BoundStep = 1 << 30
 )
+
+// BoundFor returns the bound that a file announces before it has data in chunks
+// up to end: twice HomeBytes and its doubles at first, so that little need be searched when a file that is
+// hardly larger than HomeBytes goes, then multiples of BoundStep. end is at
+// most FileSizeMax - BoundStep for a result that is larger than end.
+func BoundFor(end uint64) uint64 {
+	for bound := uint64(2 * HomeBytes); bound < BoundStep; bound *= 2 {
+		if end <= bound {
+			return bound
+		}
+	}
+	return (end + BoundStep - 1) / BoundStep * BoundStep
+}

@@ -15,7 +15,7 @@ import (
 // How a file with chunks is written beyond sealfs.HomeBytes:
 //
 //	reserve    Extend at home: no chunk has data beyond Bound, so that home knows
-//	           what to free when the file goes; once per sealfs.BoundStep
+//	           what to free when the file goes; once per step (sealfs.BoundFor)
 //	write      each chunk in its own shard, all with the generation of the file
 //	announce   Extend at home: the size, the times, the privileges that are lost; home
 //	           refuses it when the file was truncated meanwhile, and then all is done anew

@@ -137,7 +137,7 @@ func bound(end uint64) uint64 {
 	if end > sealfs.FileSizeMax-sealfs.BoundStep {
 		return sealfs.FileSizeMax
 	}
-	return max((end+sealfs.BoundStep-1)/sealfs.BoundStep, 1) * sealfs.BoundStep
+	return sealfs.BoundFor(end)
 }
 
 // reserve makes sure that chunks may have data up to end, and returns the layout

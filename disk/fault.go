@@ -133,3 +133,49 @@ func (f Fault) fail(name string, off int64) error {
 	}
 	return fmt.Errorf("simulated %v on %s at %d: %w", f.Kind, name, off, code)
 }
+
+// stall holds operations up while a Sim is stalled.
+type stall struct {
+	mu      sync.Mutex
+	gate    chan struct{} // closed when the stall ends; nil: there is none
+	reads   bool          // reads wait too
+	waiting int
+}
+
+// pass returns when an operation of that kind may go on.
+func (s *stall) pass(op OpKind) {
+	s.mu.Lock()
+	gate := s.gate
+	if gate == nil || op == opRead && !s.reads {
+		s.mu.Unlock()
+		return
+	}
+	s.waiting++
+	s.mu.Unlock()
+	<-gate
+	s.mu.Lock()
+	s.waiting--
+	s.mu.Unlock()
+}
+
+// Stall makes the device answer no write and no flush, and with reads no read
+// either, until the function that it returns is called.
+func (d *Sim) Stall(reads bool) (resume func()) {
+	gate := make(chan struct{})
+	d.stall.mu.Lock()
+	defer d.stall.mu.Unlock()
+	d.stall.gate, d.stall.reads = gate, reads
+	return sync.OnceFunc(func() {
+		d.stall.mu.Lock()
+		defer d.stall.mu.Unlock()
+		d.stall.gate = nil
+		close(gate)
+	})
+}
+
+// Waiting returns how many operations wait for the end of a stall.
+func (d *Sim) Waiting() int {
+	d.stall.mu.Lock()
+	defer d.stall.mu.Unlock()
+	return d.stall.waiting
+}

@@ -67,6 +67,7 @@ type Sim struct {
 	name   string
 	size   int64
 	faults faults
+	stall  stall
 	latch  latch
 	counters
 
@@ -134,6 +135,7 @@ func (d *Sim) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, fmt.Errorf("read %s at %d: %w", d.name, off, sealfs.ErrInvalid)
 	}
+	d.stall.pass(opRead)
 	if f, hit := d.faults.strike(opRead, off, len(p)); hit {
 		return 0, f.fail(d.name, off)
 	}
@@ -162,6 +164,7 @@ func (d *Sim) WriteAt(p []byte, off int64) (n int, err error) {
 	if err := aligned(d, "write", off, int64(len(p))); err != nil {
 		return 0, err
 	}
+	d.stall.pass(OpWrite)
 	report, err := d.begin("write")
 	if err != nil {
 		return 0, err
@@ -218,6 +221,7 @@ func (d *Sim) store(data []byte, off int64) {
 
 // Flush implements Device.
 func (d *Sim) Flush() (err error) {
+	d.stall.pass(OpFlush)
 	report, err := d.begin("flush")
 	if err != nil {
 		return err

@@ -70,11 +70,35 @@ func (h *hurt) headers(fn func(*pmlayout.Header)) (newest pmlayout.Header) {
 
 func (h *hurt) header() pmlayout.Header { return h.headers(func(*pmlayout.Header) {}) }
 
-// page changes a page of the region.
+// page changes a page of the region, and its sum with it.
 func (h *hurt) page(n uint64, fn func(b []byte)) {
 	b := read(h.t, h.region, int64(n)*pageSize, pageSize)
 	fn(b)
 	h.region.Overwrite(int64(n)*pageSize, b)
+	resealPage(h.region, n)
+}
+
+// sum overwrites the sum of a page.
+func (h *hurt) sum(n uint64, sum uint32) {
+	hd := h.header()
+	at, off := pmlayout.SumPage(n, hd.TablePages())
+	h.region.Overwrite(int64(at)*pageSize+int64(off), binary.LittleEndian.AppendUint32(nil, sum))
+}
+
+// resealPage sets the sum of a page of a region right, if its header can be read
+// and the page has one.
+func resealPage(region *disk.Sim, n uint64) {
+	for slot := range 2 {
+		hd, err := pmlayout.DecodeHeader("", slot, bytesAt(region, int64(slot)*pageSize, pageSize))
+		if err != nil || !pmlayout.HasSum(n, hd.TablePages()) {
+			continue
+		}
+		at, off := pmlayout.SumPage(n, hd.TablePages())
+		sum := pmlayout.Sum(pmlayout.SumSeed(hd.Store), n, bytesAt(region, int64(n)*pageSize, pageSize))
+		if to := int64(at)*pageSize + int64(off); to < region.Size() {
+			region.Overwrite(to, binary.LittleEndian.AppendUint32(nil, sum))
+		}
+	}
 }
 
 func (h *hurt) root() pmlayout.Root {
@@ -376,7 +400,7 @@ func TestVersion(t *testing.T) {
 // Repairs that there are leave a clean store, once and for all.
 func TestRepair(t *testing.T) {
 	m, z, w := zooImages(t)
-	for _, name := range []string{"first superblock", "second superblock", "older header slot"} {
+	for _, name := range []string{"first superblock", "second superblock", "older header slot", "intent page"} {
 		for _, d := range damages {
 			if d.name != name {
 				continue

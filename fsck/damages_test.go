@@ -92,6 +92,7 @@ var damages = []struct {
 		hd, sb := h.header(), h.super()
 		c := newChecker(h.t.Context(), h.options())
 		c.dev, c.reg, c.sb, c.hdr, c.alone = h.dev, h.region, sb, hd, true
+		h.must(c.intent())
 		h.must(c.log())
 		redo := []byte{200, 1, 255, 255, 3}
 		rec := layout.Record{LSN: c.end.lsn, Prev: c.end.chain, Kind: layout.KindOp, RedoLen: uint32(len(redo))}
@@ -155,6 +156,23 @@ var damages = []struct {
 		sh.Put(b, h.super().Store)
 		h.dev.Overwrite(h.super().SlotOffset(slot), b)
 	}},
+	{"intent page", []ID{RegionIntent}, func(h *hurt) { h.region.FlipBit(pmlayout.IntentPage*pageSize+30, 1) }},
+	{"bit of a leaf", []ID{PageSum}, func(h *hurt) { h.region.FlipBit(int64(h.leafPage())*pageSize+4000, 1) }},
+	{"bit of an inner page", []ID{PageSum}, func(h *hurt) { h.region.FlipBit(int64(h.root().Tree)*pageSize+4000, 1) }},
+	{"bit of the root page", []ID{TableEntry, RootPage, PageSum}, func(h *hurt) { h.region.FlipBit(pmlayout.RootPage*pageSize+17, 1) }},
+	{"bit of the table", []ID{TableEntry, PageSum}, func(h *hurt) { h.region.FlipBit(pmlayout.TablePage*pageSize+17, 1) }},
+	{"bit of a bitmap", []ID{PageSum}, func(h *hurt) { h.region.FlipBit(int64(h.bitmapPage())*pageSize+4000, 1) }},
+	{"bit of a free page", []ID{PageSum}, func(h *hurt) { h.region.FlipBit(h.region.Size()-100, 1) }},
+	{"bit of a sum", []ID{PageSum}, func(h *hurt) { h.sum(h.leafPage(), 77) }},
+	{"no sum", []ID{PageSum}, func(h *hurt) { h.sum(h.leafPage(), pmlayout.SumNone) }},
+	{"page given up", []ID{PageSum}, func(h *hurt) {
+		h.sum(h.leafPage(), pmlayout.SumLost)
+		// Also when a checkpoint was writing.
+		h.region.Overwrite(pmlayout.IntentPage*pageSize, pmlayout.EncodeIntent(h.super().Store, h.header().Update+1))
+	}},
+	{"sum of a header", []ID{SumStray}, func(h *hurt) { h.sum(1, 77) }},
+	{"sum of a sum page", []ID{SumStray}, func(h *hurt) { h.sum(h.bitmapPage()+32, 77) }},
+	{"sum beyond the region", []ID{SumStray}, func(h *hurt) { h.sum(uint64(h.region.Size())/pageSize+2000, 77) }},
 	{"root page", []ID{RootPage}, func(h *hurt) { h.page(pmlayout.RootPage, func(b []byte) { b[0]++ }) }},
 	{"root of the tree", []ID{RootPage}, func(h *hurt) {
 		h.page(pmlayout.RootPage, func(b []byte) { b[pmlayout.RootTreeOff+5] = 1 })

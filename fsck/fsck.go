@@ -103,9 +103,10 @@ type checker struct {
 	failed  map[int]bool // passes that found some, and those that build on them
 	repairs []repair
 
-	sb  *layout.Superblock
-	hdr pmlayout.Header
-	img *image
+	sb   *layout.Superblock
+	hdr  pmlayout.Header
+	img  *image
+	sums *pageSums // of the region
 
 	end        logEnd
 	staged     map[uint32]span // slot → what the next recovery writes there from staging

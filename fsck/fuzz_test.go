@@ -42,7 +42,10 @@ func mutate(m images, b []byte) {
 			binary.LittleEndian.PutUint32(p[pageSize-4:], crc)
 			m.region.Overwrite(slot*pageSize, p)
 		case 5:
-			flip(m.region, pmlayout.RootPage*pageSize+at%(20*pageSize), x) // the pages in use
+			flip(m.region, pmlayout.RootPage*pageSize+at%(60*pageSize), x) // the pages in use
+			if x[0]&1 == 0 {
+				resealPage(m.region, pmlayout.RootPage+uint64(at)%(60*pageSize)/pageSize)
+			}
 		}
 	}
 }

@@ -27,6 +27,9 @@ type image struct {
 	stored  uint64 // of them, on the medium
 	changed map[uint64]*[pageSize]byte
 	cache   []cached // by page number, direct-mapped
+	sums    *pageSums
+	rotten  map[uint64]string // pages that do not fit their sums, and how
+	swept   bool              // all of those are known
 }
 
 type cached struct {
@@ -34,13 +37,18 @@ type cached struct {
 	p  *[pageSize]byte
 }
 
-func newImage(m Medium, cache int) *image {
+func newImage(m Medium, cache int, sums *pageSums) *image {
 	n := min(uint64(m.Size())/pageSize, pagesMax)
-	return &image{m: m, pages: n, stored: n, changed: map[uint64]*[pageSize]byte{}, cache: make([]cached, cache)}
+	return &image{m: m, pages: n, stored: n, changed: map[uint64]*[pageSize]byte{}, cache: make([]cached, cache),
+		sums: sums, rotten: map[uint64]string{}}
 }
 
-// page returns a page, which the caller must not change. It stays valid.
+// page returns a page, which the caller must not change. It stays valid. One
+// that does not fit its sum is a *sealfs.Corruption, as it is for the store.
 func (g *image) page(n uint64) (*[pageSize]byte, error) {
+	if what := g.rotten[n]; what != "" {
+		return nil, &sealfs.Corruption{Where: g.m.Name(), Off: int64(n) * pageSize, What: what}
+	}
 	if p := g.changed[n]; p != nil {
 		return p, nil
 	}
@@ -51,13 +59,32 @@ func (g *image) page(n uint64) (*[pageSize]byte, error) {
 	if slot.p != nil && slot.no == n {
 		return slot.p, nil
 	}
+	p, err := g.read(n)
+	if err != nil {
+		return nil, err
+	}
+	if !g.swept {
+		what, _, err := g.sums.fault(n, p[:])
+		if err != nil {
+			return nil, err
+		}
+		if what != "" {
+			g.rotten[n] = what
+			return g.page(n)
+		}
+	}
+	*slot = cached{n, p}
+	return p, nil
+}
+
+// read returns a page as it is on the medium.
+func (g *image) read(n uint64) (*[pageSize]byte, error) {
 	p := new([pageSize]byte)
 	if n < g.stored {
 		if got, err := g.m.ReadAt(p[:], int64(n)*pageSize); err != nil && (err != io.EOF || got < pageSize) {
 			return nil, fmt.Errorf("read of page %d of %s: %w: %w", n, g.m.Name(), err, sealfs.ErrIO)
 		}
 	}
-	*slot = cached{n, p}
 	return p, nil
 }
 
@@ -89,8 +116,8 @@ func (g *image) redo(redo []byte) error {
 		switch {
 		case short || delta == 0 || delta >= pagesMax || page+delta >= pagesMax:
 			return bad("redo page")
-		case page+delta < layout.RootPage:
-			return bad("redo of a header slot")
+		case !layout.HasSum(page+delta, g.sums.table):
+			return bad("redo of a header slot, intent or sum page")
 		}
 		page += delta
 		p, err := g.change(page)
@@ -116,18 +143,23 @@ func (g *image) redo(redo []byte) error {
 	return nil
 }
 
-// change returns page n to be changed; the region grows to hold it.
+// change returns page n to be changed; the region grows to hold it. Redo heals a
+// torn page if a checkpoint was writing; else a page that does not fit its sum has
+// rotted, and stays so.
 func (g *image) change(n uint64) (*[pageSize]byte, error) {
 	if p := g.changed[n]; p != nil {
 		return p, nil
 	}
-	p := new([pageSize]byte)
-	if n < g.pages {
-		old, err := g.page(n)
-		if err != nil {
-			return nil, err
-		}
-		*p = *old
+	p, err := g.read(n)
+	if err != nil {
+		return nil, err
+	}
+	what, givenUp, err := g.sums.fault(n, p[:])
+	if err != nil {
+		return nil, err
+	}
+	if what != "" && (givenUp || !g.sums.healing) {
+		g.rotten[n] = what
 	}
 	g.pages = max(g.pages, n+1)
 	g.changed[n] = p

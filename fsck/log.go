@@ -1,6 +1,7 @@
 package fsck
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -32,7 +33,7 @@ type span struct {
 // device and where that ends in staging; then the segment table is checked
 // against the segments.
 func (c *checker) log() error {
-	c.img = newImage(c.reg, c.cachePages)
+	c.img = newImage(c.reg, c.cachePages, c.sums)
 	c.findRing()
 	if c.ring == nil && c.hdr.Incompat&pmlayout.FeatureDax != 0 {
 		c.problem(RegionRing, c.rep.Region, "it needs the ring of incarnation %d, by convention %s", c.hdr.Incarnation, pmem.RingPath(c.rep.Region))
@@ -58,6 +59,9 @@ func (c *checker) log() error {
 	}
 	if prev := c.sb.FirstPrev; c.hdr.Start <= prev && f.end.lsn < prev {
 		c.problem(LogCut, c.device(f.end.slot, f.end.lsn.Off()), "it ends at %v; an earlier recovery found it to reach %v", f.end.lsn, prev)
+	}
+	if far := f.witnessed(); far > f.end.lsn {
+		c.problem(LogCut, c.device(f.end.slot, f.end.lsn.Off()), "it ends at %v; what was written later says that it was durable up to %v", f.end.lsn, far)
 	}
 	f.lookBehind()
 	return c.table()
@@ -145,11 +149,22 @@ func (c *checker) chunk(seq uint32) []byte {
 		return nil
 	}
 	for i := range int(c.ring.Header().Chunks) {
-		if c.ring.ChunkSeq(i) == seq {
+		if c.chunkSeq(i) == seq {
 			return c.ring.Chunk(i)
 		}
 	}
 	return nil
+}
+
+// chunkSeq returns the number of the segment in chunk i of the ring: as the segment's
+// own header says it if that is sound, or else as the ring's header does.
+func (c *checker) chunkSeq(i int) uint32 {
+	b := c.ring.Chunk(i)
+	h, err := layout.DecodeSegmentHeader(b, c.sb.Store, "", binary.LittleEndian.Uint32(b[20:]), 0)
+	if err != nil || h.Incarnation != c.ring.Header().Incarnation {
+		return c.ring.ChunkSeq(i)
+	}
+	return h.Seq
 }
 
 // follower walks along the chain of the log.
@@ -161,6 +176,11 @@ type follower struct {
 	staged  int    // of them, only in staging
 	buf     []byte // a segment of the device
 	known   int    // how much of buf has been read
+
+	incarnation uint32 // of the segment in which the end is
+	asked       bool   // answer is that of witnessed at askedAt
+	askedAt     sealfs.LSN
+	answer      sealfs.LSN
 }
 
 // run follows the log to its end. Damage that makes the store useless comes
@@ -224,7 +244,7 @@ func (f *follower) successor() (uint32, *layout.SegmentHeader, error) {
 	}
 	if ring := f.c.ring; ring != nil {
 		for i := range int(ring.Header().Chunks) {
-			if h := fits(ring.Chunk(i), f.c.rep.Staging); h != nil && h.Seq == ring.ChunkSeq(i) {
+			if h := fits(ring.Chunk(i), f.c.rep.Staging); h != nil {
 				return slot, h, nil
 			}
 		}
@@ -280,6 +300,7 @@ func (f *follower) segment(slot, seq, from, incarnation uint32) error {
 		return stop(DeviceStale, c.dev.Name(), "its incarnation is %d, that of the log %d", c.sb.Incarnation, h.Incarnation)
 	}
 	seed := layout.ChainSeed(c.sb.Store, h.Incarnation)
+	f.incarnation = h.Incarnation
 	if from > layout.BlockSize {
 		if err := f.before(slot, h, seed, ring, from); err != nil {
 			return err
@@ -300,23 +321,37 @@ func (f *follower) segment(slot, seq, from, incarnation uint32) error {
 		}
 		at := sealfs.MakeLSN(seq, uint32(off))
 		rec, crc, op, redo, ok := f.record(f.buf[off:], seed, at)
+		torn := rec
 		if !ok && f.known < len(f.buf) { // it may be longer than usual
 			if err := f.load(slot, len(f.buf)); err != nil {
 				return err
 			}
 			rec, crc, op, redo, ok = f.record(f.buf[off:], seed, at)
+			torn = rec
+		}
+		if !ok && ring != nil {
+			// A payload goes into the ring before its header: if it is not sound, it has rotted,
+			// and the file whose it is says so. On persistent memory a cut may have taken it,
+			// if it is that of the last record.
+			var fits error
+			var payload []byte
+			rec, crc, op, payload, redo, fits = layout.DecodeRecord(ring[off:], seed, at, f.end.chain)
+			if fits == nil && (!c.lasting() || rec.PayloadOK(payload) || f.reached(at+sealfs.LSN(rec.Bytes()))) {
+				ok = true
+				f.staged++
+				if staged < 0 {
+					staged = off
+				}
+			}
+		}
+		if !ok && torn.LSN == at && f.witnessed() >= at+sealfs.LSN(torn.Bytes()) {
+			// So does one that was durable.
+			var fits error
+			rec, crc, op, _, redo, fits = layout.DecodeRecord(f.buf[off:], seed, at, f.end.chain)
+			ok = fits == nil
 		}
 		if !ok {
-			if ring == nil {
-				break
-			}
-			if rec, crc, op, redo, ok = f.record(ring[off:], seed, at); !ok {
-				break
-			}
-			f.staged++
-			if staged < 0 {
-				staged = off
-			}
+			break
 		}
 		if err := c.img.redo(redo); err != nil {
 			return stop(LogRedo, c.device(slot, uint32(off)), "record at %v: %v", at, err)
@@ -382,22 +417,55 @@ func (f *follower) lookBehind() {
 	if c.ring == nil {
 		return
 	}
+	if tail := c.tail(); tail > f.end.lsn {
+		c.problem(LogStaging, c.rep.Staging, "the log ends at %v, and was written up to %v", f.end.lsn, tail)
+		return
+	}
+	if at := c.ringHolds(f.end.lsn); at != 0 {
+		c.problem(LogStaging, c.rep.Staging, "the log ends at %v, and there is a record at %v", f.end.lsn, at)
+	}
+}
+
+// lasting reports whether the ring was written as persistent memory.
+func (c *checker) lasting() bool {
+	h := c.ring.Header()
+	return h.Lasting()
+}
+
+// tail returns up to where the ring's header says that the log was written, 0 if it
+// does not. On persistent memory the record is durable before it is said.
+func (c *checker) tail() sealfs.LSN {
+	boot, err := pmem.BootID()
+	if !c.lasting() && (err != nil || c.ring.Header().BootID != boot) {
+		return 0
+	}
+	return sealfs.LSN(c.ring.Tail())
+}
+
+// reached reports whether something proves that the log reached end once.
+func (f *follower) reached(end sealfs.LSN) bool {
+	return f.witnessed() >= end || f.c.tail() >= end || f.c.ringHolds(end) != 0
+}
+
+// ringHolds returns where a sound record stands in the ring, from end on, 0 if none does.
+func (c *checker) ringHolds(end sealfs.LSN) sealfs.LSN {
 	seed := layout.ChainSeed(c.sb.Store, c.ring.Header().Incarnation)
 	for i := range int(c.ring.Header().Chunks) {
-		seq, chunk := c.ring.ChunkSeq(i), c.ring.Chunk(i)
+		seq, chunk := c.chunkSeq(i), c.ring.Chunk(i)
 		off := layout.BlockSize
-		if seq == f.end.lsn.Seq() {
-			off = int(f.end.lsn.Off())
+		if seq == end.Seq() {
+			off = int(end.Off())
 		}
-		for ; seq >= f.end.lsn.Seq() && off+layout.RecordHeaderBytes <= len(chunk); off += layout.RecordAlign {
+		for ; seq >= end.Seq() && off+layout.RecordHeaderBytes <= len(chunk); off += layout.RecordAlign {
 			if string(chunk[off:off+4]) != layout.RecordMagic {
 				continue
 			}
 			at := sealfs.MakeLSN(seq, uint32(off))
-			if rec, _, _, payload, _, err := layout.DecodeRecordLoose(chunk[off:], seed, at); err == nil && rec.PayloadOK(payload) {
-				c.problem(LogStaging, c.rep.Staging, "the log ends at %v, and there is a record at %v", f.end.lsn, at)
-				return
+			rec, _, _, payload, _, err := layout.DecodeRecordLoose(chunk[off:], seed, at)
+			if err == nil && (!c.lasting() || rec.PayloadOK(payload)) {
+				return at
 			}
 		}
 	}
+	return 0
 }

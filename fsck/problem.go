@@ -63,7 +63,8 @@ const (
 	RegionShort    ID = 206
 	DeviceStale    ID = 207
 	RegionDisagree ID = 208
-	RegionRing     ID = 209
+	RegionIntent   ID = 209
+	RegionRing     ID = 210
 	LogStart       ID = 301
 	LogStartHeader ID = 302
 	LogBefore      ID = 303
@@ -88,6 +89,8 @@ const (
 	PageLeaked     ID = 407
 	TreeCounts     ID = 408
 	BitmapReserved ID = 409
+	PageSum        ID = 410
+	SumStray       ID = 411
 	KeyUnknown     ID = 501
 	RecordDamaged  ID = 502
 	ShardWrong     ID = 503
@@ -158,6 +161,7 @@ var problems = []Problem{
 	{RegionShort, "region-short", Fatal, NotYet, "the region is shorter than its header says: it was truncated or copied in part"},
 	{DeviceStale, "device-stale", Fatal, NotYet, "the device is older than its region: it is a stale copy"},
 	{RegionDisagree, "region-disagree", Error, NotYet, "the two header slots of the region contradict each other"},
+	{RegionIntent, "region-intent", Warning, Safe, "the region's intent page is damaged"},
 	{RegionRing, "region-ring", Fatal, NotYet, "the region was in use on persistent memory and its ring is missing: it may be newer than the log"},
 
 	{LogStart, "log-start", Fatal, NotYet, "the checkpoint names a place that is not in the log"},
@@ -185,6 +189,8 @@ var problems = []Problem{
 	{PageLeaked, "page-leaked", Warning, NotYet, "a page is neither in the tree nor free"},
 	{TreeCounts, "tree-counts", Error, NotYet, "the root page's counts are wrong"},
 	{BitmapReserved, "bitmap-reserved", Error, NotYet, "the bitmap takes a page that is not the tree's"},
+	{PageSum, "page-sum", Error, NotYet, "a page of the region does not fit its sum: its use is an I/O error"},
+	{SumStray, "sum-stray", Warning, NotYet, "the region has a sum for a page that has none"},
 
 	{KeyUnknown, "key-unknown", Error, NotYet, "a key is of no kind that there is"},
 	{RecordDamaged, "record-damaged", Error, NotYet, "a record of the namespace is damaged"},

@@ -101,8 +101,8 @@ func (c *checker) planSuper(found, bad int) {
 	})
 }
 
-// regionHeader is pass 2: both header slots, and the region's belonging to the
-// device.
+// regionHeader is pass 2: both header slots, the region's belonging to the
+// device, and the intent page.
 func (c *checker) regionHeader() error {
 	var slots [2]*pmlayout.Header
 	var faults [2]error
@@ -149,7 +149,10 @@ func (c *checker) regionHeader() error {
 		}
 	}
 	c.belongs()
-	return nil
+	if c.rep.Counts[RegionForeign] > 0 {
+		return nil // so are its sums
+	}
+	return c.intent()
 }
 
 // belongs compares the region's header with the device.

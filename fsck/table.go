@@ -81,7 +81,7 @@ func (c *checker) table() error {
 			continue
 		}
 		startable = startable || g.state == slotFree ||
-			g.state == slotSealed && g.live == 0 && (g.kind == layout.Cold || g.seq < c.end.lsn.Seq())
+			g.state == slotSealed && g.live == 0 && (g.kind != layout.Hot || g.seq < c.end.lsn.Seq()) // far ones can be given up
 		if g.state == slotFree {
 			continue
 		}
@@ -127,7 +127,7 @@ func decodeEntry(b []byte, segmentBytes uint32) (g segment, ok bool) {
 	if g.state == slotFree {
 		return g, allZero(b)
 	}
-	ok = g.seq != 0 && g.state <= slotSealed && (g.kind == layout.Hot || g.kind == layout.Cold) && b[6]|b[7] == 0 && allZero(b[28:]) &&
+	ok = g.seq != 0 && g.state <= slotSealed && g.kind >= layout.Hot && g.kind <= layout.Far && b[6]|b[7] == 0 && allZero(b[28:]) &&
 		g.live <= segmentBytes && g.used <= segmentBytes && (g.state != slotSealed || g.used >= layout.BlockSize && g.live <= g.used)
 	return g, ok
 }

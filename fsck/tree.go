@@ -16,9 +16,13 @@ type leaf struct {
 	cells uint16
 }
 
-// tree is pass 4: every page of the tree, and the bitmaps against it.
+// tree is pass 4: every page against its sum, the pages of the tree, and the
+// bitmaps against it.
 func (c *checker) tree() error {
 	where := c.reg.Name()
+	if err := c.sweep(); err != nil {
+		return err
+	}
 	p, err := c.img.page(layout.RootPage)
 	if err != nil {
 		c.problem(RootPage, where, "%v", err)
@@ -84,7 +88,9 @@ func (w *walker) walk(n uint64, level int, lo, hi []byte) error {
 	}
 	p, err := c.img.page(n)
 	if err != nil {
-		c.problem(TreePage, w.where(n), "%v", err)
+		if c.img.rotten[n] == "" { // that was reported
+			c.problem(TreePage, w.where(n), "%v", err)
+		}
 		c.holes = true
 		return nil
 	}
@@ -225,7 +231,9 @@ func (w *walker) bitmaps() error {
 		at := layout.BitmapPage(g, w.table)
 		p, err := c.img.page(at)
 		if err != nil {
-			c.problem(BitmapReserved, w.where(at), "the bitmap cannot be read: %v", err)
+			if c.img.rotten[at] == "" {
+				c.problem(BitmapReserved, w.where(at), "the bitmap cannot be read: %v", err)
+			}
 			continue
 		}
 		base := g * layout.GroupPages

@@ -61,7 +61,7 @@ type account struct{ *lsfs.Tx }
 func (account) Charge(sealfs.Volume, int64, int64) {}
 
 // lazy are options under which nothing is drained but by Sync.
-var lazy = lsfs.Options{DrainBytes: 1 << 30, DrainInterval: time.Second, LagMax: time.Second, StagingBytes: 8 << 20}
+var lazy = lsfs.Options{FarBytes: -1, DrainBytes: 1 << 30, DrainInterval: time.Second, LagMax: time.Second, StagingBytes: 8 << 20}
 
 // newWorld formats and opens a store of the given number of segments in files.
 func newWorld(t testing.TB, segments int, o lsfs.Options) *world {

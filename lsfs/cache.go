@@ -48,8 +48,8 @@ func (c *cache) read(s *Store, f *Fetch) error {
 		if !f.Around {
 			return c.direct(s, f, done)
 		}
-		if err := c.fill(s, f.slot, win); err != nil {
-			return err
+		if c.fill(s, f.slot, win) != nil {
+			return c.direct(s, f, done) // what cannot be read may be a neighbour's
 		}
 		s.stats.cacheMisses.Add(1)
 		if n := c.copyOut(win, int(at-win), f.Dst[done:]); n > 0 {

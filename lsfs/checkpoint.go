@@ -25,20 +25,27 @@ func (s *Store) checkpoint() error {
 	if err := s.Failure(); err != nil {
 		return err
 	}
+	s.mu.RLock()
+	early, dying := s.tail(), s.dying
+	s.mu.RUnlock()
+	// What is dead before the start is dead at the start.
+	dead := s.dead(early)
 	s.mu.Lock()
 	start, h := s.tail(), s.header()
 	ck := s.region.BeginCheckpoint()
-	dead := s.dead(start)
 	s.logged = 0
+	s.dying -= dying
 	s.mu.Unlock()
 
 	err := s.flushTo(start)
 	for more := !s.isDax(); err == nil && more; {
 		var applied sealfs.LSN
-		err = s.View(func(pmem.Reader) error {
-			more, applied = ck.Copy(), s.tail()
-			return nil
-		})
+		for err == nil && more && !ck.Full() { // by pieces, so that changes wait for none of them for long
+			err = s.View(func(pmem.Reader) error {
+				more, applied = ck.Copy(), s.tail()
+				return nil
+			})
+		}
 		if err == nil {
 			err = s.flushTo(applied)
 		}
@@ -60,8 +67,17 @@ func (s *Store) checkpoint() error {
 	}
 	s.stats.checkpoints.Add(1)
 	s.mu.Lock()
-	s.giveBack(dead)
+	s.far.held = nil
 	s.mu.Unlock()
+	for len(dead) > 0 {
+		n := min(len(dead), giveBackPart)
+		s.mu.Lock()
+		s.giveBackOrHold(dead[:n])
+		s.setBrake()
+		s.mu.Unlock()
+		dead = dead[n:]
+	}
+	s.wake()
 	return s.trim()
 }
 
@@ -71,9 +87,9 @@ func (s *Store) trim() error {
 	for {
 		var before, after uint64
 		err := s.locked(func() (err error) {
-			before = s.region.Usage().Private
+			before = s.region.Counts().Private
 			err = s.region.Trim()
-			after = s.region.Usage().Private
+			after = s.region.Counts().Private
 			return err
 		})
 		if err != nil || after >= before {
@@ -93,15 +109,26 @@ func (s *Store) header() pmem.Header {
 	}
 }
 
+// giveBackPart is how many segments are given back under the lock at a time.
+const giveBackPart = 256
+
 // dead returns the slots of segments that nothing refers to and recovery from
-// start does not need. Needs mu. Nothing will refer to them again: only moves
+// start does not need. Needs gc.mu, but not in a recovery. Nothing will refer to them again: only moves
 // and writes make references, and those go to open segments.
 func (s *Store) dead(start sealfs.LSN) []uint32 {
 	var slots []uint32
-	for slot := range s.segs {
-		if g := &s.segs[slot]; g.state == segSealed && g.live == 0 && (g.seq < start.Seq() || g.kind == layout.Cold) {
-			slots = append(slots, uint32(slot))
+	for lo := 0; lo < len(s.segs); lo += tablePart {
+		s.mu.RLock()
+		for slot := lo; slot < min(lo+tablePart, len(s.segs)); slot++ {
+			g := &s.segs[slot]
+			if g.state != segSealed || g.live > 0 {
+				continue
+			}
+			if g.kind == layout.Cold || g.kind == layout.Far && s.farDead(g.seq) || g.kind == layout.Hot && g.seq < start.Seq() {
+				slots = append(slots, uint32(slot))
+			}
 		}
+		s.mu.RUnlock()
 	}
 	return slots
 }
@@ -114,6 +141,7 @@ func (s *Store) giveBack(dead []uint32) {
 	for _, slot := range dead {
 		delete(s.slotOf, s.segs[slot].seq)
 		delete(s.gc.spoiled, slot)
+		delete(s.far.segs, s.segs[slot].seq)
 		s.segs[slot] = segment{}
 	}
 	s.free = append(s.free, dead...)

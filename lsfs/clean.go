@@ -3,6 +3,7 @@ package lsfs
 import (
 	"errors"
 	"fmt"
+	"runtime"
 	"time"
 
 	"sealfs"
@@ -14,13 +15,16 @@ import (
 )
 
 // A coldSegment is the open segment of the cleaner: outside the chain of the
-// log, filled in memory and written whole, before any record refers to it.
+// log, written as it fills, and durable before any record refers to it.
 type coldSegment struct {
 	slot, seq uint32
-	buf       []byte
+	buf       []byte     // one of the store's two; what was not given to the device begins in its first block
+	given     uint32     // bytes of the segment that were given to the device: whole blocks
+	writing   chan error // of the piece that is being written; nil if there is none
 	filled    uint32
 	chain     uint32
 	moves     []move
+	age       ageSum
 }
 
 // move is a live part and where its copy stands.
@@ -30,15 +34,48 @@ type move struct {
 	to   sealfs.LSN
 }
 
-// moveBatch bounds the redo of one KindMove record.
-const moveBatch = 32
+// ageSum is a mean of the times at which segments were written, by bytes.
+type ageSum struct {
+	first int64 // the mean counts from here, to keep its precision
+	sum   float64
+	bytes float64
+}
+
+func (a *ageSum) add(t int64, n uint32) {
+	if a.bytes == 0 {
+		a.first = t
+	}
+	a.sum += float64(t-a.first) * float64(n)
+	a.bytes += float64(n)
+}
+
+// mean returns the mean, or now if nothing was added.
+func (a *ageSum) mean(now int64) int64 {
+	if a.bytes == 0 {
+		return now
+	}
+	return min(a.first+int64(a.sum/a.bytes), now)
+}
+
+// moveBatch bounds the redo of one KindMove record, and so for how long the lock is held.
+const moveBatch = 8
+
+// cleanPiece is how much the cleaner reads or writes at once, so that those who
+// wait for the device behind it do not wait for long.
+const cleanPiece = 1 << 20
+
+// victim is a segment that was chosen, as it was then.
+type victim struct {
+	slot uint32
+	segment
+}
 
 // clean moves what lives in the best victims together, as much as fits one cold
 // segment, and reports whether victims were emptied. They are given back by the
 // next checkpoint. Needs gc.mu.
 func (s *Store) clean() (bool, error) {
 	victims := s.victims()
-	if len(victims) == 0 {
+	if !s.worthwhile(victims) {
 		return false, nil
 	}
 	cold, err := s.openCold()
@@ -50,10 +87,10 @@ func (s *Store) clean() (bool, error) {
 	}
 	full := false                 // the cold segment is
 	emptied, paid := 0, uint32(0) // victims that are empty then, and what of the cold segment is theirs
-	for _, slot := range victims {
-		full, err = s.gather(cold, slot)
+	for _, v := range victims {
+		full, err = s.gather(cold, v)
 		if errors.Is(err, sealfs.ErrCorrupt) || errors.Is(err, sealfs.ErrIO) {
-			s.spoil(slot, err)
+			s.spoil(v.slot, v.seq, err)
 			continue
 		}
 		if err != nil {
@@ -65,14 +102,12 @@ func (s *Store) clean() (bool, error) {
 		emptied++
 		paid = cold.filled
 	}
-	// A round must empty more than it fills: two victims, or one and a part of
-	// the next. Copies of small files take more than their bytes, so what costs as
-	// much as it frees is left undone.
-	if !full && emptied < 2 || int64(emptied)*s.seg-int64(paid) < s.seg/cleanGain {
+	// Copies of small files take more than the table knows.
+	if !gains(emptied, full, int64(paid), s.seg) {
 		return false, s.closeCold(cold)
 	}
-	if err := s.writeCold(cold); err != nil {
-		return false, s.fail(err)
+	if err := s.writeCold(cold, true); err != nil {
+		return false, err
 	}
 	if err := s.move(cold.moves); err != nil {
 		return false, errors.Join(err, s.closeCold(cold))
@@ -81,7 +116,27 @@ func (s *Store) clean() (bool, error) {
 		return false, err
 	}
 	s.stats.cleaned.Add(uint64(emptied))
+	s.gc.gain += int64(emptied)*s.seg - int64(paid)
 	return true, nil
+}
+
+// gains reports whether a round empties more than it fills: two victims, or one
+// and a part of the next. What costs as much as it frees is left undone.
+func gains(emptied int, full bool, paid, segment int64) bool {
+	return (full || emptied >= 2) && int64(emptied)*segment-paid >= segment/cleanGain
+}
+
+// worthwhile estimates, before anything is read, whether a round gains anything.
+func (s *Store) worthwhile(victims []victim) bool {
+	room, paid, emptied := s.seg-layout.BlockSize, int64(0), 0
+	for _, v := range victims {
+		if paid+int64(v.cost()) > room {
+			return gains(emptied, true, paid, s.seg)
+		}
+		paid += int64(v.cost())
+		emptied++
+	}
+	return gains(emptied, false, paid, s.seg)
 }
 
 // cleanGain is the least that a cleaning must gain: a twentieth of a segment.
@@ -89,9 +144,13 @@ const cleanGain = 20
 
 // spoil takes a segment that cannot be cleaned out of the choice. Its files
 // stay where they are, to be reported when they are read.
-func (s *Store) spoil(slot uint32, err error) {
+func (s *Store) spoil(slot, seq uint32, err error) {
 	s.log.Error("segment cannot be cleaned", "dev", s.dev.Name(), "slot", slot, "err", err)
-	s.gc.spoiled[slot] = struct{}{}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.segs[slot].seq == seq { // else it was given back meanwhile
+		s.gc.spoiled[slot] = struct{}{}
+	}
 }
 
 // move appends the records that make extents refer to their copies. What the
@@ -99,6 +158,7 @@ func (s *Store) spoil(slot uint32, err error) {
 func (s *Store) move(moves []move) error {
 	for n := moveBatch; len(moves) > 0; {
 		n = min(n, len(moves))
+		s.letPass()
 		ch := &moving{s: s, moves: moves[:n]}
 		_, err := s.Update(&Intent{Class: cleaning, kind: layout.KindMove}, ch)
 		switch {
@@ -106,11 +166,12 @@ func (s *Store) move(moves []move) error {
 			n = 1
 			continue
 		case errors.Is(err, sealfs.ErrCorrupt):
+			seq := moves[0].part.At.Seq()
 			s.mu.RLock()
-			slot, ok := s.slotOf[moves[0].part.At.Seq()]
+			slot, ok := s.slotOf[seq]
 			s.mu.RUnlock()
 			if ok {
-				s.spoil(slot, err)
+				s.spoil(slot, seq, err)
 			}
 		case err != nil:
 			return err
@@ -122,25 +183,56 @@ func (s *Store) move(moves []move) error {
 	return nil
 }
 
+// letPass lets the requests go first that wait for the lock: who asks for it
+// again at once would mostly get it before those who have to be woken.
+func (s *Store) letPass() {
+	for range 64 {
+		if s.gc.waiting.Load() == 0 {
+			return
+		}
+		runtime.Gosched()
+	}
+}
+
+// tablePart is how many entries of the segment table are looked at under the
+// lock at a time: a terabyte has 32,768.
+const tablePart = 1024
+
 // victims chooses segments to clean. Those in the ring are left alone: what is
 // young dies soon, and the device may not hold all of it yet.
-func (s *Store) victims() []uint32 {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
+func (s *Store) victims() []victim {
 	now := time.Now().UnixNano()
-	var list []alloc.Segment
-	oldest := s.hot[0].seq
-	for slot := range s.segs {
-		g := &s.segs[slot]
-		if _, spoiled := s.gc.spoiled[uint32(slot)]; spoiled && g.state == segSealed {
-			continue
-		}
-		if g.state == segSealed && g.live > 0 && (g.kind == layout.Cold || g.seq < oldest) {
-			list = append(list, alloc.Segment{Slot: uint32(slot), Live: g.cost(), Used: g.used, Age: (now - g.time) / 1e6})
+	c := &s.gc.choice
+	*c = alloc.Choice{Size: uint32(s.seg), Limit: s.o.CleanLimit, N: victimsMax}
+	part := make([]segment, tablePart)
+	for lo := 0; lo < len(s.segs); lo += tablePart {
+		s.mu.RLock()
+		oldest := s.hot[0].seq
+		n := copy(part, s.segs[lo:])
+		s.mu.RUnlock()
+		for i := range part[:n] {
+			g, slot := &part[i], uint32(lo+i)
+			if g.state != segSealed || g.live == 0 || g.kind != layout.Cold && g.seq >= oldest {
+				continue
+			}
+			if _, spoiled := s.gc.spoiled[slot]; !spoiled {
+				c.Add(alloc.Segment{Slot: slot, Live: g.cost(), Used: g.used, Age: (now - g.time) / 1e6})
+			}
 		}
 	}
-	return alloc.Victims(list, uint32(s.seg), s.o.CleanLimit, 16)
+	var list []victim
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for _, v := range c.Victims() {
+		if g := s.segs[v.Slot]; g.state == segSealed {
+			list = append(list, victim{v.Slot, g})
+		}
+	}
+	return list
 }
+
+// victimsMax bounds how many segments one round looks into.
+const victimsMax = 32
 
 // opening puts a cold segment into the segment table.
 type opening struct{ slot, seq uint32 }
@@ -168,7 +260,12 @@ func (s *Store) openCold() (*coldSegment, error) {
 		s.mu.Unlock()
 		return nil, err
 	}
-	c := &coldSegment{slot: o.slot, seq: o.seq, buf: disk.AlignedBuffer(int(s.seg)), filled: layout.BlockSize}
+	if s.gc.cold[0] == nil {
+		for i := range s.gc.cold {
+			s.gc.cold[i] = disk.AlignedBuffer(int(min(s.seg, cleanPiece+recordMax+layout.BlockSize)))
+		}
+	}
+	c := &coldSegment{slot: o.slot, seq: o.seq, buf: s.gc.cold[0], filled: layout.BlockSize}
 	h := layout.SegmentHeader{Incarnation: s.incarnation, Seq: c.seq, Kind: layout.Cold, Slot: c.slot, Created: time.Now().UnixNano()}
 	h.Put(c.buf, s.store)
 	return c, nil
@@ -176,42 +273,62 @@ func (s *Store) openCold() (*coldSegment, error) {
 
 // gather reads a victim and appends what lives in it to the cold segment. It
 // reports whether something did not fit; that stays where it is.
-func (s *Store) gather(c *coldSegment, slot uint32) (full bool, err error) {
-	s.mu.RLock()
-	g := s.segs[slot]
-	s.mu.RUnlock()
-	return full, s.scan(slot, g.seq, int(g.used), func(rec *layout.Record, payload []byte) error {
+func (s *Store) gather(c *coldSegment, v victim) (full bool, err error) {
+	var parts []Part
+	return full, s.scan(v, func(rec *layout.Record, payload []byte) error {
+		runtime.Gosched() // a request may wait for a processor
 		if rec.Ino == 0 || rec.PayloadLen == 0 {
 			return nil
 		}
-		var parts []Part
+		parts = parts[:0]
 		err := s.View(func(r pmem.Reader) error {
 			return s.owner.Live(r, rec.Ino, rec.Offset, rec.PayloadLSN(), rec.PayloadLen, func(p Part) { parts = append(parts, p) })
 		})
+		if err != nil || len(parts) == 0 {
+			return err
+		}
+		if !rec.PayloadOK(payload) {
+			return &sealfs.Corruption{Where: s.dev.Name(), Off: s.slotOffset(v.slot) + int64(rec.LSN.Off()), What: "the payload of a record in a sealed segment does not verify"}
+		}
 		for _, p := range parts {
 			at := p.At - rec.PayloadLSN()
 			if uint64(at)+uint64(p.Len) > uint64(len(payload)) {
 				return s.badAddress(p.At)
 			}
-			if !c.add(s, rec.Ino, p, payload[at:][:p.Len]) {
+			sum := rec.PayloadCRC
+			if p.Len != rec.PayloadLen {
+				sum = enc.CRC(0, payload[at:][:p.Len])
+			}
+			if !c.add(s, rec.Ino, p, payload[at:][:p.Len], sum) {
 				full = true
+				continue
+			}
+			c.age.add(v.time, p.Len)
+			if err := s.writeCold(c, false); err != nil {
+				return err
 			}
 		}
-		return err
+		if full {
+			return errFull
+		}
+		return nil
 	})
 }
 
-// add appends one part, if it fits.
-func (c *coldSegment) add(s *Store, ino sealfs.Ino, p Part, data []byte) bool {
+// errFull ends a scan: the cold segment takes no more.
+var errFull = errors.New("the cold segment is full")
+
+// add appends one part, whose CRC-32C is sum, if it fits.
+func (c *coldSegment) add(s *Store, ino sealfs.Ino, p Part, data []byte, sum uint32) bool {
 	rec := layout.Record{
 		LSN: sealfs.MakeLSN(c.seq, c.filled), Prev: c.chain, Kind: layout.KindCold,
-		PayloadLen: p.Len, PayloadCRC: enc.CRC(0, data), Ino: ino, Offset: p.Off,
+		PayloadLen: p.Len, PayloadCRC: sum, Ino: ino, Offset: p.Off,
 	}
 	n := rec.Bytes()
 	if int64(c.filled)+n > s.seg {
 		return false
 	}
-	b := c.buf[c.filled:][:n]
+	b := c.buf[c.filled-c.given:][:n]
 	copy(b[layout.RecordHeaderBytes:], data)
 	c.chain = rec.Put(b, s.seed, nil, nil)
 	c.moves = append(c.moves, move{ino, p, rec.PayloadLSN()})
@@ -219,14 +336,56 @@ func (c *coldSegment) add(s *Store, ino sealfs.Ino, p Part, data []byte) bool {
 	return true
 }
 
-// writeCold writes the cold segment and makes it durable.
-func (s *Store) writeCold(c *coldSegment) error {
-	n := (int64(c.filled) + layout.BlockSize - 1) &^ (layout.BlockSize - 1)
-	if _, err := s.dev.WriteAt(c.buf[:n], s.slotOffset(c.slot)); err != nil {
-		return fmt.Errorf("write of a cold segment: %w", err)
+// writeCold writes what waits of the cold segment once it is a piece, while the
+// next one is gathered; at the end all of it, and makes it durable.
+func (s *Store) writeCold(c *coldSegment, end bool) error {
+	n := c.filled - c.given
+	if !end && n < cleanPiece {
+		return nil
 	}
-	if err := s.dev.Flush(); err != nil {
-		return fmt.Errorf("flush of a cold segment: %w", err)
+	if rest := n & (layout.BlockSize - 1); end && rest != 0 {
+		clear(c.buf[n:][:layout.BlockSize-rest])
+		n += layout.BlockSize - rest
+	}
+	n &^= layout.BlockSize - 1
+	if err := s.settleCold(c); err != nil {
+		return err
+	}
+	piece, off := c.buf[:n], s.slotOffset(c.slot)+int64(c.given)
+	c.given += n
+	if end || s.bg.off.Load() {
+		if _, err := s.dev.WriteAt(piece, off); err != nil {
+			return s.fail(fmt.Errorf("write of a cold segment: %w", err))
+		}
+	} else {
+		c.writing = make(chan error, 1)
+		go func() {
+			_, err := s.dev.WriteAt(piece, off)
+			c.writing <- err
+		}()
+	}
+	if end {
+		if err := s.dev.Flush(); err != nil {
+			return s.fail(fmt.Errorf("flush of a cold segment: %w", err))
+		}
+		return nil
+	}
+	s.gc.cold[0], s.gc.cold[1] = s.gc.cold[1], s.gc.cold[0]
+	copy(s.gc.cold[0], c.buf[n:][:c.filled-c.given])
+	c.buf = s.gc.cold[0]
+	s.rest()
+	return nil
+}
+
+// settleCold waits for the piece that is being written.
+func (s *Store) settleCold(c *coldSegment) error {
+	if c.writing == nil {
+		return nil
+	}
+	err := <-c.writing
+	c.writing = nil
+	if err != nil {
+		return s.fail(fmt.Errorf("write of a cold segment: %w", err))
 	}
 	return nil
 }
@@ -236,11 +395,14 @@ type closing struct{ c *coldSegment }
 
 func (k closing) Apply(tx *Tx) error {
 	g := *tx.segmentNow(k.c.slot)
-	g.state, g.used, g.time, g.full = segSealed, k.c.filled, time.Now().UnixNano(), g.live
+	g.state, g.used, g.time, g.full = segSealed, k.c.filled, k.c.age.mean(time.Now().UnixNano()), g.live
 	return tx.setSegment(k.c.slot, g)
 }
 
 func (s *Store) closeCold(c *coldSegment) error {
+	if err := s.settleCold(c); err != nil {
+		return err
+	}
 	_, err := s.Update(&Intent{Class: cleaning, kind: layout.KindMove}, closing{c})
 	return err
 }
@@ -267,34 +429,131 @@ func (m *moving) Apply(tx *Tx) error {
 	return nil
 }
 
-// scan calls fn for each record of a sealed segment.
-func (s *Store) scan(slot, seq uint32, used int, fn func(*layout.Record, []byte) error) error {
-	s.pins[slot].Add(1)
-	defer s.pins[slot].Add(-1)
-	b := disk.AlignedBuffer((used + layout.BlockSize - 1) &^ (layout.BlockSize - 1))
-	if _, err := s.dev.ReadAt(b, s.slotOffset(slot)); err != nil {
-		return fmt.Errorf("read of segment %d in slot %d of %s: %w: %w", seq, slot, s.dev.Name(), err, sealfs.ErrIO)
+// scan calls fn for each record of a victim, until it returns errFull. The
+// payload is not verified; it is fn's only during the call. A segment that
+// was given back meanwhile has no records.
+func (s *Store) scan(v victim, fn func(*layout.Record, []byte) error) error {
+	s.mu.RLock()
+	same := s.segs[v.slot].seq == v.seq
+	if same {
+		s.pins[v.slot].Add(1)
 	}
-	h, err := layout.DecodeSegmentHeader(b, s.store, s.dev.Name(), slot, s.slotOffset(slot))
+	s.mu.RUnlock()
+	if !same {
+		return nil
+	}
+	defer s.pins[v.slot].Add(-1)
+	w := window{s: s, slot: v.slot, end: (int(v.used) + layout.BlockSize - 1) &^ (layout.BlockSize - 1)}
+	defer w.settle() // what nobody asked for does no harm, but must not come later
+	b, err := w.at(0, layout.BlockSize)
+	if err != nil {
+		return err
+	}
+	h, err := layout.DecodeSegmentHeader(b, s.store, s.dev.Name(), v.slot, s.slotOffset(v.slot))
 	if err != nil {
 		return err
 	}
 	seed := layout.ChainSeed(s.store, h.Incarnation)
-	for off := layout.BlockSize; off < used; {
-		rec, _, _, payload, _, err := layout.DecodeRecordLoose(b[off:], seed, sealfs.MakeLSN(seq, uint32(off)))
-		if err != nil && h.Kind == layout.Cold && int64(used) == s.seg {
+	for off := layout.BlockSize; off < int(v.used); {
+		b, err := w.at(off, layout.RecordHeaderBytes)
+		if err != nil {
+			return err
+		}
+		// Lengths are believed no further than to read so much.
+		if n := layout.RecordLen(b); n <= int64(int(v.used)-off) && n <= recordMax {
+			if b, err = w.at(off, int(n)); err != nil {
+				return err
+			}
+		}
+		rec, _, _, payload, _, err := layout.DecodeRecordLoose(b, seed, sealfs.MakeLSN(v.seq, uint32(off)))
+		if err != nil && h.Kind == layout.Cold && int64(v.used) == s.seg {
 			return nil // the cleaner died while this was its open segment
 		}
 		if err != nil {
-			return &sealfs.Corruption{Where: s.dev.Name(), Off: s.slotOffset(slot) + int64(off), What: "a record of a sealed segment does not verify"}
-		}
-		if !rec.PayloadOK(payload) {
-			return &sealfs.Corruption{Where: s.dev.Name(), Off: s.slotOffset(slot) + int64(off), What: "the payload of a record in a sealed segment does not verify"}
+			return &sealfs.Corruption{Where: s.dev.Name(), Off: s.slotOffset(v.slot) + int64(off), What: "a record of a sealed segment does not verify"}
 		}
 		if err := fn(&rec, payload); err != nil {
+			if err == errFull {
+				return nil
+			}
 			return err
 		}
 		off += int(rec.Bytes())
 	}
+	return nil
+}
+
+// A window is the part of a segment that the cleaner has read, a piece at a
+// time, while the next one is being read.
+type window struct {
+	s        *Store
+	slot     uint32
+	end      int // of what may be read, in whole blocks
+	from, to int // what of it stands in gc.window, in whole blocks
+	coming   chan error
+	piece    int // being read behind to
+}
+
+// at returns what has been read from off on: at least n bytes, or all up to the
+// end. off never decreases. The bytes are valid until the next call.
+func (w *window) at(off, n int) ([]byte, error) {
+	buf := w.s.gc.window
+	if buf == nil {
+		buf = disk.AlignedBuffer(int(min(w.s.seg, 2*cleanPiece+recordMax+layout.BlockSize)))
+		w.s.gc.window = buf
+	}
+	for w.to < min(off+n, w.end) {
+		if err := w.settle(); err != nil {
+			return nil, err
+		}
+		if keep := min(off&^(layout.BlockSize-1), w.to); keep > w.from {
+			copy(buf, buf[keep-w.from:w.to-w.from])
+			w.from = keep
+		}
+		if w.to < min(off+n, w.end) {
+			w.read(buf)
+			if err := w.settle(); err != nil {
+				return nil, err
+			}
+		}
+		if !w.s.bg.off.Load() {
+			w.read(buf)
+		}
+		w.s.rest()
+	}
+	return buf[off-w.from : w.to-w.from], nil
+}
+
+// read begins to read the next piece, if there is one and room for it.
+func (w *window) read(buf []byte) {
+	w.piece = min(cleanPiece, w.end-w.to, len(buf)-(w.to-w.from))
+	if w.piece <= 0 {
+		return
+	}
+	b, off := buf[w.to-w.from:][:w.piece], w.s.slotOffset(w.slot)+int64(w.to)
+	w.coming = make(chan error, 1)
+	read := func() {
+		_, err := w.s.dev.ReadAt(b, off)
+		w.coming <- err
+	}
+	if w.s.bg.off.Load() {
+		read()
+		return
+	}
+	go read()
+}
+
+// settle waits for the piece that is being read. It must be called before the
+// window is given up.
+func (w *window) settle() error {
+	if w.coming == nil {
+		return nil
+	}
+	err := <-w.coming
+	w.coming = nil
+	if err != nil {
+		return fmt.Errorf("read of slot %d of %s: %w: %w", w.slot, w.s.dev.Name(), err, sealfs.ErrIO)
+	}
+	w.to += w.piece
 	return nil
 }

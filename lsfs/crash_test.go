@@ -2,6 +2,7 @@ package lsfs
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"testing"
@@ -44,6 +45,12 @@ func (h *history) find(s *Store, files int) (int, error) {
 	}
 	if err := got.check(s); err != nil {
 		return -1, err
+	}
+	// What the cut tore is healed, and nothing looks damaged that is not.
+	var bad error
+	err := s.region.VerifyAll(s.mu.RLocker(), func(int) error { return nil }, func(c *sealfs.Corruption) { bad = c })
+	if err != nil || bad != nil {
+		return -1, errors.Join(err, bad)
 	}
 	for i := len(h.states) - 1; i >= 0; i-- {
 		if same(got, h.states[i]) {
@@ -163,6 +170,10 @@ func (c *crashRun) run(changes int) {
 			}
 		case 2:
 			if err := s.Checkpoint(); err != nil {
+				c.t.Fatal(err)
+			}
+		case 4:
+			if err := s.FarCheckpoint(); err != nil && !errors.Is(err, sealfs.ErrNoSpace) {
 				c.t.Fatal(err)
 			}
 		case 3:

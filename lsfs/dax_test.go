@@ -353,7 +353,9 @@ func asFile(t *testing.T, mem *pmem.SimDax) (region *disk.Sim, ring *pmem.Stagin
 func TestDaxAfterKill(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 3))
 	dev, region := testDevices(20)
-	format(t, dev, region)
+	if _, err := Format(dev, pmem.NewMemory(region), Geometry{SegmentBytes: testSegment, NoSums: true}); err != nil {
+		t.Fatal(err)
+	}
 	s := open(t, dev, region, nil, testOptions())
 	h := history{states: []model{{}}}
 	for i := range 60 {

@@ -96,7 +96,7 @@ func TestFaultRing(t *testing.T) {
 	if err := s.Sync(); err != nil {
 		t.Fatal(err)
 	}
-	dev := s.dev.(*disk.Sim)
+	dev := s.dev.Device.(*disk.Sim)
 	if err := os.Truncate(ring, pmem.PageSize); err != nil {
 		t.Fatal(err)
 	}
@@ -114,6 +114,9 @@ func TestFaultRing(t *testing.T) {
 	}
 	o := testOptions()
 	o.StagingPath, o.RegionMaxBytes = ring, 16<<20
+	if err := os.Remove(ring); err != nil { // a ring that is no ring is refused
+		t.Fatal(err)
+	}
 	if s, err = Open(durable, b, nil, tinyFS{}, o); err != nil {
 		t.Fatal(err)
 	}

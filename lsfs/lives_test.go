@@ -31,7 +31,7 @@ type life struct {
 	end   *life
 	busy  bool
 
-	cuts, kills, inRecovery int
+	cuts, kills, inRecovery, rebuilt int
 }
 
 // watch takes a picture of devices and ring when the moment has come.
@@ -65,6 +65,17 @@ func (l *life) turn() {
 	l.at, l.n, l.end, l.s = 1+l.rng.IntN(120), 0, nil, nil
 	if l.rng.IntN(4) == 0 {
 		l.at = 1 + l.rng.IntN(14) // most likely in recovery
+	}
+	if sb, err := ReadSuper(l.dev); err == nil && sb.FarRoot != 0 {
+		if _, err := checkRebuild(l.dev, l.region); err != nil {
+			t.Fatalf("power cut %v: %v", l.power, err)
+		}
+		l.rebuilt++
+		if l.rng.IntN(2) == 0 {
+			if l.region, _, err = rebuilt(l.dev, testRegion); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 	l.dev.SetHook(l.watch)
 	l.region.SetHook(l.watch)
@@ -110,6 +121,10 @@ func (l *life) step(i int) {
 	}
 	var err error
 	switch l.rng.IntN(14) {
+	case 4:
+		if err = l.s.FarCheckpoint(); errors.Is(err, sealfs.ErrNoSpace) {
+			err = nil
+		}
 	case 0:
 		if err = l.s.Sync(); err == nil && l.end == nil {
 			l.h.synced = len(l.h.states) - 1
@@ -159,7 +174,7 @@ func TestCrashLives(t *testing.T) {
 	}
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
-	cuts, kills, inRecovery := 0, 0, 0
+	cuts, kills, inRecovery, rebuilt := 0, 0, 0, 0
 	for i := range uint64(n) {
 		l := &life{t: t, rng: rand.New(rand.NewPCG(seed, i)), power: true, h: history{states: []model{{}}}}
 		l.files, l.size = 30+l.rng.IntN(60), 500+l.rng.IntN(9000)
@@ -168,10 +183,10 @@ func TestCrashLives(t *testing.T) {
 		for range 12 {
 			l.turn()
 		}
-		cuts, kills, inRecovery = cuts+l.cuts, kills+l.kills, inRecovery+l.inRecovery
+		cuts, kills, inRecovery, rebuilt = cuts+l.cuts, kills+l.kills, inRecovery+l.inRecovery, rebuilt+l.rebuilt
 	}
-	t.Logf("%d power cuts and %d kills, %d of them during recovery", cuts, kills, inRecovery)
-	if cuts < n || kills < n || inRecovery < n/4 {
+	t.Logf("%d power cuts and %d kills, %d of them during recovery; %d regions rebuilt", cuts, kills, inRecovery, rebuilt)
+	if cuts < n || kills < n || inRecovery < n/4 || rebuilt < n/4 {
 		t.Error("the test did not reach its point")
 	}
 }

@@ -34,7 +34,7 @@ func Open(dev disk.Device, region pmem.Backing, kept *pmem.Staging, owner Owner,
 	}
 	o = o.withDefaults(sb.Segments)
 	s := &Store{
-		dev: dev, owner: owner, o: o, log: o.Logger, store: sb.Store, seg: int64(sb.SegmentBytes),
+		dev: disk.Watch(dev), owner: owner, o: o, log: o.Logger, store: sb.Store, seg: int64(sb.SegmentBytes),
 		segs: make([]segment, sb.Segments), pins: make([]atomic.Int32, sb.Segments),
 		slotOf: map[uint32]uint32{}, nextSlot: layout.NoSlot, cache: newCache(o.CacheBytes),
 	}
@@ -104,6 +104,10 @@ func Open(dev disk.Device, region pmem.Backing, kept *pmem.Staging, owner Owner,
 		go s.drainer()
 		go s.runCollector()
 		s.pokeCollector()
+		if o.ScrubInterval > 0 {
+			s.bg.done.Add(1)
+			go s.scheduler()
+		}
 	}
 	return s, nil
 }
@@ -151,6 +155,7 @@ func (s *Store) Abandon() (*pmem.Staging, error) {
 }
 
 func (s *Store) stopBackground() {
+	s.closeScrub()
 	if !s.bg.off.Swap(true) {
 		close(s.bg.stop)
 		s.bg.done.Wait()

@@ -22,14 +22,23 @@ type Options struct {
 
 	CheckpointBytes int64 // checkpoint after so much log; default 64 MiB
 	BudgetBytes     int64 // private memory of the region; default 256 MiB
+	FarBytes        int64 // far checkpoint after so much log; default 1/16 of the device, from 4 segments to 2 GiB; negative: none
 	RegionMaxBytes  int64 // the region grows up to this; default 64 GiB
 	CacheBytes      int64 // cache of device blocks; default 32 MiB
 
 	ReserveSegments int     // kept for cleaner, checkpoints and deletes; default 3
-	CleanLow        int     // clean when fewer segments are free; default 1/16 of all, at least reserve + 2
+	CleanLow        int     // clean when fewer segments are free, the harder the fewer; default see cleanLow
 	CleanLimit      float64 // segments fuller than this are not cleaned; default 0.95
 
-	manual bool // tests: no background goroutines
+	ScrubInterval time.Duration // verify everything so often; 0: only when asked
+	ScrubRate     int64         // with so many bytes a second; 0: no limit
+
+	// CutLog opens a store although its log has rotted in a place that recovery
+	// needs: everything that was done after it is lost, also what was synced.
+	CutLog bool
+
+	manual  bool  // tests: no background goroutines
+	farStep int64 // tests: bytes of one step of a far checkpoint, 16 MiB otherwise
 }
 
 func (o Options) withDefaults(segments uint32) Options {
@@ -43,6 +52,7 @@ func (o Options) withDefaults(segments uint32) Options {
 	def(&o.CheckpointBytes, 64<<20)
 	def(&o.BudgetBytes, 256<<20)
 	def(&o.RegionMaxBytes, 64<<30)
+	def(&o.farStep, 16<<20)
 	def(&o.CacheBytes, 32<<20)
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -57,7 +67,7 @@ func (o Options) withDefaults(segments uint32) Options {
 		o.ReserveSegments = 3
 	}
 	if o.CleanLow == 0 {
-		o.CleanLow = max(int(segments)/16, o.ReserveSegments+2)
+		o.CleanLow = cleanLow(int(segments), o.ReserveSegments)
 	}
 	if o.CleanLimit == 0 {
 		o.CleanLimit = 0.95
@@ -83,5 +93,14 @@ func (o Options) Validate() error {
 	bad(o.CacheBytes >= 0, "cache of %d bytes", o.CacheBytes)
 	bad(o.ReserveSegments == 0 || o.ReserveSegments >= 3, "reserve of %d segments is below 3", o.ReserveSegments)
 	bad(o.CleanLimit >= 0 && o.CleanLimit < 1, "clean limit %g is not between 0 and 1", o.CleanLimit)
+	bad(o.ScrubInterval >= 0, "scrub interval of %v", o.ScrubInterval)
+	bad(o.ScrubRate >= 0, "scrub at %d bytes a second", o.ScrubRate)
 	return errors.Join(errs...)
+}
+
+// cleanLow returns the default of Options.CleanLow: a thirty-second of all
+// segments. What is kept free makes cleaning dearer, since the rest is the fuller.
+// So much must be free that bursts find room; of few segments a larger part.
+func cleanLow(segments, reserve int) int {
+	return max(segments/32, min(segments/16, reserve+5), reserve+2)
 }

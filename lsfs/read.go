@@ -73,6 +73,18 @@ func (s *Store) Finish(f *Fetch) error {
 	return nil
 }
 
+// Place returns the byte of the device at which a piece of the log stands, or
+// will when it is written; -1 if its segment is gone.
+func (s *Store) Place(at sealfs.LSN) int64 {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	slot, ok := s.slotOf[at.Seq()]
+	if !ok {
+		return -1
+	}
+	return s.slotOffset(slot) + int64(at.Off())
+}
+
 // Forget drops what the cache holds of the piece, so that the next read goes
 // to the device: for bytes that did not verify.
 func (s *Store) Forget(f *Fetch) { s.cache.forget(f.At, len(f.Dst)) }

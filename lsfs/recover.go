@@ -1,9 +1,12 @@
 package lsfs
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
+	"os"
 	"time"
 
 	"sealfs"
@@ -42,10 +45,13 @@ func (s *Store) recover(h pmem.Header, kept *pmem.Staging) (*recovered, error) {
 		rp := &replay{s: s, kept: kept, dry: dry, next: layout.NoSlot, last: sb.FirstPrev, rec: recovered{end: h.Start, slot: h.StartSlot, chain: h.Chain}}
 		return rp, rp.run()
 	}
-	if s.isDax() && kept != nil && !kept.Durable() {
-		// Redo goes in place for good, so its records must be durable before.
-		if _, err := replayFrom(true); err != nil {
-			return nil, err
+	if s.isDax() && (kept == nil || !kept.Durable()) {
+		// Redo goes in place for good, so its records must be durable before: those
+		// that only the ring holds, and those that stand in the device's cache.
+		if kept != nil {
+			if _, err := replayFrom(true); err != nil {
+				return nil, err
+			}
 		}
 		if err := s.dev.Flush(); err != nil {
 			return nil, fmt.Errorf("flush of %s: %w", s.dev.Name(), err)
@@ -55,9 +61,20 @@ func (s *Store) recover(h pmem.Header, kept *pmem.Staging) (*recovered, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := rp.beyond(); err != nil {
+		return nil, err
+	}
+	rotten, err := s.region.Recovered()
+	if err != nil {
+		return nil, err
+	}
+	if len(rotten) > 0 {
+		s.log.Warn("pages of the region are damaged: what stands in them is answered with errors", "region", s.regionName, "pages", rotten)
+	}
 	if err := s.loadTable(); err != nil {
 		return nil, err
 	}
+	s.loadFar(&sb)
 	// Also what was read from the device may stand in its cache only; the
 	// region must not know more than the device.
 	if err := s.dev.Flush(); err != nil {
@@ -82,18 +99,20 @@ func (s *Store) recover(h pmem.Header, kept *pmem.Staging) (*recovered, error) {
 }
 
 // findStaging opens the ring that the last process left, if it is this store's
-// and of its last incarnation, and lies on persistent memory or is of this boot.
+// and of its last incarnation, and lies on persistent memory or is of this boot;
+// nil if there is none. One that has rotted is refused: what was answered may be
+// nowhere else.
 func (s *Store) findStaging(sb *layout.Superblock, rh *pmem.Header) (*pmem.Staging, error) {
 	ring, err := s.findRing(sb, rh)
 	if ring != nil || err != nil || s.o.StagingPath == "" {
 		return ring, err
 	}
 	st, err := pmem.OpenStaging(s.o.StagingPath)
-	if err != nil {
-		if !errors.Is(err, sealfs.ErrNotExist) {
-			s.log.Warn("staging is of no use", "path", s.o.StagingPath, "err", err)
-		}
+	if errors.Is(err, sealfs.ErrNotExist) || err != nil && unfinished(s.o.StagingPath) {
 		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("staging may hold what is not yet on %s, and cannot be used (to go on without it, remove it): %w", s.dev.Name(), err)
 	}
 	boot, err := pmem.BootID()
 	h := st.Header()
@@ -103,14 +122,33 @@ func (s *Store) findStaging(sb *layout.Superblock, rh *pmem.Header) (*pmem.Stagi
 	return st, nil
 }
 
+// unfinished reports whether the file at path is a ring whose maker died before it
+// had a header.
+func unfinished(path string) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	b := make([]byte, layout.BlockSize)
+	n, err := f.ReadAt(b, 0)
+	return (err == nil || err == io.EOF) && len(bytes.Trim(b[:n], "\x00")) == 0
+}
+
 // replay follows the chain.
 type replay struct {
-	s    *Store
-	kept *pmem.Staging
-	dry  bool // bring to the device what only staging holds, apply nothing
-	rec  recovered
-	next uint32     // successor of the segment, as announced in it
-	last sealfs.LSN // where the incarnation before the present one ended
+	s     *Store
+	kept  *pmem.Staging
+	dry   bool // bring to the device what only staging holds, apply nothing
+	rec   recovered
+	next  uint32       // successor of the segment, as announced in it
+	last  sealfs.LSN   // where the incarnation before the present one ended
+	index *headers     // of all segments, for a replay over several incarnations; or nil
+	after func() error // called after each segment, if not nil
+
+	incarnation uint32     // of the segment in which the log ends so far
+	looked      bool       // proof is that for the log's end at seen
+	seen, proof sealfs.LSN // see witness
 }
 
 // source is one copy of a segment: on the device or in staging.
@@ -171,6 +209,9 @@ func (rp *replay) successor() (*layout.SegmentHeader, error) {
 		// end may have left a header in the same slot, under the same number.
 		slot, least = sb.FirstSlot, sb.Incarnation
 	}
+	if rp.index != nil && sb.FirstPrev != rp.rec.end {
+		return rp.index.after(rp.rec.end, rp.rec.chain), nil
+	}
 	if slot == layout.NoSlot || slot >= uint32(len(s.segs)) {
 		return nil, nil
 	}
@@ -196,12 +237,31 @@ func (rp *replay) header(slot uint32, continues func(*layout.SegmentHeader) bool
 	if rp.kept != nil {
 		for i := range int(rp.kept.Header().Chunks) {
 			h, err := layout.DecodeSegmentHeader(rp.kept.Chunk(i), s.store, s.o.StagingPath, slot, 0)
-			if err == nil && continues(h) && rp.kept.ChunkSeq(i) == h.Seq {
+			if err == nil && continues(h) {
 				return h, nil
 			}
 		}
 	}
+	if err != nil {
+		return rp.rotten(slot, continues), nil
+	}
 	return nil, nil
+}
+
+// rotten makes up the header of a segment that continues the log, if its own has rotted:
+// nothing stands in it but what its first record says, or is known.
+func (rp *replay) rotten(slot uint32, continues func(*layout.SegmentHeader) bool) *layout.SegmentHeader {
+	sb := rp.s.Superblock()
+	h := rp.opened(slot, rp.rec.end.Seq(), max(rp.incarnation, 1), &sb)
+	if h == nil {
+		return nil
+	}
+	h.Prev, h.Chain = rp.rec.end, rp.rec.chain
+	if !continues(h) || !rp.chained(slot, h) {
+		return nil
+	}
+	rp.s.log.Error("header of a segment is damaged; the log is followed without it", "dev", rp.s.dev.Name(), "slot", slot, "offset", rp.s.slotOffset(slot))
+	return h
 }
 
 // segment replays the records of one segment from byte from on. Its header is
@@ -226,32 +286,31 @@ func (rp *replay) segment(slot, seq, from uint32, known *layout.SegmentHeader) e
 	}
 	sources := []*source{dev}
 	var ring []byte
-	var chunk int
-	if rp.kept != nil {
-		for i := range int(rp.kept.Header().Chunks) {
-			if rp.kept.ChunkSeq(i) == seq {
-				ring, chunk = rp.kept.Chunk(i), i
-				sources = append(sources, &source{data: ring, known: len(ring), fetch: func(int) error { return nil }})
-			}
-		}
+	chunk := rp.chunk(seq)
+	if chunk >= 0 {
+		ring = rp.kept.Chunk(chunk)
+		sources = append(sources, &source{data: ring, known: len(ring), fetch: func(int) error { return nil }})
 	}
 	// The incarnation of the segment seeds its records' sums. The device's
 	// header may be missing when only staging has the segment.
-	var seeds []uint32
 	h, err := layout.DecodeSegmentHeader(dev.data, s.store, s.dev.Name(), slot, s.slotOffset(slot))
 	onDevice := err == nil && h.Seq == seq && (known == nil || h.Incarnation == known.Incarnation)
-	if onDevice {
-		seeds = append(seeds, layout.ChainSeed(s.store, h.Incarnation))
+	if !onDevice {
+		h = known
 	}
-	if ring != nil {
-		if h, err := layout.DecodeSegmentHeader(ring, s.store, s.o.StagingPath, slot, 0); err == nil && h.Seq == seq && (known == nil || h.Incarnation == known.Incarnation) {
-			seeds = append(seeds, layout.ChainSeed(s.store, h.Incarnation))
+	if h == nil && ring != nil {
+		if x, err := layout.DecodeSegmentHeader(ring, s.store, s.o.StagingPath, slot, 0); err == nil && x.Seq == seq {
+			h = x
 		}
 	}
-	if len(seeds) == 0 {
+	if h == nil {
+		h = rp.guess(dev, seq)
+	}
+	if h == nil {
 		return &sealfs.Corruption{Where: s.dev.Name(), Off: s.slotOffset(slot), What: fmt.Sprintf("the header of segment %d, where the log continues, does not verify", seq)}
 	}
-	seed := seeds[0]
+	seed := layout.ChainSeed(s.store, h.Incarnation)
+	rp.incarnation = h.Incarnation
 	if known == nil {
 		rp.announcements(dev, seed, seq, from)
 	}
@@ -262,7 +321,7 @@ func (rp *replay) segment(slot, seq, from uint32, known *layout.SegmentHeader) e
 	}
 	for off := int(from); off+layout.RecordHeaderBytes <= int(s.seg); {
 		at := sealfs.MakeLSN(seq, uint32(off))
-		if at == rp.last {
+		if at == rp.last || rp.index != nil && rp.index.ends(at, rp.rec.chain, h.Incarnation) {
 			break // an incarnation ended here: what follows is dead
 		}
 		rec, crc, op, redo, which, err := rp.record(sources, off, seed, at)
@@ -294,23 +353,71 @@ func (rp *replay) segment(slot, seq, from uint32, known *layout.SegmentHeader) e
 		rp.rec.end, rp.rec.chain, rp.rec.slot = sealfs.MakeLSN(seq, uint32(off)), crc, slot
 		rp.rec.records++
 	}
+	if rp.after != nil {
+		if err := rp.after(); err != nil {
+			return err
+		}
+	}
 	return rp.drain(ring, slot, staged)
 }
 
 // record reads one record from the first source that has it; which is its
 // index, -1 if none has.
 func (rp *replay) record(sources []*source, off int, seed uint32, at sealfs.LSN) (rec layout.Record, crc uint32, op, redo []byte, which int, err error) {
+	torn := -1 // the last source whose record is sound but for the payload
 	for i, src := range sources {
 		if err := src.fetch(min(off+recordMax, len(src.data))); err != nil {
 			return rec, 0, nil, nil, -1, err
 		}
 		rec, crc, op, payload, redo, err := layout.DecodeRecord(src.data[off:], seed, at, rp.rec.chain)
-		if err == nil && rec.PayloadOK(payload) {
+		if err != nil {
+			continue
+		}
+		if rec.PayloadOK(payload) {
 			return rec, crc, op, redo, i, nil
 		}
+		torn = i
 	}
-	return rec, 0, nil, nil, -1, nil
+	if torn < 0 {
+		return rec, 0, nil, nil, -1, nil
+	}
+	rec, crc, op, _, redo, err = layout.DecodeRecord(sources[torn].data[off:], seed, at, rp.rec.chain)
+	// A payload goes into the ring before its header, and what was durable on the
+	// device was whole: then it has rotted, which costs its file and nothing else.
+	// Else a power cut took a part of it, and the log ends here. On persistent memory
+	// nothing but the fence behind the record orders payload and header.
+	end, cut := at+sealfs.LSN(rec.Bytes()), false
+	if rp.lasting() {
+		cut = !rp.reached(end)
+	} else {
+		cut = torn == 0 && rp.witness() < end
+	}
+	if cut {
+		torn = -1
+	} else {
+		rp.s.log.Error("payload in the log is damaged", "dev", rp.s.dev.Name(), "lsn", at.String(), "ino", uint64(rec.Ino), "file_offset", rec.Offset)
+	}
+	return rec, crc, op, redo, torn, err
 }
+
+// guess makes up the header of a segment in which the log starts, if its own has
+// rotted: its first record verifies under the right incarnation only.
+func (rp *replay) guess(dev *source, seq uint32) *layout.SegmentHeader {
+	if dev.fetch(min(layout.BlockSize+recordMax, len(dev.data))) != nil {
+		return nil
+	}
+	sb := rp.s.Superblock()
+	for inc := sb.Incarnation; inc > 0 && inc+seeds > sb.Incarnation; inc-- {
+		at := sealfs.MakeLSN(seq, layout.BlockSize)
+		if _, _, _, _, _, err := layout.DecodeRecordLoose(dev.data[layout.BlockSize:], layout.ChainSeed(rp.s.store, inc), at); err == nil {
+			return &layout.SegmentHeader{Seq: seq, Incarnation: inc, Kind: layout.Hot}
+		}
+	}
+	return nil
+}
+
+// seeds is how many incarnations are tried where a header has rotted.
+const seeds = 16
 
 // announcements looks for the successor that the part of a segment before the
 // checkpoint names. That part is durable and known to be true.
@@ -378,29 +485,28 @@ func (s *Store) loadTable() error {
 func (s *Store) settle(rec *recovered) error {
 	// Always, also when nothing was replayed: the header that was read may stand
 	// in a cache only, left by a process that died before it was flushed.
-	ck := s.region.BeginCheckpoint()
-	for more := true; more; {
-		more = ck.Copy()
-		if err := ck.Write(); err != nil {
-			return err
-		}
-	}
 	// Under the old incarnation: the region's is never above the superblock's.
-	if err := ck.Finish(pmem.Header{Store: s.store, Incarnation: s.incarnation - 1, Start: rec.end, StartSlot: rec.slot, Chain: rec.chain}); err != nil {
+	if err := s.writeRegion(pmem.Header{Store: s.store, Incarnation: s.incarnation - 1, Start: rec.end, StartSlot: rec.slot, Chain: rec.chain}); err != nil {
 		return err
 	}
 	s.nextSeq = max(s.nextSeq, rec.end.Seq()+1) + seqGap
-	dead := s.dead(rec.end)
-	if len(dead)+len(s.free) == 0 {
+	s.giveBackOrHold(s.dead(rec.end))
+	if s.far.root != 0 && len(s.free) == 0 {
+		s.farForget("given up for a segment to start with")
+		s.farRelease()
+	}
+	if len(s.free) == 0 {
 		return fmt.Errorf("store on %s has no free segment to begin with: %w", s.dev.Name(), sealfs.ErrNoSpace)
 	}
-	s.giveBack(dead)
 	s.nextSlot, _ = s.takeFree(0)
 	// Both copies: without this link the incarnation's log would not be found,
 	// so the decay of one copy must not hide it.
 	for range 2 {
 		err := s.writeSuper(func(sb *layout.Superblock) {
 			sb.Incarnation, sb.FirstSlot, sb.FirstPrev, sb.Tail = s.incarnation, s.nextSlot, rec.end, rec.end
+			if s.far.root == 0 {
+				noRoot(sb)
+			}
 		})
 		if err != nil {
 			return err

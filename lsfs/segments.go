@@ -17,7 +17,8 @@ import (
 //	  6    2 zero
 //	  8    4 live   bytes of payload that are referenced
 //	 12    4 used   bytes written, when sealed
-//	 16    8 time   when it was sealed, in nanoseconds since 1970
+//	 16    8 time   when it was sealed, in nanoseconds since 1970; of a cold one when
+//	                its bytes were written by their users, on average
 //	 24    4 full   of a sealed cold segment: live bytes when it was sealed
 //	 28    4 zero
 //
@@ -77,7 +78,7 @@ func decodeSegment(b []byte) (g segment, ok bool) {
 	if g.state == segFree {
 		return g, g == segment{}
 	}
-	ok = g.seq != 0 && g.state <= segSealed && (g.kind == layout.Hot || g.kind == layout.Cold) &&
+	ok = g.seq != 0 && g.state <= segSealed && g.kind >= layout.Hot && g.kind <= layout.Far &&
 		le.Uint16(b[6:]) == 0 && le.Uint32(b[28:]) == 0
 	return g, ok
 }
@@ -159,6 +160,9 @@ func (t *Tx) commitSegments() {
 	for _, c := range t.touched {
 		old := &s.segs[c.slot]
 		s.live += int64(c.seg.live) - int64(old.live)
+		if c.seg.state == segSealed && c.seg.live == 0 && (old.state != segSealed || old.live != 0) {
+			s.dying++
+		}
 		if old.seq != c.seg.seq {
 			delete(s.slotOf, old.seq)
 			if c.seg.seq != 0 {

@@ -4,18 +4,29 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"sealfs"
+	"sealfs/alloc"
 	"sealfs/lsfs/layout"
 	"sealfs/pmem"
 )
 
-// collector is the goroutine that keeps space available: it checkpoints by log
-// volume and cleans when few segments are free.
+// collector is the goroutine that keeps space available: it checkpoints, near and
+// far, by log volume and cleans when few segments are free.
 type collector struct {
 	mu      sync.Mutex // one checkpoint or cleaning at a time
 	wake    chan struct{}
 	spoiled map[uint32]struct{} // slots that could not be read; they are left alone (mu)
+	pace    pacer
+
+	// Of the cleaner (mu).
+	choice alloc.Choice
+	cold   [2][]byte // buffers, kept between rounds, nil before the first
+	window []byte    // the same
+	gain   int64     // bytes by which rounds emptied more than they filled
+
+	waiting atomic.Int32 // requests that wait for Store.mu
 
 	wait struct {
 		sync.Mutex
@@ -99,17 +110,19 @@ func (s *Store) pokeCollector() {
 const collectEvery = 1 << 20
 
 // needsCollection reports whether a checkpoint or cleaning is due, and notes
-// whether the region takes more memory than it may. Needs mu.
+// whether the region takes more memory than it may, and how fast changes may
+// come. Needs mu.
 func (s *Store) needsCollection() bool {
-	s.crowded.Store(s.region.Usage().PrivateBytes() > s.o.BudgetBytes)
-	return len(s.free) < s.o.CleanLow || s.checkpointDue() || s.region.NeedsGrowth()
+	s.crowded.Store(s.region.Counts().PrivateBytes() > s.o.BudgetBytes)
+	s.setBrake()
+	return len(s.free) < s.o.CleanLow || s.checkpointDue() || s.region.NeedsGrowth() || s.farWanted()
 }
 
 // checkpointDue reports whether log or changed pages ask for a checkpoint: a
 // quarter of the budget, so that pages are clean, and can be dropped, before
 // the budget is used up. Needs mu, shared.
 func (s *Store) checkpointDue() bool {
-	return s.logged >= s.o.CheckpointBytes || int64(s.region.Usage().Dirty)*pmem.PageSize > s.o.BudgetBytes/4
+	return s.logged >= s.o.CheckpointBytes || int64(s.region.Counts().Dirty)*pmem.PageSize > s.o.BudgetBytes/4
 }
 
 // waitMemory waits for the collector to bring the region back to its budget,
@@ -128,6 +141,14 @@ func (s *Store) waitMemory() {
 	}
 }
 
+// wake lets those look again who wait for what the collector does.
+func (s *Store) wake() {
+	w := &s.gc.wait
+	w.Lock()
+	w.cond.Broadcast()
+	w.Unlock()
+}
+
 // runCollector runs until the store is closed.
 func (s *Store) runCollector() {
 	defer s.bg.done.Done()
@@ -141,10 +162,9 @@ func (s *Store) runCollector() {
 		if err != nil && !errors.Is(err, sealfs.ErrNoSpace) {
 			s.log.Error("collector", "dev", s.dev.Name(), "err", err)
 		}
-		s.View(func(pmem.Reader) error { // an error is the store's, which everybody meets
-			s.crowded.Store(s.region.Usage().PrivateBytes() > s.o.BudgetBytes)
-			return nil
-		})
+		s.mu.RLock()
+		s.crowded.Store(s.region.Counts().PrivateBytes() > s.o.BudgetBytes)
+		s.mu.RUnlock()
 		w := &s.gc.wait
 		w.Lock()
 		w.round++
@@ -153,6 +173,9 @@ func (s *Store) runCollector() {
 		}
 		w.cond.Broadcast()
 		w.Unlock()
+		if !stuck && err == nil && s.freeSegments() < s.o.CleanLow {
+			s.pokeCollector()
+		}
 	}
 }
 
@@ -160,7 +183,8 @@ func (s *Store) runCollector() {
 const cleanRounds = 8
 
 // collect runs one round: growth of the region, a checkpoint if log, memory or
-// space ask for it, and cleaning while space is short. It reports whether space
+// space ask for it, cleaning while less is free than should be, and a step of a
+// far checkpoint. It reports whether space
 // is short and no more can be gained.
 func (s *Store) collect(force bool) (stuck bool, err error) {
 	s.gc.mu.Lock()
@@ -170,33 +194,78 @@ func (s *Store) collect(force bool) (stuck bool, err error) {
 			return false, err
 		}
 	}
-	var before int
-	due := false
+	var before, target int
+	var far, due bool
 	err = s.View(func(pmem.Reader) error {
-		before = len(s.free)
-		due = force || before < s.o.CleanLow || s.crowded.Load() || s.checkpointDue()
+		before, target = len(s.free), s.o.CleanLow
+		if far = s.farWanted(); far {
+			target += s.farTarget()
+		}
+		due = force || s.checkpointDue() || s.crowded.Load()
 		return nil
 	})
-	if err != nil || !due {
+	if err != nil || !due && !far && before >= target {
 		return false, err
 	}
-	if err := s.checkpoint(); err != nil {
-		return false, err
-	}
-	for range cleanRounds {
-		if s.freeSegments() >= s.o.CleanLow {
-			return false, nil
-		}
-		gained, err := s.clean()
-		if err != nil {
-			return false, err
-		}
-		if !gained {
-			return s.freeSegments() <= before, nil
-		}
+	if due || before < target && s.giveBackDue() {
 		if err := s.checkpoint(); err != nil {
 			return false, err
 		}
 	}
-	return false, nil
+	for range cleanRounds {
+		if s.freeSegments() >= target {
+			break
+		}
+		s.gc.pace.begin()
+		gained, err := s.makeRoom()
+		if err != nil {
+			return false, err
+		}
+		switch {
+		case gained && s.gc.gain == 0: // what a far checkpoint before needed is dead now
+			err = s.checkpoint()
+		case !gained || s.giveBackDue():
+			err = s.checkpointIfDying()
+		}
+		if err != nil {
+			return false, err
+		}
+		if !gained {
+			free := s.freeSegments()
+			stuck = free < s.o.CleanLow && free <= before
+			break
+		}
+		s.gc.pace.end(s.gc.gain)
+		s.gc.gain = 0
+	}
+	s.mu.RLock()
+	far = s.farWanted() // it may have been given up meanwhile
+	s.mu.RUnlock()
+	if far {
+		return stuck, s.farRound()
+	}
+	return stuck, nil
+}
+
+// giveBackDue reports whether it is time for a checkpoint because of the segments
+// that died since the last one: there are many, for the space that is kept free,
+// or they are needed now.
+func (s *Store) giveBackDue() bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.checkpointDue() {
+		return true
+	}
+	return s.dying > 0 && (s.dying >= (s.o.CleanLow-s.o.ReserveSegments)/4 || len(s.free) <= s.o.ReserveSegments+1)
+}
+
+// checkpointIfDying makes the segments available that died.
+func (s *Store) checkpointIfDying() error {
+	s.mu.RLock()
+	dying := s.dying
+	s.mu.RUnlock()
+	if dying == 0 {
+		return nil
+	}
+	return s.checkpoint()
 }

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"sealfs"
 	"sealfs/disk"
@@ -36,7 +37,7 @@ type Part struct {
 
 // Store is an open store. All methods are safe for concurrent use.
 type Store struct {
-	dev        disk.Device
+	dev        *disk.Watched
 	region     *pmem.Region
 	regionName string
 	rings      pmem.Rings // the region's medium, if it knows of rings
@@ -69,6 +70,7 @@ type Store struct {
 	slotOf    map[uint32]uint32 // seq → slot, of all segments that are not free
 	free      []uint32          // slots that may be opened
 	live      int64             // sum of live bytes
+	dying     int               // sealed segments that lost their last live bytes since the last checkpoint began
 	tx        Tx
 	redo      []byte
 	changing  bool   // since the lock was taken by locked, region or ring are being changed
@@ -80,9 +82,11 @@ type Store struct {
 	pins  []atomic.Int32 // readers of a slot
 	cache *cache
 
-	sync syncer
-	gc   collector
-	bg   background
+	sync  syncer
+	gc    collector
+	far   farState
+	bg    background
+	scrub scrubber
 
 	stats counters
 }
@@ -128,6 +132,10 @@ func (s *Store) Failure() error {
 	}
 	return nil
 }
+
+// Stalled returns for how long the device has been silent about what it was asked,
+// 0 if it owes no answer.
+func (s *Store) Stalled() time.Duration { return s.dev.Stalled() }
 
 // PayloadMax returns the largest payload of one Update, in bytes: 33 blocks, or a
 // quarter of a small segment, in whole blocks.

@@ -80,6 +80,9 @@ func (s *Store) Update(in *Intent, ch Change) (sealfs.LSN, error) {
 	if in.Class == Normal && s.crowded.Load() {
 		s.waitMemory()
 	}
+	if in.Class == Normal && s.gc.pace.brake.Load() != 0 {
+		s.slowDown(len(in.Payload) + len(in.Op))
+	}
 	for {
 		end, err := s.appendLocked(in, ch)
 		switch {
@@ -116,9 +119,15 @@ func undo(ch Change) {
 	}
 }
 
-// appendLocked is append with the lock.
+// appendLocked is append with the lock, for which the cleaner lets others go first.
 func (s *Store) appendLocked(in *Intent, ch Change) (end sealfs.LSN, err error) {
+	if in.Class != cleaning {
+		s.gc.waiting.Add(1)
+	}
 	err = s.locked(func() (err error) {
+		if in.Class != cleaning {
+			s.gc.waiting.Add(-1)
+		}
 		end, err = s.append(in, ch)
 		return err
 	})
@@ -204,6 +213,7 @@ func (s *Store) publish(rec *layout.Record, op, payload, redo []byte) {
 	s.staged(open.chunk, open.filled, b)
 	s.staging.Fence()
 	open.filled += uint32(n)
+	s.staging.SetTail(uint64(s.tail()))
 	s.logged += n
 	s.waiting += n
 	s.stats.records.Add(1)
@@ -222,7 +232,7 @@ func (s *Store) publish(rec *layout.Record, op, payload, redo []byte) {
 func (s *Store) pad() {
 	open := s.open()
 	if gap := -open.filled & (layout.BlockSize - 1); gap != 0 {
-		rec := layout.Record{LSN: s.tail(), Prev: s.chain, Kind: layout.KindPad, PayloadLen: gap - layout.RecordHeaderBytes}
+		rec := layout.Record{LSN: s.tail(), Prev: s.chain, Kind: layout.KindPad, PayloadLen: gap - layout.RecordHeaderBytes, Offset: uint64(s.Durable())}
 		s.publish(&rec, nil, nil, nil)
 		s.stats.padBytes.Add(uint64(gap))
 	}
@@ -305,13 +315,14 @@ func (s *Store) enter(next *hotSegment, h *layout.SegmentHeader, tx *Tx, after u
 	op := layout.AppendSlot(nil, after)
 	rec := layout.Record{
 		LSN: s.tail(), Prev: s.chain, Kind: layout.KindOpen,
-		OpLen: uint32(len(op)), RedoLen: uint32(len(s.redo)),
+		OpLen: uint32(len(op)), RedoLen: uint32(len(s.redo)), Offset: uint64(s.Durable()),
 	}
 	s.publish(&rec, op, nil, s.redo)
 	s.staging.SetChunkSeq(next.chunk, next.seq)
 	tx.commitSegments()
 	tx.Commit()
 	s.stats.rolls.Add(1)
+	s.far.rolls++
 	s.bg.kick(true)
 	s.unchecked = collectEvery // look at the next record, when the region is whole again
 }
@@ -324,7 +335,7 @@ func (s *Store) announce(c Class) error {
 		return errNoSlot
 	}
 	op := layout.AppendSlot(nil, slot)
-	rec := layout.Record{LSN: s.tail(), Prev: s.chain, Kind: layout.KindNext, OpLen: uint32(len(op))}
+	rec := layout.Record{LSN: s.tail(), Prev: s.chain, Kind: layout.KindNext, OpLen: uint32(len(op)), Offset: uint64(s.Durable())}
 	if int64(s.open().filled)+rec.Bytes() > s.seg {
 		s.free = append(s.free, slot)
 		return errNoSlot

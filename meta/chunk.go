@@ -308,7 +308,7 @@ func (ch *change) extend() error {
 		}
 		size = in.Size + req.Len
 		if bound = max(bound, in.Bound); size > bound {
-			bound = min((size+sealfs.BoundStep-1)/sealfs.BoundStep*sealfs.BoundStep, boundMax)
+			bound = min(sealfs.BoundFor(size), boundMax)
 		}
 		ch.rep.Off = in.Size
 	}

@@ -30,6 +30,7 @@ import (
 func (n *Node) api(ctx context.Context) *api {
 	sick := func() string { return n.running().Reason }
 	a := n.newAPI(RoleMain, sick, func(context.Context) (any, error) { return n.running(), nil })
+	a.scrub(n.server)
 	a.get("GET /v1/map", func(*http.Request) (any, error) { return n.manager.Map(), nil })
 	a.get("GET /v1/volumes", func(*http.Request) (any, error) { return n.listVolumes(), nil })
 	a.get("POST /v1/volumes", func(r *http.Request) (any, error) {

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"go.yaml.in/yaml/v4"
 
@@ -49,11 +50,13 @@ func (c *Config) formatted() bool { return len(c.Stores) > 0 && !c.Formatting }
 
 // Settings are the options of a run, whatever they were set by.
 type Settings struct {
-	Durable      bool       // every answer survives a power cut
-	Staging      Size       // ring of each store
-	Memory       Size       // of each store's region
-	Cache        Size       // device blocks of each store
-	RegionMode   string     // how regions are mapped
+	Durable      bool   // every answer survives a power cut
+	Staging      Size   // ring of each store
+	Memory       Size   // of each store's region
+	Cache        Size   // device blocks of each store
+	RegionMode   string // how regions are mapped
+	ScrubEvery   time.Duration
+	ScrubRate    Size       // bytes a second of each store, 0: no limit
 	LogLevel     slog.Level //
 	LogSize      Size       // at which the log is rotated
 	LogKeep      int        // rotated logs that are kept
@@ -109,6 +112,11 @@ var settings = []setting{
 		}
 		return nil
 	}},
+	{"scrub_interval", "verify all that the disks hold so often, such as 12h or 7d; 0: only when asked", "7d", func(s *Settings, v string) (err error) {
+		s.ScrubEvery, err = parseInterval(v)
+		return err
+	}},
+	sizeSetting("scrub_rate", "bytes a second that this may read, per store; 0: no limit", "32M", 0, func(s *Settings) *Size { return &s.ScrubRate }),
 	{"log_level", "debug, info, warn or error", "info", func(s *Settings, v string) error {
 		if i := slices.Index([]string{"debug", "info", "warn", "error"}, v); i >= 0 {
 			s.LogLevel = slog.Level(4*i) + slog.LevelDebug
@@ -128,6 +136,19 @@ var settings = []setting{
 		s.MountOptions = v
 		return nil
 	}},
+}
+
+// parseInterval reads a duration of time.ParseDuration, or whole days: 7d.
+func parseInterval(text string) (time.Duration, error) {
+	days, isDays := strings.CutSuffix(text, "d")
+	if n, err := strconv.ParseUint(days, 10, 16); err == nil && isDays {
+		return time.Duration(n) * 24 * time.Hour, nil
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil || d < 0 || d > 0 && d < time.Minute {
+		return 0, fault(sealfs.ErrInvalid, "%q is not a time of a minute at least, such as 90m, 12h or 7d, nor 0", text)
+	}
+	return d, nil
 }
 
 // Defaults returns all options with their default values.

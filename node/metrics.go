@@ -6,6 +6,7 @@ import (
 
 	"sealfs/cluster"
 	"sealfs/internal/metrics"
+	"sealfs/lsfs"
 	"sealfs/op"
 	"sealfs/router"
 	"sealfs/server"
@@ -67,7 +68,7 @@ func collect[T any](m *meters, label string, list func() []T, name func(*T) stri
 func (m *meters) stores(srv *server.Server) {
 	type st = server.StoreStatus
 	collect(m, "store", func() []st { return srv.Status().Stores }, func(s *st) string { return s.ID.String() }, []meter[st]{
-		{"sealfs_store_up", "1 if the store takes changes, 0 if it is read-only.", metrics.KindGauge, func(s *st) float64 { return truth(s.Reason == "") }},
+		{"sealfs_store_up", "1 if the store takes changes, 0 if it is read-only or its device is silent.", metrics.KindGauge, func(s *st) float64 { return truth(s.Reason == "") }},
 		{"sealfs_store_files", "Inodes of all volumes.", metrics.KindGauge, func(s *st) float64 { return float64(s.Files) }},
 		{"sealfs_store_live_bytes", "Bytes of the log that are in use.", metrics.KindGauge, func(s *st) float64 { return float64(s.Stats.Live) }},
 		{"sealfs_store_usable_bytes", "What the live bytes may grow to.", metrics.KindGauge, func(s *st) float64 { return float64(s.Stats.Usable) }},
@@ -84,8 +85,18 @@ func (m *meters) stores(srv *server.Server) {
 		{"sealfs_store_ring_waits_total", "Updates that waited for staging.", metrics.KindCounter, func(s *st) float64 { return float64(s.Stats.RingWaits) }},
 		{"sealfs_store_space_waits_total", "Updates that waited for the cleaner.", metrics.KindCounter, func(s *st) float64 { return float64(s.Stats.SpaceWaits) }},
 		{"sealfs_store_checkpoints_total", "Checkpoints of the region.", metrics.KindCounter, func(s *st) float64 { return float64(s.Stats.Checkpoints) }},
+		{"sealfs_store_far_checkpoints_total", "Checkpoints of the region on the data device.", metrics.KindCounter, func(s *st) float64 { return float64(s.Stats.FarCheckpoints) }},
+		{"sealfs_store_far_bytes_total", "Bytes written for them.", metrics.KindCounter, func(s *st) float64 { return float64(s.Stats.FarBytes) }},
+		{"sealfs_store_far_segments", "Segments that hold them.", metrics.KindGauge, func(s *st) float64 { return float64(s.Stats.FarSegments) }},
+		{"sealfs_store_region_rebuildable", "1 if a lost region can be made again, 0 if it cannot at present.", metrics.KindGauge, func(s *st) float64 { return truth(s.Stats.FarReason == "") }},
 		{"sealfs_store_cleaned_segments_total", "Segments that the cleaner emptied.", metrics.KindCounter, func(s *st) float64 { return float64(s.Stats.Cleaned) }},
 		{"sealfs_store_moved_bytes_total", "Live bytes that the cleaner moved.", metrics.KindCounter, func(s *st) float64 { return float64(s.Stats.MovedBytes) }},
+		{"sealfs_store_scrub_running", "1 while a scrub runs.", metrics.KindGauge, func(s *st) float64 { return truth(s.Scrub.State == lsfs.ScrubRunning) }},
+		{"sealfs_store_scrub_progress_ratio", "How much of the present scrub is done, 0 to 1; 0 without one.", metrics.KindGauge, func(s *st) float64 { return scrubDone(s.Scrub.Round) }},
+		{"sealfs_store_scrub_ended_seconds", "When the last whole scrub ended, in seconds since 1970; 0: none since the start.", metrics.KindGauge, func(s *st) float64 { return scrubEnded(&s.Scrub) }},
+		{"sealfs_store_scrub_bytes_total", "Bytes that scrubs have read.", metrics.KindCounter, func(s *st) float64 { return float64(s.Scrub.Bytes) }},
+		{"sealfs_store_scrub_damages_total", "Damaged places that scrubs have found; each scrub counts them again.", metrics.KindCounter, func(s *st) float64 { return float64(s.Scrub.Damages) }},
+		{"sealfs_store_damaged_places", "Damaged places that the last whole scrub found, or the present one if these are more.", metrics.KindGauge, func(s *st) float64 { return float64(s.Scrub.Standing()) }},
 	})
 	type usage = server.VolumeUsage
 	collect(m, "volume", srv.Usages, func(u *usage) string { return strconv.FormatUint(uint64(u.ID), 10) }, []meter[usage]{

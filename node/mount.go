@@ -37,14 +37,16 @@ const (
 	// A program that is told EIO in the middle of its work may leave half of it; one
 	// that waits goes on, and can be interrupted.
 	defaultMountTimeout = 0 * time.Second
-	connsMax            = 64
+	// With two, most callers find one that nobody else waits on.
+	defaultConns = 2
+	connsMax     = 64
 )
 
 // parseMountOptions reads options as mount(8) passes them on. Those that are
 // meant for others are ignored, those that nobody knows are refused.
 func parseMountOptions(s string) (o mountOptions, err error) {
 	yes, no := true, false
-	o.timeout, o.conns = defaultMountTimeout, 1
+	o.timeout, o.conns = defaultMountTimeout, defaultConns
 	for opt := range strings.SplitSeq(s, ",") {
 		switch opt {
 		case "ro":

@@ -337,6 +337,7 @@ func (l *life) storeOptions(st Store, s Settings) (so server.StoreOptions, relea
 	release = func() error { return errors.Join(os.Remove(ring+".lock"), k.release()) }
 	return server.StoreOptions{Device: st.Device, Region: st.Region, RegionMode: s.RegionMode, Staging: ring, Log: lsfs.Options{
 		StagingBytes: int64(s.Staging), BudgetBytes: int64(s.Memory), CacheBytes: int64(s.Cache), Logger: l.log.With("part", "store"),
+		ScrubInterval: s.ScrubEvery, ScrubRate: int64(s.ScrubRate),
 	}}, release, nil
 }
 
@@ -386,7 +387,7 @@ type ServerStatus struct {
 // DiskStatus is what a server says of a disk.
 type DiskStatus struct {
 	Disk
-	State  string `json:"state"` // up, read-only, refused
+	State  string `json:"state"` // up, read-only, stalled, refused
 	Reason string `json:"reason,omitempty"`
 	Bad    bool   `json:"bad"` // gets no new shards
 	Shards int    `json:"primary_of"`
@@ -469,6 +470,7 @@ func primaryOf(m *cluster.Map, store int) (n int) {
 
 func (s *StoreServer) api() *api {
 	a := s.newAPI(RoleServer, func() string { return s.status().Reason }, func(context.Context) (any, error) { return s.status(), nil })
+	a.scrub(s.server.Load())
 	a.get("GET /v1/disks", func(*http.Request) (any, error) { return s.listDisks(), nil })
 	a.get("POST /v1/disks", func(r *http.Request) (any, error) {
 		var spec diskSpec

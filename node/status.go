@@ -288,6 +288,9 @@ func (s *Status) WriteTo(w io.Writer) (int64, error) {
 		if st.Files > 0 {
 			fmt.Fprintf(t, "  files\t%d, %.0f bytes of region each\n", st.Files, st.BytesPerFile)
 		}
+		if st.Stats.Segments > 0 {
+			fmt.Fprintf(t, "  scrub\t%s\n", DescribeScrub(&st.Scrub))
+		}
 	}
 	for _, v := range s.Volumes {
 		fmt.Fprintf(t, "volume\t%s\t%s\n", v.Name, v.describe())

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -140,13 +141,34 @@ func (b *file) Size() int64 {
 }
 
 func (b *file) Grow(size int64) error {
-	if size <= b.Size() {
+	old := b.Size()
+	if size <= old {
 		return nil
 	}
-	if err := b.f.Truncate(size); err != nil {
-		return fileError("grow region", b.path, err)
+	// With its blocks: a file system that is full says so now, when the step can be
+	// done without, and not to a checkpoint, after which nobody knows what is written.
+	err := unix.Fallocate(int(b.f.Fd()), 0, 0, size)
+	for errors.Is(err, unix.EINTR) {
+		err = unix.Fallocate(int(b.f.Fd()), 0, 0, size)
 	}
-	return nil
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		err = b.f.Truncate(size)
+	}
+	if err != nil {
+		err = fileError("grow region", b.path, err)
+		if b.Size() > old { // it got a part of the way
+			err = errors.Join(err, b.f.Truncate(old))
+		}
+	}
+	return err
+}
+
+// shorten makes the file empty, durably: what is grown again is zeros.
+func (b *file) shorten() error {
+	if err := b.f.Truncate(0); err != nil {
+		return fileError("erase region", b.path, err)
+	}
+	return b.Flush()
 }
 
 func (b *file) Close() error {
@@ -167,6 +189,29 @@ type Device interface {
 
 // memory is a region on a device of fixed size, mapped by copying.
 type memory struct{ dev Device }
+
+// cramped is a region on a device that it shares with others.
+type cramped struct {
+	memory
+	size atomic.Int64
+	room func() int64
+}
+
+// NewCramped is NewMemory for a region that begins empty and grows as far as
+// room allows at that moment, in bytes: the simulation of a file system that is full.
+func NewCramped(dev Device, room func() int64) Backing {
+	return &cramped{memory: memory{dev}, room: room}
+}
+
+func (b *cramped) Size() int64 { return b.size.Load() }
+
+func (b *cramped) Grow(size int64) error {
+	if size > min(b.room(), b.dev.Size()) {
+		return fmt.Errorf("grow region %s to %d bytes: %w", b.Name(), size, sealfs.ErrNoSpace)
+	}
+	b.size.Store(max(size, b.size.Load()))
+	return nil
+}
 
 // NewMemory returns a region medium over dev, for simulation: all of dev is
 // copied to the heap when it is mapped. Close does not close dev.

@@ -147,3 +147,19 @@ func BenchmarkWalk(b *testing.B) {
 		ok = c.Next()
 	}
 }
+
+// BenchmarkPage is one look at a page that has been looked at before.
+func BenchmarkPage(b *testing.B) {
+	r, _ := fill(b, 1e5)
+	pages := PageNo(r.Usage().Used)
+	n := PageNo(0)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := r.Page(1 + n); err != nil {
+			b.Fatal(err)
+		}
+		if n++; n == pages {
+			n = 0
+		}
+	}
+}

@@ -8,22 +8,28 @@ import (
 	"sealfs/pmem/layout"
 )
 
-// batchPages is how many pages a checkpoint copies at a time, so that the latch
-// is held for about a millisecond.
-const batchPages = 1024
+// batchPages is how many pages a checkpoint writes at a time, copyPages how many
+// it copies under the latch at a time: that takes some 50 µs.
+const (
+	batchPages = 1024
+	copyPages  = 64
+)
 
 // Checkpoint brings the pages that were dirty at one moment to the medium. The
 // caller's part is the order:
 //
 //	exclusive latch   note the log's end as the new start; BeginCheckpoint
 //	repeat:
-//	  shared latch    more = Copy; note the log's end
+//	  until Full or not more: shared latch    more = Copy; note the log's end
 //	  no latch        make the log durable up to there; Write
 //	until not more
 //	no latch          Finish with the new start
 //
 // A copied page may hold changes later than the start: their redo must be
 // durable before the page is. After an error of Write or Finish: Abandon.
+//
+// Before its first page a checkpoint makes the intent durable that says so: only
+// while there is one may a page not fit its sum.
 type Checkpoint struct {
 	r      *Region
 	set    int
@@ -33,6 +39,10 @@ type Checkpoint struct {
 	end    PageNo
 	batch  []byte
 	nos    []PageNo // of the pages in batch
+
+	update    uint64 // counter of the header that ends it
+	announced bool   // the intent is durable
+	sums      sumWriter
 }
 
 // BeginCheckpoint starts a checkpoint of the pages that are dirty now; those
@@ -45,6 +55,8 @@ func (r *Region) BeginCheckpoint() *Checkpoint {
 	c.done.Store(false)
 	c.next, c.end = 0, PageNo(r.pages.Load())
 	c.nos = c.nos[:0]
+	c.announced, c.sums.no = false, 0
+	c.update = r.nextUpdate()
 	r.set, r.dirty = 1-r.set, 0
 	if r.pm != nil {
 		c.next = c.end // the pages are on the medium already
@@ -56,11 +68,14 @@ func (r *Region) BeginCheckpoint() *Checkpoint {
 	return c
 }
 
-// Copy copies the next batch of pages, in ascending order, and reports whether
-// more are left. REQUIRES: latch, shared; the last batch has been written.
+// Full reports whether the batch must be written before more is copied.
+func (c *Checkpoint) Full() bool { return len(c.nos) > 0 && len(c.nos) == len(c.batch)/PageSize }
+
+// Copy copies some more pages into the batch, in ascending order, and reports
+// whether more are left. REQUIRES: latch, shared.
 func (c *Checkpoint) Copy() (more bool) {
-	c.nos = c.nos[:0]
-	for c.next < c.end && len(c.nos) < len(c.batch)/PageSize {
+	upto := min(len(c.nos)+copyPages, len(c.batch)/PageSize)
+	for c.next < c.end && len(c.nos) < upto {
 		w, base := c.r.windows[c.next>>c.r.shift], c.next>>c.r.shift<<c.r.shift
 		limit := int(min(c.end-base, 1<<c.r.shift))
 		i := w.dirty[c.set].NextSet(int(c.next-base), limit)
@@ -75,9 +90,14 @@ func (c *Checkpoint) Copy() (more bool) {
 	return c.next < c.end
 }
 
-// Write writes the batch that Copy made. It needs no latch and blocks on the
-// medium; the pages are not durable yet.
+// Write writes the batch that Copy made, with the sums of its pages, and begins a
+// new one. It needs no latch and blocks on the medium; the pages are not durable yet.
 func (c *Checkpoint) Write() error {
+	if len(c.nos) > 0 && !c.announced && !c.r.sums.off {
+		if err := c.announce(); err != nil {
+			return err
+		}
+	}
 	for i := 0; i < len(c.nos); {
 		j := i + 1
 		for j < len(c.nos) && c.nos[j] == c.nos[j-1]+1 {
@@ -88,8 +108,31 @@ func (c *Checkpoint) Write() error {
 		}
 		i = j
 	}
+	if !c.r.sums.off {
+		for i, n := range c.nos {
+			sum := layout.Sum(c.r.sums.seed, uint64(n), c.batch[i*PageSize:(i+1)*PageSize])
+			if err := c.sums.put(c.r, n, sum); err != nil {
+				return err
+			}
+		}
+		if err := c.sums.flush(c.r); err != nil {
+			return err
+		}
+	}
 	c.nos = c.nos[:0]
 	return nil
+}
+
+// announce makes the intent durable.
+func (c *Checkpoint) announce() error {
+	c.r.sums.fixed.Lock()
+	err := writeFull(c.r.b, layout.EncodeIntent(c.r.header.Store, c.update), layout.IntentPage)
+	c.r.sums.fixed.Unlock()
+	if err == nil {
+		err = c.r.b.Flush()
+	}
+	c.announced = err == nil
+	return err
 }
 
 // Finish makes the pages durable, and then, in the older slot, a header with
@@ -99,7 +142,7 @@ func (c *Checkpoint) Finish(h Header) error {
 	if !c.active || c.done.Load() || c.next < c.end || len(c.nos) > 0 {
 		return fmt.Errorf("checkpoint of region %s has not been written: %w", c.r.name, sealfs.ErrInvalid)
 	}
-	if err := c.r.PutHeader(h); err != nil {
+	if err := c.r.putHeader(h, c.update); err != nil {
 		return err
 	}
 	c.done.Store(true)
@@ -108,7 +151,20 @@ func (c *Checkpoint) Finish(h Header) error {
 
 // PutHeader writes a header as Finish does, after what the medium has been given
 // until now. It is not called beside a Finish, and needs no latch.
-func (r *Region) PutHeader(h Header) error {
+func (r *Region) PutHeader(h Header) error { return r.putHeader(h, r.nextUpdate()) }
+
+// nextUpdate returns the counter of the next header. One that failed may be there
+// or not: its counter is not used again, or it would void an intent that is not its
+// own; its slot is.
+func (r *Region) nextUpdate() uint64 {
+	update := r.header.Update + 1
+	for update <= r.sums.tried {
+		update += 2
+	}
+	return update
+}
+
+func (r *Region) putHeader(h Header, update uint64) error {
 	// Before the flush, so that the file's size is durable with what it covers.
 	pages := r.pages.Load()
 	if err := r.order(); err != nil {
@@ -118,11 +174,18 @@ func (r *Region) PutHeader(h Header) error {
 	h.Version, h.Compat = layout.Version, old.Compat
 	h.Incompat = old.Incompat&^layout.FeatureDax | h.Incompat&layout.FeatureDax
 	h.Store, h.TableBytes = old.Store, old.TableBytes
-	h.Update, h.Pages = old.Update+1, pages
-	n := PageNo(layout.Slot(h.Update))
+	h.Update, h.Pages = update, pages
+	r.sums.tried = update
+	n := PageNo(layout.Slot(update))
+	r.sums.fixed.Lock()
+	var err error
 	if r.pm != nil {
 		r.pm.store(r.windows[0].bytes[n*PageSize:][:PageSize], h.Encode())
-	} else if err := writeFull(r.b, h.Encode(), uint64(n)); err != nil {
+	} else {
+		err = writeFull(r.b, h.Encode(), uint64(n))
+	}
+	r.sums.fixed.Unlock()
+	if err != nil {
 		return err
 	}
 	if err := r.order(); err != nil {

@@ -70,9 +70,9 @@ func TestDamage(t *testing.T) {
 		}
 		first := layout.RootPage
 		if rng.IntN(3) > 0 {
-			first = layout.TablePage + 3 // the bitmap, then the tree
+			first = int(layout.Reserved(0, r.tablePages)) // the tree
 		}
-		last := first + 1 + int(r.usedTotal.Load())
+		last := int(layout.Reserved(0, r.tablePages)) + 1 + int(r.usedTotal.Load())
 		for range 1 + rng.IntN(8) {
 			p, _ := r.Page(PageNo(first + rng.IntN(last-first+1)))
 			switch rng.IntN(4) {
@@ -150,7 +150,7 @@ func FuzzDamage(f *testing.F) {
 			}
 			tx.Commit()
 		}
-		p, err := r.Page(layout.TablePage + 3 + PageNo(page))
+		p, err := r.Page(PageNo(layout.BitmapPage(0, r.tablePages)) + PageNo(page))
 		if err != nil {
 			t.Skip()
 		}

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sealfs"
+	"sealfs/pmem/layout"
 )
 
 // LineBytes is the size of a cache line: what is written back at a time.
@@ -39,7 +40,7 @@ type Persistent interface {
 	Rings
 	Persistence() Persistence
 	// CreateRing is CreateStaging for a ring that survives power cuts. The ring
-	// is durable on return, and empty.
+	// is durable on return, and empty; of no boot.
 	CreateRing(h StagingHeader) (*Staging, error)
 }
 
@@ -71,6 +72,12 @@ func OpenFileMode(path, mode string) (Backing, error) {
 		return b, err
 	}
 	d, err := newDax(b.(*file))
+	if err == nil {
+		// Of damage Open tells.
+		if h, e := readHeader(b); e == nil {
+			err = fitsDax(path, &h)
+		}
+	}
 	switch {
 	case err == nil:
 		return d, nil
@@ -78,6 +85,15 @@ func OpenFileMode(path, mode string) (Backing, error) {
 		return nil, errors.Join(err, b.Close())
 	}
 	return b, nil
+}
+
+// fitsDax refuses a region with page sums: changes in place would leave them
+// behind, and without them pages that recovery gave up would be believed.
+func fitsDax(name string, h *Header) error {
+	if h.Incompat&layout.FeatureNoSums != 0 {
+		return nil
+	}
+	return fmt.Errorf("region %s has page sums, since it was not made for persistent memory, and cannot be used as such: %w", name, sealfs.ErrNotSupported)
 }
 
 // CheckDax tells why a region at path could not be mapped as persistent memory,
@@ -196,6 +212,7 @@ func (b *dax) OpenRing() (*Staging, error) {
 
 // CreateRing implements Persistent.
 func (b *dax) CreateRing(h StagingHeader) (*Staging, error) {
+	h.BootID = [16]byte{}
 	return createStaging(b.ringPath(), h, func(f *os.File) error {
 		if err := zeroFill(f, 0, int64(h.bytes())); err != nil {
 			return err

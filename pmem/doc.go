@@ -8,8 +8,8 @@
 // the medium only by a checkpoint. Package pmem does not lock. The caller has a
 // latch (lsfs.Store.mu) and every method says how it must be held: shared, where
 // the region's bytes are read, exclusive, where they or the sets of dirty pages
-// change, or not at all. Only Grow, NeedsGrowth and a checkpoint's Write and
-// Finish may run without it, beside anything else.
+// change, or not at all. Only Grow, NeedsGrowth, VerifyAll and a checkpoint's Write
+// and Finish may run without it, beside anything else.
 //
 // # Transactions
 //
@@ -23,9 +23,11 @@
 //
 // # Damage
 //
-// Nothing in a page is believed: an offset is checked before it is followed, a
-// child must lie one level below its parent, so that every search ends. What
-// breaks a rule is a *sealfs.Corruption that names the region and the byte.
+// A page is compared with its sum when it is looked at first after it came from
+// the medium. Still nothing in it is believed: an offset is checked before it is
+// followed, a child must lie one level below its parent, so that every search
+// ends. What breaks a rule is a *sealfs.Corruption that names the region and the
+// byte.
 //
 // The bytes are described in package sealfs/pmem/layout.
 package pmem

@@ -278,7 +278,7 @@ func TestLimits(t *testing.T) {
 // everything can be deleted. Long keys make the tree high, so that the last
 // page can be short at any level.
 func TestFull(t *testing.T) {
-	for size := int64(40); size < 64; size++ {
+	for size := int64(73); size < 97; size++ {
 		r, _ := newRegion(t, size*PageSize)
 		want := map[string]string{}
 		tx := r.Begin()

@@ -15,8 +15,11 @@ func groupRange(g, pages, tablePages uint64) (lo, hi int) {
 
 // reservedPages is how many of a region's pages are not the tree's.
 func reservedPages(pages, tablePages uint64) uint64 {
-	groups := (pages + layout.GroupPages - 1) / layout.GroupPages
-	return layout.Reserved(0, tablePages) + groups - 1
+	n := layout.Reserved(0, tablePages) + (max(pages/layout.GroupPages, 1)-1)*layout.Reserved(1, tablePages)
+	if pages > layout.GroupPages { // the last group may end within them
+		n += min(pages%layout.GroupPages, layout.Reserved(1, tablePages))
+	}
+	return n
 }
 
 // free returns how many pages the transaction can still allocate.
@@ -36,6 +39,10 @@ func (t *Tx) allocPage(level int) (*overlay, error) {
 			return nil, err
 		}
 		bit := bits.NextClear(max(lo, int(int64(t.hint)-int64(g*layout.GroupPages))), hi)
+		// A free page that has rotted is stepped over: redo builds on its bytes.
+		for bit >= 0 && t.rotten(PageNo(g*layout.GroupPages+uint64(bit))) {
+			bit = bits.NextClear(bit+1, hi)
+		}
 		if bit < 0 {
 			continue
 		}
@@ -60,6 +67,12 @@ func (t *Tx) allocPage(level int) (*overlay, error) {
 		return t.allocPage(level)
 	}
 	return nil, fmt.Errorf("region %s: %w", t.r.name, sealfs.ErrNoSpace)
+}
+
+// rotten reports whether the page is known not to fit its sum.
+func (t *Tx) rotten(n PageNo) bool {
+	_, err := t.Page(n)
+	return err != nil && isCorrupt(err)
 }
 
 // onPath reports whether the last descent went through page n.

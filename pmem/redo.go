@@ -6,6 +6,7 @@ import (
 
 	"sealfs"
 	"sealfs/internal/enc"
+	"sealfs/pmem/layout"
 )
 
 // Redo is the bytes that a transaction changes in the region, by page in
@@ -17,7 +18,7 @@ import (
 //	        uvarint: length, at least 1
 //	        bytes
 //
-// Header slots (pages 0 and 1) are never in it.
+// Header slots, the intent page and sum pages are never in it.
 
 // redoGap is the number of equal bytes that are cheaper to repeat than to step
 // over: a range costs two or three bytes.
@@ -67,10 +68,10 @@ func appendPage(b []byte, delta PageNo, spans []span, p *node) []byte {
 	return b
 }
 
-// walkRedo calls fn for each range of redo, which lies in a page from the root
-// page to limit-1. It returns the rule that redo breaks, or ""; fn may have been
-// called for what stood before the fault.
-func walkRedo(redo []byte, limit PageNo, fn func(n PageNo, off int, b []byte)) string {
+// walkRedo calls fn for each range of redo, which lies in a page of a kind that
+// has a sum, below limit. It returns the rule that redo breaks, or ""; fn may have
+// been called for what stood before the fault.
+func walkRedo(redo []byte, tablePages uint64, limit PageNo, fn func(n PageNo, off int, b []byte)) string {
 	r := enc.Reader{B: redo}
 	prev := PageNo(0)
 	for len(r.B) > 0 {
@@ -79,10 +80,10 @@ func walkRedo(redo []byte, limit PageNo, fn func(n PageNo, off int, b []byte)) s
 		switch {
 		case r.Err || delta == 0 || n < prev:
 			return "redo page"
-		case n < 2:
-			return "redo of a header slot"
 		case n >= limit:
 			return "redo beyond the region's largest size"
+		case !layout.HasSum(uint64(n), tablePages):
+			return "redo of a header slot, intent or sum page"
 		}
 		prev = n
 		for end, more := 0, true; more; {
@@ -107,11 +108,16 @@ func walkRedo(redo []byte, limit PageNo, fn func(n PageNo, off int, b []byte)) s
 
 // ApplyRedo applies redo that AppendRedo made, grows the region to hold it, and
 // marks its pages dirty. Redo that breaks a rule is a *sealfs.Corruption and
-// changes nothing. It may block on the medium. REQUIRES: exclusive latch, no
-// transaction under way.
+// changes nothing.
+//
+// Before Recovered a page that does not fit its sum is healed by its redo if a
+// checkpoint was writing when the power went; otherwise it stays as it is, and
+// every later use of it is an error. After Recovered it is an error at once, and
+// part of the redo may have been applied. It may block on the medium. REQUIRES:
+// exclusive latch, no transaction under way.
 func (r *Region) ApplyRedo(redo []byte) error {
 	last := PageNo(0)
-	what := walkRedo(redo, PageNo(r.maxPages), func(n PageNo, _ int, _ []byte) { last = n })
+	what := walkRedo(redo, r.tablePages, PageNo(r.maxPages), func(n PageNo, _ int, _ []byte) { last = n })
 	if what != "" {
 		return &sealfs.Corruption{Where: r.name, Off: -1, What: what}
 	}
@@ -121,13 +127,17 @@ func (r *Region) ApplyRedo(redo []byte) error {
 		}
 	}
 	var err error
-	walkRedo(redo, PageNo(r.maxPages), func(n PageNo, off int, b []byte) {
-		p, e := r.Page(n)
-		if e != nil {
-			err = e
-			return
+	walkRedo(redo, r.tablePages, PageNo(r.maxPages), func(n PageNo, off int, b []byte) {
+		if !r.isVerified(n) {
+			use, e := r.admit(n)
+			if e != nil {
+				err = e
+			}
+			if !use {
+				return
+			}
 		}
-		r.replay(n, p, off, b)
+		r.replay(n, r.raw(n), off, b)
 		r.markDirty(n)
 	})
 	r.hint = 0

@@ -1,6 +1,9 @@
 package pmem
 
 import (
+	"bytes"
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"math/bits"
@@ -20,7 +23,8 @@ type PageNo uint64
 
 // Reader sees the pages of a region: *Region in their committed state, *Tx with
 // a transaction's changes. A page is 4,096 bytes, read-only, and valid while the
-// latch is held and nothing is changed. ErrCorrupt when n is beyond the region.
+// latch is held and nothing is changed. ErrCorrupt when n is beyond the region, or
+// the page does not fit its sum.
 type Reader interface {
 	Page(n PageNo) ([]byte, error)
 }
@@ -32,11 +36,15 @@ type Header = layout.Header
 // layout.
 const FeatureDax = layout.FeatureDax
 
+// FeatureNoSums is the header's bit of a region without page sums.
+const FeatureNoSums = layout.FeatureNoSums
+
 // Geometry is what Format fixes for ever.
 type Geometry struct {
 	Store      sealfs.UUID
 	TableBytes int64 // size of the segment table
 	MaxBytes   int64 // largest size at first; 0 for no limit
+	NoSums     bool  // pages have no sums; always so if b is Persistent
 }
 
 // Options of an open region. Zeros stand for the defaults.
@@ -66,6 +74,7 @@ type Region struct {
 	tablePages uint64
 	maxPages   uint64
 	growBytes  int64
+	growLess   bool // in smaller steps while the region is small
 	budget     int64
 
 	// The pages of window i are [i<<shift, (i+1)<<shift). pages is stored after
@@ -81,14 +90,19 @@ type Region struct {
 	hint      PageNo // no page below it is free, as far as is known
 
 	header  Header // the newest slot's; Update changes in Checkpoint.Finish only
+	sums    sums
 	set     int    // which dirty set collects
 	dirty   int    // pages in it
+	farSet  int    // which far set collects
+	farDirt int    // pages in it
 	private int    // pages stored to since they were last dropped
 	hand    PageNo // where Trim goes on
 
 	tx     Tx
 	ckpt   Checkpoint
 	growMu sync.Mutex
+	// cramped says that the medium had no room when the region should grow.
+	cramped atomic.Bool
 }
 
 // window is a mapped part of the region and what is known of its pages.
@@ -97,6 +111,10 @@ type window struct {
 	bytes   []byte
 	private alloc.Bitmap
 	dirty   [2]alloc.Bitmap // one collects, the other is the checkpoint's
+	// verified has a bit for each page that was found to fit its sum, or was
+	// changed since. Readers set them side by side.
+	verified []atomic.Uint32
+	far      [2]alloc.Bitmap // the same for copies elsewhere: see FarCopy
 }
 
 // Format makes b an empty region: no keys, a table and a state of zeros, start
@@ -107,6 +125,9 @@ func Format(b Backing, g Geometry) error {
 			b.Name(), g.TableBytes, layout.TableBytesMax, sealfs.ErrInvalid)
 	}
 	h := Header{Version: layout.Version, Store: g.Store, TableBytes: g.TableBytes}
+	if _, ok := b.(Persistent); ok || g.NoSums {
+		h.Incompat |= layout.FeatureNoSums
+	}
 	table := h.TablePages()
 	tree := layout.Reserved(0, table)
 	need := int64(tree+1) * PageSize
@@ -124,44 +145,22 @@ func Format(b Backing, g Geometry) error {
 		return fmt.Errorf("format region %s: %d bytes are needed, %d allowed: %w",
 			b.Name(), need, size, sealfs.ErrNoSpace)
 	}
+	// First nothing may be believed any more, last everything at once.
+	if err := erase(b); err != nil {
+		return err
+	}
 	if err := b.Grow(size); err != nil {
 		return err
 	}
 	h.Pages = uint64(b.Size()) / PageSize
-
-	// First nothing may be believed any more, last everything at once.
-	zeros := make([]byte, 256*PageSize)
-	if err := writeFull(b, zeros[:2*PageSize], 0); err != nil {
-		return err
-	}
-	if err := b.Flush(); err != nil {
-		return err
-	}
-	for n := uint64(layout.TablePage); n < layout.TablePage+table; {
-		k := min(layout.TablePage+table-n, 256)
-		if err := writeFull(b, zeros[:k*PageSize], n); err != nil {
-			return err
-		}
-		n += k
-	}
-	for g := uint64(1); g*layout.GroupPages < h.Pages; g++ {
-		if err := writeFull(b, zeros[:PageSize], layout.BitmapPage(g, table)); err != nil {
-			return err
-		}
-	}
 	bitmap := make(alloc.Bitmap, PageSize)
 	bitmap.Set(int(tree))
-	for _, p := range []struct {
-		no   uint64
-		page []byte
-	}{
-		{layout.RootPage, layout.EncodeRoot(layout.Root{Tree: tree, Pages: 1})},
-		{layout.BitmapPage(0, table), bitmap},
-		{tree, layout.EncodeTree()},
-	} {
-		if err := writeFull(b, p.page, p.no); err != nil {
-			return err
-		}
+	if err := writePages(b, &h, map[uint64][]byte{
+		layout.RootPage:             layout.EncodeRoot(layout.Root{Tree: tree, Pages: 1}),
+		layout.BitmapPage(0, table): bitmap,
+		tree:                        layout.EncodeTree(),
+	}); err != nil {
+		return err
 	}
 	if err := b.Flush(); err != nil {
 		return err
@@ -172,6 +171,62 @@ func Format(b Backing, g Geometry) error {
 		}
 	}
 	return b.Flush()
+}
+
+// erase makes all of the medium zeros, and the header slots durably so before
+// anything else.
+func erase(b Backing) error {
+	if s, ok := b.(interface{ shorten() error }); ok {
+		return s.shorten()
+	}
+	const step = 256 * PageSize
+	zeros, buf := make([]byte, step), make([]byte, step)
+	size := b.Size() / PageSize * PageSize
+	if size >= 2*PageSize {
+		if err := writeFull(b, zeros[:2*PageSize], 0); err != nil {
+			return err
+		}
+		if err := b.Flush(); err != nil {
+			return err
+		}
+	}
+	for off := int64(0); off < size; off += step {
+		p := buf[:min(step, size-off)]
+		if _, err := b.ReadAt(p, off); err != nil && err != io.EOF {
+			return err
+		}
+		if bytes.Equal(p, zeros[:len(p)]) { // of a sparse medium nothing is filled
+			continue
+		}
+		if err := writeFull(b, zeros[:len(p)], uint64(off)/PageSize); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writePages writes the pages of a fresh region, and their sums.
+func writePages(b Backing, h *Header, pages map[uint64][]byte) error {
+	seed, sums := layout.SumSeed(h.Store), map[uint64][]byte{}
+	for n, p := range pages {
+		if err := writeFull(b, p, n); err != nil {
+			return err
+		}
+		at, off := layout.SumPage(n, h.TablePages())
+		if sums[at] == nil {
+			sums[at] = make([]byte, PageSize)
+		}
+		binary.LittleEndian.PutUint32(sums[at][off:], layout.Sum(seed, n, p))
+	}
+	if h.Incompat&layout.FeatureNoSums != 0 {
+		return nil
+	}
+	for n, p := range sums {
+		if err := writeFull(b, p, n); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // writeFull writes pages from page n on.
@@ -185,10 +240,12 @@ func writeFull(b Backing, p []byte, n uint64) error {
 
 // Open maps the region on b and returns it with its newest valid header. It
 // refuses, with a *sealfs.Corruption, a medium without one, or one shorter than
-// the header says, and with ErrVersion a format it does not know. The pages may
+// the header says, with ErrVersion a format it does not know, and with
+// ErrNotSupported page sums on persistent memory. The pages may
 // be older or newer than the header's start: they are to be used only after the
-// log from there has been applied. b stays the caller's if Open fails, and
-// belongs to the region otherwise. It blocks on the medium.
+// log from there has been applied and Recovered has been called. b stays the
+// caller's if Open fails, and belongs to the region otherwise. It blocks on the
+// medium.
 func Open(b Backing, o Options) (*Region, Header, error) {
 	h, err := readHeader(b)
 	if err != nil {
@@ -209,9 +266,12 @@ func Open(b Backing, o Options) (*Region, Header, error) {
 		budget: o.BudgetBytes, growBytes: o.GrowBytes,
 	}
 	if r.growBytes <= 0 {
-		r.growBytes = defaultGrowBytes
+		r.growBytes, r.growLess = defaultGrowBytes, true
 	}
 	if p, ok := b.(Persistent); ok {
+		if err := fitsDax(b.Name(), &h); err != nil {
+			return nil, Header{}, err
+		}
 		r.pm = newMedium(p.Persistence())
 	}
 	r.growBytes = (r.growBytes + PageSize - 1) / PageSize * PageSize
@@ -233,17 +293,16 @@ func Open(b Backing, o Options) (*Region, Header, error) {
 	r.used = make([]atomic.Int32, (r.maxPages+layout.GroupPages-1)/layout.GroupPages)
 	r.tx = Tx{r: r, index: make([]indexSlot, 64), gen: 1}
 	r.ckpt.r = r
+	if err := r.openSums(); err != nil {
+		return nil, Header{}, err
+	}
 	if err := r.mapTo(uint64(size) / PageSize); err != nil {
 		r.unmap()
 		return nil, Header{}, err
 	}
 	for g := uint64(0); g*layout.GroupPages < r.pages.Load(); g++ {
-		p, err := r.Page(PageNo(layout.BitmapPage(g, r.tablePages)))
-		if err != nil {
-			r.unmap()
-			return nil, Header{}, err
-		}
-		n := alloc.Bitmap(p).Count()
+		// It may be torn still. What replay changes in it is counted then.
+		n := alloc.Bitmap(r.raw(PageNo(layout.BitmapPage(g, r.tablePages)))).Count()
 		r.used[g].Store(int32(n))
 		r.usedTotal.Add(int64(n))
 	}
@@ -300,9 +359,15 @@ func (r *Region) mapTo(pages uint64) error {
 		if err != nil {
 			return err
 		}
-		w := &window{Mapping: m, bytes: m.Bytes(), private: make(alloc.Bitmap, 1<<r.shift/8+1)}
+		w := &window{Mapping: m, bytes: m.Bytes(), private: make(alloc.Bitmap, 1<<r.shift/8+1), verified: make([]atomic.Uint32, 1<<r.shift/32+1)}
+		for i := range w.verified {
+			if r.sums.off {
+				w.verified[i].Store(1<<32 - 1)
+			}
+		}
 		for s := range w.dirty {
 			w.dirty[s] = make(alloc.Bitmap, 1<<r.shift/8+1)
+			w.far[s] = make(alloc.Bitmap, 1<<r.shift/8+1)
 		}
 		r.windows[i] = w
 	}
@@ -342,13 +407,20 @@ func (r *Region) Close() error {
 	return err
 }
 
-// Page implements Reader with the committed state. REQUIRES: latch.
+// Page implements Reader with the committed state. A page that is looked at first
+// since it came from the medium is compared with its sum, which may block on the
+// medium. REQUIRES: latch.
 func (r *Region) Page(n PageNo) ([]byte, error) {
 	if uint64(n) >= r.pages.Load() {
 		return nil, r.beyond(n)
 	}
-	w := r.windows[n>>r.shift]
-	off := int(n&(1<<r.shift-1)) * PageSize
+	w, i := r.windows[n>>r.shift], uint(n&(1<<r.shift-1))
+	if w.verified[i/32].Load()>>(i%32)&1 == 0 {
+		if err := r.verify(n); err != nil {
+			return nil, err
+		}
+	}
+	off := i * PageSize
 	return w.bytes[off : off+PageSize : off+PageSize], nil
 }
 
@@ -361,6 +433,12 @@ func (r *Region) Find(addr uintptr) int64 {
 		}
 	}
 	return -1
+}
+
+// raw returns the bytes of a page of the region, whatever they are worth.
+func (r *Region) raw(n PageNo) []byte {
+	w, off := r.windows[n>>r.shift], int(n&(1<<r.shift-1))*PageSize
+	return w.bytes[off : off+PageSize : off+PageSize]
 }
 
 func (r *Region) beyond(n PageNo) error {
@@ -388,14 +466,15 @@ func (r *Region) table(v Reader, off, n int) ([]byte, error) {
 func (r *Region) State() []byte {
 	p, err := r.Page(layout.RootPage)
 	if err != nil {
-		return make([]byte, layout.StateBytes) // only after Close
+		return make([]byte, layout.StateBytes) // after Close, or the page has rotted since Recovered
 	}
 	return p[layout.StateOff:]
 }
 
-// markDirty notes that the page differs from the medium's. On persistent memory
-// the page is the medium's.
+// markDirty notes that the page has changed: it differs from its far copy, and
+// from the medium's, but on persistent memory, where the page is the medium's.
 func (r *Region) markDirty(n PageNo) {
+	r.MarkFar(n)
 	if r.pm != nil {
 		return
 	}
@@ -418,18 +497,27 @@ func (r *Region) freePages() int {
 // NeedsGrowth reports whether it is time to call Grow: less than a quarter of a
 // step is free, and the region may grow. No latch is needed.
 func (r *Region) NeedsGrowth() bool {
-	return int64(r.freePages())*PageSize < r.growBytes/4 && r.pages.Load() < r.maxPages
+	return int64(r.freePages())*PageSize < r.step()/4 && r.pages.Load() < r.maxPages
+}
+
+// step is by how much the region grows, in bytes: since a step takes up room on
+// its medium at once, no more than a quarter of what the region has.
+func (r *Region) step() int64 {
+	if !r.growLess {
+		return r.growBytes
+	}
+	return min(r.growBytes, max(4<<20, int64(r.pages.Load())/4*PageSize))
 }
 
 // tightPages is how many pages of a region that cannot grow are kept for what
 // must not fail.
 const tightPages = 256
 
-// Tight reports whether the region cannot grow and has hardly a page left. No
-// latch is needed.
+// Tight reports whether the region cannot grow, since it may not or its medium
+// is full, and has hardly a page left. No latch is needed.
 func (r *Region) Tight() bool {
-	most := r.maxPages
-	return r.pages.Load() >= most && int64(r.freePages()) < min(tightPages, int64(most)/16)
+	pages := r.pages.Load()
+	return (pages >= r.maxPages || r.cramped.Load()) && int64(r.freePages()) < min(tightPages, int64(pages)/16)
 }
 
 // Grow makes the region a step larger, or as large as it may become; ErrNoSpace
@@ -457,9 +545,12 @@ func (r *Region) grow(size int64) error {
 	if size > most {
 		return fmt.Errorf("region %s has its largest size, %d bytes: %w", r.name, most, sealfs.ErrNoSpace)
 	}
-	size = old + (size-old+r.growBytes-1)/r.growBytes*r.growBytes
+	step := r.step()
+	size = old + (size-old+step-1)/step*step
 	size = min(size, most)
-	if err := r.b.Grow(size); err != nil {
+	err := r.b.Grow(size)
+	r.cramped.Store(errors.Is(err, sealfs.ErrNoSpace))
+	if err != nil {
 		return err
 	}
 	return r.mapTo(uint64(size) / PageSize)
@@ -468,13 +559,14 @@ func (r *Region) grow(size int64) error {
 // Usage is an account of a region's pages.
 type Usage struct {
 	Pages    uint64 `json:"pages"`          // all pages of the region
-	Reserved uint64 `json:"reserved_pages"` // headers, root, table, bitmaps
+	Reserved uint64 `json:"reserved_pages"` // headers, intent, root, table, bitmaps, sums
 	Used     uint64 `json:"used_pages"`     // tree pages
 	Free     uint64 `json:"free_pages"`
-	MaxPages uint64 `json:"max_pages"`     // size beyond which it does not grow
-	Keys     uint64 `json:"keys"`          // in the tree
-	Dirty    uint64 `json:"dirty_pages"`   // changed since the last checkpoint began
-	Private  uint64 `json:"private_pages"` // in memory of the process's own: changed since they were last dropped
+	MaxPages uint64 `json:"max_pages"`       // size beyond which it does not grow
+	Keys     uint64 `json:"keys"`            // in the tree
+	Dirty    uint64 `json:"dirty_pages"`     // changed since the last checkpoint began
+	FarDirty uint64 `json:"far_dirty_pages"` // changed since the last FarCopy began
+	Private  uint64 `json:"private_pages"`   // in memory of the process's own: changed since they were last dropped
 }
 
 // PrivateBytes is the memory that private pages take.
@@ -482,18 +574,24 @@ func (u Usage) PrivateBytes() int64 { return int64(u.Private) * PageSize }
 
 // Usage returns the account of the committed state. REQUIRES: latch.
 func (r *Region) Usage() Usage {
-	pages := r.pages.Load()
-	u := Usage{
-		Pages: pages, Reserved: reservedPages(pages, r.tablePages), MaxPages: r.maxPages,
-		Used: uint64(max(r.usedTotal.Load(), 0)), Free: uint64(max(r.freePages(), 0)),
-		Dirty: uint64(r.dirty), Private: uint64(r.private),
-	}
+	u := r.Counts()
 	if p, err := r.Page(layout.RootPage); err == nil {
 		if root, err := layout.DecodeRoot(r.name, p); err == nil {
 			u.Keys = root.Keys
 		}
 	}
 	return u
+}
+
+// Counts is Usage without the number of keys: no page is looked at for it.
+// REQUIRES: latch.
+func (r *Region) Counts() Usage {
+	pages := r.pages.Load()
+	return Usage{
+		Pages: pages, Reserved: reservedPages(pages, r.tablePages), MaxPages: r.maxPages,
+		Used: uint64(max(r.usedTotal.Load(), 0)), Free: uint64(max(r.freePages(), 0)),
+		Dirty: uint64(r.dirty), FarDirty: uint64(r.farDirt), Private: uint64(r.private),
+	}
 }
 
 // Trim drops clean private pages while they take more memory than the budget,
@@ -531,6 +629,9 @@ func (r *Region) Trim() error {
 			}
 			for j := lo; j < hi; j++ {
 				w.private.Clear(j)
+				if !r.sums.off {
+					w.verified[j/32].And(^uint32(1 << (j % 32)))
+				}
 			}
 			r.private -= hi - lo
 			todo -= hi - lo

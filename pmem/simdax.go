@@ -205,6 +205,7 @@ func (m simMapping) Unmap() error            { return nil }
 
 // CreateRing implements Persistent.
 func (d *SimDax) CreateRing(h StagingHeader) (*Staging, error) {
+	h.BootID = [16]byte{}
 	if err := h.check(); err != nil {
 		return nil, err
 	}

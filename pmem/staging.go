@@ -21,7 +21,7 @@ import (
 type StagingHeader struct {
 	Store        sealfs.UUID
 	Incarnation  uint32
-	BootID       [16]byte // of the boot in which it was created
+	BootID       [16]byte // of the boot in which it was created; zero on persistent memory
 	SegmentBytes uint32   // size of a chunk: a multiple of the page size
 	Chunks       uint32   // at most layout.StagingChunksMax
 }
@@ -32,6 +32,10 @@ func (h *StagingHeader) check() error {
 	}
 	return nil
 }
+
+// Lasting reports whether the ring was written as persistent memory, wherever it is
+// now: it is of use after every boot, and of the last record any part may be missing.
+func (h *StagingHeader) Lasting() bool { return h.BootID == [16]byte{} }
 
 func (h *StagingHeader) bytes() int { return PageSize + int(h.SegmentBytes)*int(h.Chunks) }
 
@@ -221,6 +225,27 @@ func (s *Staging) Settle(i, off, n int) {
 	s.pm.flush(s.mem, lo, lo+PageSize) // the header of the segment
 	s.pm.flush(s.mem, lo+off, lo+off+n)
 	s.pm.fence()
+}
+
+// word returns the place of an aligned 8-byte word of the header page.
+func (s *Staging) word(off int) *uint64 {
+	return (*uint64)(unsafe.Pointer(unsafe.SliceData(s.mem[off : off+8 : PageSize])))
+}
+
+// SetTail notes up to where the log has been written to the ring.
+func (s *Staging) SetTail(tail uint64) {
+	atomic.StoreUint64(s.word(layout.StagingTailOff), tail)
+	atomic.StoreUint64(s.word(layout.StagingTailOff+8), ^tail)
+}
+
+// Tail returns what SetTail noted last, 0 if it is not known: it was never
+// called, or the process died in it.
+func (s *Staging) Tail() uint64 {
+	tail := atomic.LoadUint64(s.word(layout.StagingTailOff))
+	if atomic.LoadUint64(s.word(layout.StagingTailOff+8)) != ^tail {
+		return 0
+	}
+	return tail
 }
 
 // Clone returns a copy on the heap: what another process would find after this

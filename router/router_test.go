@@ -320,6 +320,42 @@ func TestEach(t *testing.T) {
 	wantCode(t, err, sealfs.ErrInterrupted)
 }
 
+// TestIdleConnection sends requests for one shard while others wait for their answers: each
+// goes over a connection on which nobody waits, as long as there is one.
+func TestIdleConnection(t *testing.T) {
+	release := make(chan struct{})
+	f := newFake(t, "tcp", func(ctx context.Context, req *op.Request, rep *op.Reply) error {
+		if req.Shard == 3 {
+			<-release
+		}
+		return echo(ctx, req, rep)
+	})
+	r := newRouter(t, makeMap(1, f.addr), Options{Cluster: testCluster, Conns: 3})
+	reaches(t, r, 1)
+	busy := func() (n []int) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		for _, s := range r.servers {
+			for _, c := range s.link.Load().conns {
+				n = append(n, c.Busy())
+			}
+		}
+		slices.Sort(n)
+		return n
+	}
+	var waiting []<-chan error
+	for _, want := range [][]int{{0, 0, 1}, {0, 1, 1}, {1, 1, 1}, {1, 1, 2}} {
+		waiting = append(waiting, start(t.Context(), r, op.Request{Type: op.Getattr, Shard: 3}))
+		eventually(t, fmt.Sprint("callers on connections: ", want), func() bool { return slices.Equal(busy(), want) })
+	}
+	close(release)
+	for _, w := range waiting {
+		if err := within(t, "an answer", w); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // TestNoAllocations: neither a local nor a remote request allocates.
 func TestNoAllocations(t *testing.T) {
 	f := newFake(t, "unix", func(context.Context, *op.Request, *op.Reply) error { return nil })

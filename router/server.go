@@ -50,7 +50,7 @@ type attempt struct {
 
 // link is a set of connections to one life of a server.
 type link struct {
-	conns   []*wire.Conn // for requests, by their shard
+	conns   []*wire.Conn // for requests
 	control *wire.Conn   // for requests that must not stand behind others; nil: there is none
 	since   time.Time
 }
@@ -105,7 +105,14 @@ func (l *link) conn(req *op.Request) *wire.Conn {
 			return l.control
 		}
 	}
-	return l.conns[int(req.Shard)%len(l.conns)]
+	// One that nobody waits on spares its caller the hand-over of answers.
+	first := int(req.Shard) % len(l.conns)
+	for i := range l.conns {
+		if c := l.conns[(first+i)%len(l.conns)]; c.Busy() == 0 {
+			return c
+		}
+	}
+	return l.conns[first]
 }
 
 // each calls f for all connections.

@@ -85,7 +85,7 @@ func (c *splitter) writeAs(a *op.Attr, off uint64, data []byte) error {
 		return err
 	}
 	if a.Bound < end {
-		bound := (end + sealfs.BoundStep - 1) / sealfs.BoundStep * sealfs.BoundStep
+		bound := sealfs.BoundFor(end)
 		if _, err := c.home(op.Request{Type: op.Extend, Ino: a.Ino, Gen: a.Gen, Off: bound}); err != nil {
 			return err
 		}

@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"sealfs"
 	"sealfs/op"
 	"sealfs/txn"
 )
@@ -71,25 +72,53 @@ func (f *finisher) run(every time.Duration) {
 }
 
 // finish does what can be done for the decisions of a store, and returns those that are left.
+// A store that does not answer holds up what waits for it, and nothing else.
 func (f *finisher) finish(st *store, list []*txn.Decision) (left []*txn.Decision) {
-	lives := map[int]uint64{} // of the stores that were asked for durability in this round
+	type commit struct {
+		d     *txn.Decision
+		shard sealfs.Shard
+		life  uint64
+	}
+	commits := map[int][]*commit{} // by the store that is told
 	for _, d := range list {
 		for _, s := range d.Open() {
-			if life := f.ask(st, op.Request{Type: op.Commit, Shard: s, Coord: d.Coord, Tx: d.Tx, Mtime: d.Time}); life != 0 {
-				d.Committed(s, life)
+			at := st.srv.primary(s)
+			commits[at] = append(commits[at], &commit{d: d, shard: s})
+		}
+	}
+	eachStore(commits, func(c *commit) (answered bool) {
+		c.life, answered = f.ask(st, op.Request{Type: op.Commit, Shard: c.shard, Coord: c.d.Coord, Tx: c.d.Tx, Mtime: c.d.Time})
+		return answered
+	})
+	for _, some := range commits {
+		for _, c := range some {
+			if c.life != 0 {
+				c.d.Committed(c.shard, c.life)
 			}
 		}
 	}
+
+	// One Sync makes durable what a store has committed for all of them.
+	type durable struct {
+		shard sealfs.Shard
+		life  uint64
+	}
+	syncs := map[int][]*durable{}
 	for _, d := range list {
 		for _, s := range d.Lazy() {
-			at := st.srv.primary(s)
-			life, asked := lives[at]
-			if !asked || at < 0 {
-				life = f.ask(st, op.Request{Type: op.Sync, Shard: s})
-				lives[at] = life
+			if at := st.srv.primary(s); at >= 0 && syncs[at] == nil {
+				syncs[at] = []*durable{{shard: s}}
 			}
-			if life != 0 {
-				d.Synced(s, life)
+		}
+	}
+	eachStore(syncs, func(y *durable) (answered bool) {
+		y.life, answered = f.ask(st, op.Request{Type: op.Sync, Shard: y.shard})
+		return answered
+	})
+	for _, d := range list {
+		for _, s := range d.Lazy() {
+			if y := syncs[st.srv.primary(s)]; y != nil && y[0].life != 0 {
+				d.Synced(s, y[0].life)
 			}
 		}
 		req := op.Request{Type: op.Forget, Shard: d.Coord, Coord: d.Coord, Tx: d.Tx}
@@ -101,13 +130,33 @@ func (f *finisher) finish(st *store, list []*txn.Decision) (left []*txn.Decision
 	return left
 }
 
-// ask sends a request and returns which incarnation of the store has done it, 0 for none.
-func (f *finisher) ask(st *store, req op.Request) uint64 {
+// ask sends a request and returns which incarnation of the store has done it, 0
+// if it has not, and whether there was an answer at all.
+func (f *finisher) ask(st *store, req op.Request) (life uint64, answered bool) {
 	ctx, stop := context.WithTimeout(f.ctx, finishTimeout)
 	defer stop()
 	var rep op.Reply
-	if st.srv.peers().Do(ctx, &req, &rep) != nil || rep.Code != 0 {
-		return 0
+	switch err := st.srv.peers().Do(ctx, &req, &rep); {
+	case err != nil:
+		return 0, false
+	case rep.Code != 0:
+		return 0, true
 	}
-	return rep.Off
+	return rep.Off, true
+}
+
+// eachStore calls ask for each of the requests to each store, for all stores at
+// once, and for one store one after another until an answer stays away: the rest can wait for the next round.
+func eachStore[T any](requests map[int][]T, ask func(T) bool) {
+	var all sync.WaitGroup
+	for _, some := range requests {
+		all.Go(func() {
+			for _, r := range some {
+				if !ask(r) {
+					return
+				}
+			}
+		})
+	}
+	all.Wait()
 }

@@ -24,7 +24,8 @@ type FormatOptions struct {
 	Size         int64 // of a sparse image that is made when Device does not exist
 	Force        bool  // also over what stands there
 	// RegionMode is how the store is to be used. With pmem.ModeDax a region file
-	// is refused that cannot be mapped as persistent memory.
+	// is refused that cannot be mapped as persistent memory; with pmem.ModeFile it
+	// has page sums there, too, and will never be used as such.
 	RegionMode string
 }
 
@@ -84,7 +85,10 @@ func format(o FormatOptions) (*layout.Superblock, error) {
 			return nil, err
 		}
 	}
-	sb, err := lsfs.Format(dev, region, lsfs.Geometry{Store: o.Store, Cluster: o.Cluster, Label: o.Label, SegmentBytes: o.SegmentBytes})
+	sb, err := lsfs.Format(dev, region, lsfs.Geometry{
+		Store: o.Store, Cluster: o.Cluster, Label: o.Label, SegmentBytes: o.SegmentBytes,
+		NoSums: o.RegionMode != pmem.ModeFile && pmem.CheckDax(o.Region) == nil,
+	})
 	if err != nil {
 		return nil, errors.Join(err, os.Remove(o.Region))
 	}

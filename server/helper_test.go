@@ -55,8 +55,13 @@ func newSimWith(t testing.TB, dev, region *disk.Sim, segment uint32, log lsfs.Op
 
 func (s *simServer) start(t testing.TB, kept *pmem.Staging) {
 	t.Helper()
+	s.startOn(t, pmem.NewMemory(s.region), kept)
+}
+
+func (s *simServer) startOn(t testing.TB, region pmem.Backing, kept *pmem.Staging) {
+	t.Helper()
 	s.Server = &Server{o: Options{Shards: testShards, Peers: s.peers}, cfg: meta.Config{Shards: testShards}, log: testLog(t), pace: usualPace}
-	st, err := s.attach(s.dev, pmem.NewMemory(s.region), kept, StoreOptions{Device: "device", Region: "region", Log: s.logOptions})
+	st, err := s.attach(s.dev, region, kept, StoreOptions{Device: "device", Region: "region", Log: s.logOptions})
 	if err != nil {
 		t.Fatal(err)
 	}

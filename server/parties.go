@@ -12,8 +12,12 @@ import (
 	"sealfs/txn"
 )
 
-// resolveTimeout bounds one question.
-const resolveTimeout = 2 * time.Second
+const (
+	// resolveTimeout bounds one question.
+	resolveTimeout = 2 * time.Second
+	// longDoubt is when a transaction that is still under way is worth a warning.
+	longDoubt = 30 * time.Second
+)
 
 // pace says how patient a server is.
 type pace struct {
@@ -22,9 +26,10 @@ type pace struct {
 	// has them in hand.
 	attributes time.Duration
 	finish     time.Duration // how long committed transactions are gathered before they are made durable and forgotten
+	stalled    time.Duration // for how long a device may be silent before the status says so
 }
 
-var usualPace = pace{doubt: time.Second, finish: time.Second, attributes: 2 * time.Second}
+var usualPace = pace{doubt: time.Second, finish: time.Second, attributes: 2 * time.Second, stalled: 5 * time.Second}
 
 // parties are the transactions in which a store is a party: what they hold, and
 // a goroutine that asks for the fate of those that nobody comes back for.
@@ -65,11 +70,12 @@ func (p *parties) run() {
 	tick := time.NewTicker(p.st.srv.pace.doubt / 4)
 	defer tick.Stop()
 	for {
+		asks := map[int][]doubt{}
 		for _, d := range p.doubtful() {
-			if p.ctx.Err() == nil {
-				p.resolve(d)
-			}
+			at := p.st.srv.primary(d.coord)
+			asks[at] = append(asks[at], d)
 		}
+		eachStore(asks, p.resolve)
 		select {
 		case <-p.ctx.Done():
 			return
@@ -83,6 +89,11 @@ type doubt struct {
 	tx    op.Tx
 	coord sealfs.Shard
 	in    []sealfs.Shard
+}
+
+// age is how long ago the operation began, for messages.
+func (d *doubt) age() string {
+	return time.Since(time.Unix(0, d.tx.Age)).Round(time.Second).String()
 }
 
 func (p *parties) doubtful() []doubt {
@@ -108,20 +119,23 @@ func (p *parties) doubtful() []doubt {
 	return list
 }
 
-// resolve asks the coordinator, and does what it says.
-func (p *parties) resolve(d doubt) {
+// resolve asks the coordinator, and does what it says. It reports whether the coordinator answered.
+func (p *parties) resolve(d doubt) bool {
 	ctx, stop := context.WithTimeout(p.ctx, resolveTimeout)
 	defer stop()
 	req := op.Request{Type: op.Resolve, Shard: d.coord, Coord: d.coord, Tx: d.tx}
 	var rep op.Reply
 	if err := p.st.srv.peers().Do(ctx, &req, &rep); err != nil || rep.Code != 0 {
-		p.st.srv.log.Warn("a transaction is in doubt: its coordinator does not answer", "shard", d.coord, "age", time.Since(time.Unix(0, d.tx.Age)).Round(time.Second).String(), "err", err)
-		return
+		p.st.srv.log.Warn("a transaction is in doubt: its coordinator does not answer", "shard", d.coord, "age", d.age(), "err", err, "code", rep.Code)
+		return err == nil
 	}
 	t := op.Abort
 	switch rep.Off {
 	case op.FatePending:
-		return
+		if time.Since(time.Unix(0, d.tx.Age)) > longDoubt {
+			p.st.srv.log.Warn("a transaction is in doubt for long: its coordinator is still at it", "shard", d.coord, "age", d.age())
+		}
+		return true
 	case op.FateCommitted:
 		t = op.Commit
 	}
@@ -132,6 +146,7 @@ func (p *parties) resolve(d doubt) {
 			p.st.srv.log.Error("a transaction is not brought to its end", "outcome", t.String(), "shard", shard, "code", rep.Code, "err", err)
 		}
 	}
+	return true
 }
 
 // loadShards rebuilds from the region what is prepared, what is decided and not

@@ -238,7 +238,7 @@ func (st *store) verify(ino sealfs.Ino, p *piece) error {
 		}
 		if bad := p.mismatch(ino); bad >= 0 {
 			return &sealfs.Corruption{
-				Where: st.opts.Device, Off: -1,
+				Where: st.opts.Device, Off: st.Place(p.fetch.At + sealfs.LSN(bad*sealfs.BlockSize)),
 				What: fmt.Sprintf("block %d of inode %d at %v does not match its sum", p.block+uint64(bad), ino, p.fetch.At+sealfs.LSN(bad*sealfs.BlockSize)),
 			}
 		}

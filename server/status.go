@@ -1,7 +1,9 @@
 package server
 
 import (
+	"fmt"
 	"path/filepath"
+	"time"
 
 	"sealfs"
 	"sealfs/lsfs"
@@ -19,11 +21,14 @@ type StoreStatus struct {
 	Device       string      `json:"device"` // absolute
 	Region       string      `json:"region"`
 	Staging      string      `json:"staging"`
-	State        string      `json:"state"`            // up, read-only
-	Reason       string      `json:"reason,omitempty"` // why it is read-only
+	State        string      `json:"state"`            // up, read-only, stalled
+	Reason       string      `json:"reason,omitempty"` // why it is not up
+	Rebuild      string      `json:"rebuild"`          // whether a lost region can be made again
 	Files        int64       `json:"files"`            // inodes of all volumes
 	BytesPerFile float64     `json:"region_bytes_per_file"`
 	Stats        lsfs.Stats  `json:"stats"`
+	// Scrub is without findings, which Server.Scrub tells.
+	Scrub lsfs.ScrubStatus `json:"scrub"`
 }
 
 // Status returns the state of the server.
@@ -32,13 +37,20 @@ func (s *Server) Status() Status {
 	for _, st := range s.all() {
 		x := StoreStatus{
 			ID: st.ID(), Device: absolute(st.opts.Device), Region: absolute(st.opts.Region), Staging: absolute(st.opts.Staging),
-			State: "up", Stats: st.Stats(), Files: st.usage.inodes(),
+			State: "up", Stats: st.Stats(), Files: st.usage.inodes(), Scrub: st.Scrub(false),
+		}
+		x.Rebuild = "the region can be rebuilt"
+		if why := x.Stats.FarReason; why != "" {
+			x.Rebuild = "the region cannot be rebuilt at present: " + why
 		}
 		if x.Stats.RegionMode == pmem.ModeDax {
 			x.Staging = pmem.RingPath(x.Region)
 		}
 		if err := st.Failure(); err != nil {
 			x.State, x.Reason = "read-only", err.Error()
+		} else if d := st.Stalled(); d > s.pace.stalled {
+			x.State = "stalled"
+			x.Reason = fmt.Sprintf("%s has not answered for %v: what needs it waits, what stands in memory can be read", x.Device, d.Round(time.Second))
 		}
 		if x.Files > 0 {
 			x.BytesPerFile = float64(x.Stats.Region.Used*sealfs.BlockSize) / float64(x.Files)

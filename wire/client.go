@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"sealfs"
@@ -78,6 +79,7 @@ type Conn struct {
 	out      outbox
 	in       inbox // of the reader
 	done     chan struct{}
+	busy     atomic.Int32 // callers inside of do
 
 	mu     sync.Mutex
 	calls  map[uint64]*call // sent, or about to be, and not yet answered
@@ -326,6 +328,9 @@ func (c *Conn) Do(ctx context.Context, req *op.Request, rep *op.Reply) error {
 	return c.do(ctx, k, header{typ: typeRequest}, req, payload)
 }
 
+// Busy returns how many callers are waiting for answers at this moment.
+func (c *Conn) Busy() int { return int(c.busy.Load()) }
+
 // Ping asks the server whether it lives.
 func (c *Conn) Ping(ctx context.Context) error {
 	k := getCall(nil)
@@ -339,6 +344,8 @@ func (c *Conn) do(ctx context.Context, k *call, h header, head appender, payload
 		k.free()
 		return c.interrupted(ctx)
 	}
+	c.busy.Add(1)
+	defer c.busy.Add(-1)
 	c.mu.Lock()
 	if c.err != nil {
 		err := c.err

@@ -83,5 +83,5 @@ func helpCommand() command {
 
 // table returns all commands.
 func table() []command {
-	return slices.Concat(processCommands(), mountCommands(), roleCommands(), clusterCommands(), volumeCommands(), lookCommands(), []command{helpCommand()})
+	return slices.Concat(processCommands(), mountCommands(), roleCommands(), clusterCommands(), volumeCommands(), lookCommands(), []command{scrubCommand(), helpCommand()})
 }

@@ -30,11 +30,11 @@ volume is mounted.
 
 Options after -o, separated by commas: ro, allow_other, noallow_other, suid, dev,
 debug; from a cluster also timeout=SECONDS (how long a call waits for a server that
-is away before it fails with EIO; default 0, for ever) and conns=N (connections to each server).
+is away before it fails with EIO; default 0, for ever) and conns=N (connections to each server; default 2).
 In /etc/fstab: A,B,C:/VOLUME MOUNTPOINT sealfs _netdev,nofail 0 0`,
 			examples: []string{
 				"sealfs mount --manager 127.0.0.1:8081 main /mnt/sealfs",
-				"sealfs mount --manager m1:8081,m2:8081,m3:8081 -o timeout=30,conns=2 photos /mnt/photos",
+				"sealfs mount --manager m1:8081,m2:8081,m3:8081 -o timeout=30,conns=4 photos /mnt/photos",
 				"sealfs mount --data ~/fs -o ro photos ~/photos",
 				"sealfs mount --foreground main /mnt/again",
 			},

@@ -16,12 +16,15 @@ func CRC(seed uint32, b []byte) uint32 { return crc32.Update(seed, castagnoli, b
 // Seed folds identifying numbers into a CRC seed, so that equal bytes at
 // another place or of another owner have another checksum.
 func Seed(seed uint32, vs ...uint64) uint32 {
-	var b [8]byte
+	// By hand: what is given to crc32.Update escapes to the heap.
+	seed = ^seed
 	for _, v := range vs {
-		binary.LittleEndian.PutUint64(b[:], v)
-		seed = crc32.Update(seed, castagnoli, b[:])
+		for range 8 {
+			seed = castagnoli[byte(seed)^byte(v)] ^ seed>>8
+			v >>= 8
+		}
 	}
-	return seed
+	return ^seed
 }
 
 // Reader decodes from a byte slice. After any read beyond the end, Err is true

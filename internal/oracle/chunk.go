@@ -85,7 +85,7 @@ func (fs *FS) extend(req *op.Request, rep *op.Reply, in *inode, now int64) sealf
 		}
 		size = a.Size + req.Len
 		if bound = max(bound, a.Bound); size > bound {
-			bound = min((size+sealfs.BoundStep-1)/sealfs.BoundStep*sealfs.BoundStep, sealfs.FileSizeMax+1)
+			bound = min(sealfs.BoundFor(size), sealfs.FileSizeMax+1)
 		}
 		rep.Off = a.Size
 	}

@@ -9,8 +9,9 @@
 //
 // A segment is the content of a slot under one sequence number. Hot segments
 // form the log: each record names the checksum of the one before it. Cold
-// segments hold payloads that the cleaner moved; their records form a chain of
-// their own that nothing but the cleaner and fsck follows.
+// segments hold payloads that the cleaner moved, far segments copies of the
+// region's pages; their records form chains of their own that nothing but the
+// cleaner and fsck follows.
 package layout
 
 import (
@@ -48,9 +49,13 @@ const (
 	NoSlot = ^uint32(0)
 )
 
+// FeatureFar is the incompatible feature of a device that has, or had, far
+// segments: who does not know them takes their slots for damage.
+const FeatureFar uint64 = 1 << 0
+
 // FeaturesKnown are the incompatible features that this program understands.
 // A device with another bit is refused by the bit's number.
-const FeaturesKnown uint64 = 0
+const FeaturesKnown = FeatureFar
 
 // Superblock is the identity and geometry of a device and the lower bound of
 // its log.
@@ -74,7 +79,10 @@ const FeaturesKnown uint64 = 0
 //	112    8 device bytes  size of the device when it was formatted
 //	120    8 created       nanoseconds since 1970
 //	128   64 label         UTF-8, zero-padded
-//	192      zero
+//	192    8 far root      LSN of the last part of the far checkpoint's root, 0 for none
+//	200    8 far start     LSN below which a rebuild of the region needs no log
+//	208    4 far slot      of the segment that far root lies in
+//	212      zero
 type Superblock struct {
 	Store, Cluster sealfs.UUID
 	Update         uint64
@@ -87,6 +95,9 @@ type Superblock struct {
 	DeviceBytes    int64
 	Created        int64
 	Label          string
+	FarRoot        sealfs.LSN
+	FarStart       sealfs.LSN
+	FarSlot        uint32
 
 	Incompat, ROCompat, Compat uint64
 }
@@ -112,10 +123,17 @@ func (s *Superblock) Encode() []byte {
 	b = enc.AppendU64(b, uint64(s.DeviceBytes))
 	b = enc.AppendU64(b, uint64(s.Created))
 	b = append(b, s.Label[:min(len(s.Label), LabelMax)]...)
+	b = append(b, make([]byte, farOff-len(b))...)
+	b = enc.AppendU64(b, uint64(s.FarRoot))
+	b = enc.AppendU64(b, uint64(s.FarStart))
+	b = enc.AppendU32(b, s.FarSlot)
 	b = b[:BlockSize]
 	putU32(b[12:], superCRC(b))
 	return b
 }
+
+// farOff is where the superblock's far root stands.
+const farOff = 192
 
 func superCRC(b []byte) uint32 { return enc.CRC(enc.CRC(0, b[:12]), b[16:BlockSize]) }
 
@@ -160,13 +178,16 @@ func DecodeSuperblock(b []byte, where string, off int64) (*Superblock, error) {
 		n++
 	}
 	s.Label = string(label[:n])
+	s.FarRoot, s.FarStart, s.FarSlot = sealfs.LSN(r.U64()), sealfs.LSN(r.U64()), r.U32()
 	if !zero(label[n:]) || !zero(r.B) {
 		return nil, bad("superblock's reserved bytes are not zero", 0, 0)
 	}
 	if err := CheckGeometry(s.SegmentBytes, s.Segments); err != nil {
 		return nil, bad("superblock: "+err.Error(), 0, 0)
 	}
-	if s.FirstSlot != NoSlot && s.FirstSlot >= s.Segments || s.DeviceBytes < s.End() {
+	far := s.FarRoot != 0
+	if s.FirstSlot != NoSlot && s.FirstSlot >= s.Segments || s.DeviceBytes < s.End() || s.FarSlot >= s.Segments ||
+		far != (s.FarStart != 0) || !far && s.FarSlot != 0 || far && s.Incompat&FeatureFar == 0 {
 		return nil, bad("superblock's numbers contradict each other", 0, 0)
 	}
 	return s, nil

@@ -29,7 +29,11 @@ const (
 	KindNext Kind = 4 // Op names a successor's slot after all
 	KindPad  Kind = 5 // PayloadLen bytes of nothing
 	KindCold Kind = 6 // a payload moved by the cleaner, in a cold segment
-	kindMax       = KindCold
+
+	KindFarPage Kind = 7 // copies of region pages, in a far segment
+	KindFarMap  Kind = 8 // where the copies stand
+	KindFarRoot Kind = 9 // what a rebuild begins with
+	kindMax          = KindFarRoot
 )
 
 // Record is the header of a record. On the device follow Op, payload and redo,
@@ -47,7 +51,8 @@ const (
 //	 32    4 redo length
 //	 36    4 payload crc  CRC-32C of the payload, 0 for pads
 //	 40    8 inode      whose data the payload is, 0 for none
-//	 48    8 offset     of the payload in the file, in bytes
+//	 48    8 offset     of the payload in the file, in bytes; of a pad, open or next record
+//	                    a witness: the LSN up to which the log was durable when it was written
 //	 56    8 zero
 type Record struct {
 	LSN                        sealfs.LSN
@@ -65,6 +70,15 @@ func (r *Record) Bytes() int64 {
 }
 
 func align(n int64) int64 { return (n + RecordAlign - 1) &^ (RecordAlign - 1) }
+
+// Witness returns up to where the log was durable when the record was written,
+// 0 for records that do not say.
+func (r *Record) Witness() sealfs.LSN {
+	if r.Kind == KindPad || r.Kind == KindOpen || r.Kind == KindNext {
+		return sealfs.LSN(r.Offset)
+	}
+	return 0
+}
 
 // PayloadLSN returns the position of the payload.
 func (r *Record) PayloadLSN() sealfs.LSN { return r.LSN + RecordHeaderBytes + sealfs.LSN(r.OpLen) }
@@ -113,6 +127,17 @@ func DecodeRecord(b []byte, seed uint32, at sealfs.LSN, prev uint32) (r Record, 
 		err = ErrNoRecord
 	}
 	return r, crc, op, payload, redo, err
+}
+
+// RecordLen returns how long the record at the front of b says that it is, to
+// know how much to read; nothing is verified. b holds a record's header at least.
+func RecordLen(b []byte) int64 {
+	if len(b) < RecordHeaderBytes {
+		return RecordHeaderBytes
+	}
+	le := binary.LittleEndian
+	r := Record{OpLen: le.Uint32(b[24:]), PayloadLen: le.Uint32(b[28:]), RedoLen: le.Uint32(b[32:])}
+	return r.Bytes()
 }
 
 // DecodeRecordLoose is DecodeRecord without the chain: for the cleaner, which

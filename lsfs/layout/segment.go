@@ -17,6 +17,7 @@ type SegmentKind uint8
 const (
 	Hot  SegmentKind = 1 // part of the log
 	Cold SegmentKind = 2 // payloads that the cleaner moved
+	Far  SegmentKind = 3 // copies of the region's pages
 )
 
 // SegmentHeader opens every segment; the rest of its 4 KiB block is zero.
@@ -26,7 +27,7 @@ const (
 //	  4    4 crc         CRC-32C of bytes [8, 4096), seeded with the store's id
 //	  8    4 incarnation under which the segment was opened
 //	 12    4 seq         its sequence number, from 1
-//	 16    1 kind        1 hot, 2 cold
+//	 16    1 kind        1 hot, 2 cold, 3 far
 //	 17    3 zero
 //	 20    4 slot        where it stands: a header at another slot is a misdirected write
 //	 24    4 chain       header checksum of the record before the first
@@ -88,7 +89,7 @@ func DecodeSegmentHeader(b []byte, store sealfs.UUID, where string, slot uint32,
 	if h.Slot != slot {
 		return nil, bad("segment header belongs to another slot", uint64(slot), uint64(h.Slot))
 	}
-	if h.Kind != Hot && h.Kind != Cold || h.Seq == 0 {
+	if h.Kind < Hot || h.Kind > Far || h.Seq == 0 {
 		return nil, bad("segment header's kind or sequence number is impossible", 0, uint64(h.Kind))
 	}
 	return h, nil

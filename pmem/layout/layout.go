@@ -4,15 +4,18 @@
 // and decodes, and keeps no state.
 //
 //	page 0, 1      header slots (Header), written in turn: an update goes to slot Update%2
-//	page 2         root page (Root), then from byte 2048 on lsfs's state
-//	page 3…3+T-1   table of device segments, 32 bytes each; its content is lsfs's
-//	page 3+T       bitmap of group 0
+//	page 2         intent page: the checkpoint that is about to write pages
+//	page 3         root page (Root), then from byte 2048 on lsfs's state
+//	page 4…4+T-1   table of device segments, 32 bytes each; its content is lsfs's
+//	page 4+T       bitmap of group 0
+//	then           32 sum pages of group 0
 //	rest           tree pages
 //
-// A group is 32,768 pages (128 MiB). The bitmap of every other group is its own
-// first page. A set bit (package alloc's order) is a tree page; header, root,
-// table and bitmap pages never have theirs set, so that a page of zeros is the
-// right bitmap of a fresh group, and growth writes nothing.
+// A group is 32,768 pages (128 MiB). Every other group begins with its bitmap
+// and its sum pages. A set bit of a bitmap (package alloc's order) is a tree page;
+// all other kinds of pages never have theirs set, so that a page of zeros is the
+// right bitmap of a fresh group, and growth writes nothing. See sums.go for the
+// sums and the intent.
 //
 // All numbers are little-endian; page numbers count pages of 4,096 bytes from
 // the start of the region.
@@ -32,36 +35,40 @@ const (
 	PageSize   = 4096
 	GroupPages = PageSize * 8 // pages that one bitmap page describes
 
-	RootPage   = 2
-	TablePage  = 3 // first page of the table
+	IntentPage = 2
+	RootPage   = 3
+	TablePage  = 4 // first page of the table
 	StateOff   = 2048
 	StateBytes = PageSize - StateOff
 
-	// TableBytesMax keeps table and bitmap of group 0 inside that group, with
-	// half of its pages left for the tree. It is enough for two million segments.
+	// TableBytesMax keeps table, bitmap and sums of group 0 inside that group, with
+	// nearly half of its pages left for the tree. It is enough for two million segments.
 	TableBytesMax = GroupPages / 2 * PageSize
 )
 
 // Version is the format this program writes and the only one it reads.
-const Version = 1
+const Version = 2
 
 // Magic opens a header slot.
 const Magic = "SEALFSr1"
 
 // The incompatible features that this version knows.
 const (
+	// FeatureNoSums: the pages have no sums. Intent and sum pages are in their
+	// places and stay zeros. It is decided when the region is made.
+	FeatureNoSums = 1 << 0
 	// FeatureDax: the region is used as persistent memory. It may be newer than
 	// the log on the device, and is of use only with its ring: that of the
 	// header's incarnation, in the file beside it. A clean end of the store
 	// clears the bit.
-	FeatureDax = 1 << 0
+	FeatureDax = 1 << 1
 
-	featuresKnown = FeatureDax
+	known = FeatureNoSums | FeatureDax
 )
 
 // featureNames gives the incompatible features of the format by bit, for
 // messages.
-var featureNames = map[uint]string{0: "dax"}
+var featureNames = map[uint]string{0: "no page sums", 1: "dax"}
 
 // Header is the content of a header slot.
 //
@@ -160,9 +167,9 @@ func DecodeHeader(where string, slot int, b []byte) (Header, error) {
 	}
 	pad := r.U32()
 	h.Incompat = r.U64()
-	if unknown := h.Incompat &^ featuresKnown; unknown != 0 {
+	if h.Incompat&^known != 0 {
 		return Header{}, fmt.Errorf("region %s uses features that this program does not know (%s): %w",
-			where, features(unknown), sealfs.ErrVersion)
+			where, features(h.Incompat&^known), sealfs.ErrVersion)
 	}
 	h.Compat = r.U64()
 	copy(h.Store[:], r.Bytes(16))
@@ -269,9 +276,9 @@ func BitmapPage(g, tablePages uint64) uint64 {
 // Reserved returns how many pages at the start of group g are not the tree's.
 func Reserved(g, tablePages uint64) uint64 {
 	if g == 0 {
-		return TablePage + tablePages + 1
+		return TablePage + tablePages + 1 + SumPages
 	}
-	return 1
+	return 1 + SumPages
 }
 
 // Tree page:
@@ -325,9 +332,12 @@ func EncodeTree() []byte {
 //	 …       zeros
 //	1020  4  CRC-32C of all before
 //	1024  …  4 bytes per chunk: sequence number of the segment in it, not summed
+//	4080  8  tail of the log, not summed: after a crash the log reaches so far at least
+//	4088  8  its complement; if it is not, the tail is not known
 const (
 	StagingMagic     = "SEALFSs1"
 	StagingCRCOff    = 1020
 	StagingSeqOff    = 1024
-	StagingChunksMax = (PageSize - StagingSeqOff) / 4
+	StagingTailOff   = PageSize - 16
+	StagingChunksMax = (StagingTailOff - StagingSeqOff) / 4
 )

@@ -22,7 +22,7 @@ func sample() Header {
 func TestGoldenHeader(t *testing.T) {
 	h := sample()
 	b := h.Encode()
-	const want = "5345414c46537231" + "01000000" + "00000000" + "0000000000000000" + "0100000000000080" +
+	const want = "5345414c46537231" + "02000000" + "00000000" + "0000000000000000" + "0100000000000080" +
 		"a00102030405060708090a0b0c0d0eaf" + "14131211" + "44434241" + "2827262524232221" + "3837363534333231" +
 		"54535251" + "00000000" + "6362610000000000" + "7574737271000000"
 	if got := hex.EncodeToString(b[:headerUsed]); got != want {
@@ -31,7 +31,7 @@ func TestGoldenHeader(t *testing.T) {
 	if !bytes.Equal(b[headerUsed:headerCRC], make([]byte, headerCRC-headerUsed)) {
 		t.Error("the rest of the header is not zeros")
 	}
-	if got, want := hex.EncodeToString(b[headerCRC:]), "cd13d1e1"; got != want {
+	if got, want := hex.EncodeToString(b[headerCRC:]), "d9486774"; got != want {
 		t.Errorf("checksum %s, want %s", got, want)
 	}
 	got, err := DecodeHeader("r", 0, b)
@@ -59,11 +59,11 @@ func TestGoldenPages(t *testing.T) {
 		t.Errorf("empty leaf %s, want %s", got, leaf)
 	}
 	for _, c := range []struct{ got, want uint64 }{
-		{GroupPages, 32768}, {RootPage, 2}, {TablePage, 3}, {StateOff, 2048}, {StateBytes, 2048},
-		{BitmapPage(0, 7), 10}, {Reserved(0, 7), 11}, {BitmapPage(3, 7), 98304}, {Reserved(3, 7), 1},
+		{GroupPages, 32768}, {IntentPage, 2}, {RootPage, 3}, {TablePage, 4}, {StateOff, 2048}, {StateBytes, 2048},
+		{BitmapPage(0, 7), 11}, {Reserved(0, 7), 44}, {BitmapPage(3, 7), 98304}, {Reserved(3, 7), 33}, {SumPages, 32},
 		{(&Header{TableBytes: 1}).TablePages(), 1}, {(&Header{TableBytes: 4096}).TablePages(), 1},
 		{(&Header{TableBytes: 4097}).TablePages(), 2}, {(&Header{}).TablePages(), 0},
-		{TableBytesMax, 64 << 20}, {StagingSeqOff, 1024}, {StagingChunksMax, 768},
+		{TableBytesMax, 64 << 20}, {StagingSeqOff, 1024}, {StagingChunksMax, 764},
 	} {
 		if c.got != c.want {
 			t.Errorf("got %d, want %d", c.got, c.want)
@@ -141,4 +141,23 @@ func FuzzDecodeHeader(f *testing.F) {
 		}
 		DecodeRoot("r", b)
 	})
+}
+
+// TestHasSum: of each group, what is not reserved and the bitmap have sums, and
+// of the first root and table.
+func TestHasSum(t *testing.T) {
+	const table = 5
+	want := map[uint64]bool{RootPage: true, BitmapPage(0, table): true, BitmapPage(2, table): true, BitmapPage(1, table): true}
+	for i := range uint64(table) {
+		want[TablePage+i] = true
+	}
+	for n := range uint64(3 * GroupPages) {
+		g := n / GroupPages
+		if got := HasSum(n, table); got != (want[n] || n-g*GroupPages >= Reserved(g, table)) {
+			t.Fatalf("page %d: %v", n, got)
+		}
+	}
+	if HasSum(0, table) || HasSum(1, table) {
+		t.Error("a header has a sum")
+	}
 }

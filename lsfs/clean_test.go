@@ -1,0 +1,249 @@
+package lsfs
+
+import (
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"sealfs"
+	"sealfs/disk"
+	"sealfs/lsfs/layout"
+	"sealfs/pmem"
+)
+
+// TestCleanWindows cleans segments of several pieces with records of all
+// sizes, so that they lie across the pieces' ends, with and without the
+// background's overlapping reads and writes.
+func TestCleanWindows(t *testing.T) {
+	for _, manual := range []bool{true, false} {
+		const segment = 4 << 20
+		dev, region := disk.NewSim("device", 1<<20+24*segment), disk.NewSim("region", 4<<20)
+		if _, err := Format(dev, pmem.NewMemory(region), Geometry{SegmentBytes: segment}); err != nil {
+			t.Fatal(err)
+		}
+		o := Options{StagingBytes: 2 * segment, CheckpointBytes: segment, manual: manual}
+		s := open(t, dev, region, nil, o)
+		m, rng := model{}, rand.New(rand.NewPCG(5, 5))
+		n := 0
+		for s.Stats().Live < s.usable()*17/20 {
+			n++
+			ino := sealfs.Ino(n)
+			m[ino] = content(ino, 0, 1+rng.IntN(s.PayloadMax()))
+			if _, err := s.put(ino, m[ino]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for i := range n {
+			ino := sealfs.Ino(1 + rng.IntN(n))
+			data := content(ino, i+1, len(m[ino]))
+			if _, err := s.put(ino, data); err != nil {
+				t.Fatal(err)
+			}
+			m[ino] = data
+		}
+		if err := m.check(s); err != nil {
+			t.Error(err)
+		}
+		if s.Stats().Cleaned == 0 {
+			t.Error("nothing was cleaned: the test did not reach its point")
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		s = open(t, dev.Reopen(), region.Reopen(), nil, o)
+		if err := m.check(s); err != nil {
+			t.Errorf("after a restart: %v", err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// sparse returns a store whose older segments are half empty, and what lives.
+func sparse(t *testing.T) (dev, region *disk.Sim, s *Store, m model) {
+	t.Helper()
+	dev, region = testDevices(32)
+	format(t, dev, region)
+	s = open(t, dev, region, nil, testOptions())
+	m = model{}
+	for ino := sealfs.Ino(1); ino <= 200; ino++ {
+		m[ino] = content(ino, 1, 2000)
+		if _, err := s.put(ino, m[ino]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for ino := sealfs.Ino(1); ino <= 200; ino += 2 {
+		if _, err := s.put(ino, nil); err != nil {
+			t.Fatal(err)
+		}
+		delete(m, ino)
+	}
+	if err := s.Checkpoint(); err != nil {
+		t.Fatal(err)
+	}
+	return dev, region, s, m
+}
+
+func cleanOnce(t *testing.T, s *Store) {
+	t.Helper()
+	s.gc.mu.Lock()
+	gained, err := s.clean()
+	s.gc.mu.Unlock()
+	if err != nil || !gained {
+		t.Fatalf("gained %v, %v", gained, err)
+	}
+}
+
+// TestCleanKeepsAge: what is moved does not become young by it, also not by a restart.
+func TestCleanKeepsAge(t *testing.T) {
+	dev, region, s, m := sparse(t)
+	oldest, youngest := int64(1<<62), int64(0)
+	for _, v := range s.victims() {
+		oldest, youngest = min(oldest, v.time), max(youngest, v.time)
+	}
+	cleanOnce(t, s)
+	check := func(s *Store) {
+		t.Helper()
+		i := slices.IndexFunc(s.segs, func(g segment) bool { return g.kind == layout.Cold && g.live > 0 })
+		if i < 0 {
+			t.Fatal("there is no cold segment")
+		}
+		if got := s.segs[i].time; got < oldest || got > youngest {
+			t.Errorf("the copies are of %v, the originals of %v to %v", time.Unix(0, got), time.Unix(0, oldest), time.Unix(0, youngest))
+		}
+	}
+	check(s)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, dev.Reopen(), region.Reopen(), nil, testOptions())
+	check(s)
+	if err := m.check(s); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestCleanDeadRot: rot in what nobody refers to any more does not keep a
+// segment from being cleaned.
+func TestCleanDeadRot(t *testing.T) {
+	dev, region := testDevices(32)
+	format(t, dev, region)
+	s := open(t, dev, region, nil, testOptions())
+	for ino := sealfs.Ino(1); ino <= 200; ino++ {
+		if _, err := s.put(ino, content(ino, 1, 2000)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := s.BeginRead()
+	f, _, err := tinyGet(r, 1)
+	slot := s.slotOf[f.at.Seq()]
+	s.EndRead()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for ino := sealfs.Ino(1); ino <= 200; ino += 2 {
+		if _, err := s.put(ino, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Checkpoint(); err != nil {
+		t.Fatal(err)
+	}
+	dev.FlipBit(s.slotOffset(slot)+int64(f.at.Off())+100, 1)
+	for range 3 {
+		cleanOnce(t, s)
+	}
+	if len(s.gc.spoiled) != 0 || s.segs[slot].live != 0 {
+		t.Errorf("the segment keeps %d live bytes; %d are given up", s.segs[slot].live, len(s.gc.spoiled))
+	}
+}
+
+// TestCleanReused: a victim that was given back and used again before its turn
+// is left alone.
+func TestCleanReused(t *testing.T) {
+	_, _, s, m := sparse(t)
+	v := s.victims()[0]
+	for ino := range m {
+		if _, err := s.put(ino, nil); err != nil {
+			t.Fatal(err)
+		}
+		delete(m, ino)
+	}
+	for i := 0; s.segs[v.slot].seq == v.seq || s.segs[v.slot].seq == 0; i++ {
+		ino := sealfs.Ino(1000 + i)
+		m[ino] = content(ino, 1, 2000)
+		if _, err := s.put(ino, m[ino]); err != nil {
+			t.Fatal(err)
+		}
+		if i%20 == 0 {
+			if err := s.Checkpoint(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	err := s.scan(v, func(rec *layout.Record, _ []byte) error {
+		t.Errorf("a record of inode %d", rec.Ino)
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	if n := s.pins[v.slot].Load(); n != 0 {
+		t.Errorf("the slot is pinned %d times", n)
+	}
+}
+
+// TestPace: the fewer segments are free, the harder the cleaner works, and the
+// slower changes may come; with enough of them nobody is held up.
+func TestPace(t *testing.T) {
+	dev, region := testDevices(256)
+	format(t, dev, region)
+	o := testOptions()
+	o.CleanLow = 35
+	s := open(t, dev, region, nil, o)
+	s.gc.pace.gains.Store(1 << 20)
+	all := s.free
+	defer func() { s.free = all }()
+	urgency, brake := 0.0, int64(0)
+	for free := 40; free >= 0; free-- {
+		s.mu.Lock()
+		s.free = all[:free]
+		s.setBrake()
+		s.mu.Unlock()
+		u, b := s.urgency(), s.gc.pace.brake.Load()
+		if u < urgency || b < brake {
+			t.Errorf("with %d free: urgency %.2f after %.2f, brake %d after %d", free, u, urgency, b, brake)
+		}
+		urgency, brake = u, b
+		switch {
+		case free >= 35 && (u > 1./16 || b != 0):
+			t.Errorf("with %d free: urgency %.2f, brake %d", free, u, b)
+		case free == 10 && (u != 1 || b != 0):
+			t.Errorf("half-way: urgency %.2f, brake %d", u, b)
+		case free == 3 && b == 0:
+			t.Error("on the reserve: no brake")
+		case free == 0 && b > int64(2*time.Second):
+			t.Errorf("changes stand still: %v a MiB, though cleaning gains one in a second", time.Duration(b))
+		}
+	}
+	// Who comes behind others waits for as much as they take.
+	s.free = all
+	s.gc.pace.brake.Store(int64(time.Second))
+	began := time.Now()
+	for range 5 {
+		s.slowDown(10 << 10)
+	}
+	if d := time.Since(began); d < 39*time.Millisecond {
+		t.Errorf("50 KiB at 1 MiB a second came in %v", d)
+	}
+}
+
+func TestCleanLow(t *testing.T) {
+	for _, c := range []struct{ segments, want int }{{8, 5}, {64, 5}, {128, 8}, {256, 8}, {1024, 32}, {32768, 1024}} {
+		if got := cleanLow(c.segments, 3); got != c.want {
+			t.Errorf("of %d segments %d are kept free, want %d", c.segments, got, c.want)
+		}
+	}
+}
