@@ -1,6 +1,7 @@
 package lsfs
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -35,6 +36,8 @@ type daxRun struct {
 	h               history
 	files           int
 	answered        int
+	flushed         int // of them, those that the device has for certain
+	rebuilt         int // states without region and ring
 	states, nested  int
 	every, perPoint int
 	ops             int
@@ -67,6 +70,11 @@ func (c *daxRun) hook() {
 // many more cuts may follow, one inside another.
 func (c *daxRun) recover(dev *disk.Sim, mem *pmem.SimDax, cuts int) {
 	c.states++
+	if c.rng.IntN(8) == 0 {
+		if c.rebuild(dev.Clone()); c.err != nil {
+			return
+		}
+	}
 	var cutDev *disk.Sim
 	var cutMem *pmem.SimDax
 	if cuts > 0 && c.rng.IntN(2) == 0 {
@@ -108,6 +116,30 @@ func (c *daxRun) recover(dev *disk.Sim, mem *pmem.SimDax, cuts int) {
 	}
 }
 
+// rebuild goes on with nothing but the device, if it has a far checkpoint: the
+// persistent memory is lost.
+func (c *daxRun) rebuild(dev *disk.Sim) {
+	sb, err := ReadSuper(dev)
+	if err != nil || sb.FarRoot == 0 {
+		return
+	}
+	c.rebuilt++
+	mem := pmem.NewSimDax("pmem", testRegion/4)
+	var s *Store
+	if _, err = RebuildRegion(dev, mem, testOptions()); err == nil {
+		s, err = openDax(dev, mem)
+	}
+	if err == nil {
+		var at int
+		if at, err = c.h.find(s, c.files); err == nil && at < c.flushed {
+			err = fmt.Errorf("rebuilt to change %d, but %d were flushed", at, c.flushed)
+		}
+	}
+	if err != nil {
+		c.err = fmt.Errorf("rebuilt in state %d, after %d operations: %w", c.states, c.ops, err)
+	}
+}
+
 func (c *daxRun) run(t *testing.T, changes int) {
 	s, err := openDax(c.dev, c.mem)
 	if err != nil {
@@ -127,7 +159,8 @@ func (c *daxRun) run(t *testing.T, changes int) {
 			t.Fatal(err)
 		}
 		c.answered = len(c.h.states) - 1
-		switch c.rng.IntN(24) {
+		op := c.rng.IntN(24)
+		switch op {
 		case 0:
 			err = s.flushLog()
 		case 1:
@@ -136,6 +169,10 @@ func (c *daxRun) run(t *testing.T, changes int) {
 			err = s.Checkpoint()
 		case 3:
 			_, err = s.collect(true)
+		case 5, 6:
+			if err = s.FarCheckpoint(); errors.Is(err, sealfs.ErrNoSpace) {
+				err, op = nil, 1
+			}
 		case 4:
 			if c.rng.IntN(3) > 0 {
 				break
@@ -148,6 +185,9 @@ func (c *daxRun) run(t *testing.T, changes int) {
 		}
 		if err != nil {
 			t.Fatal(err)
+		}
+		if op == 0 || op == 2 || op > 4 && op < 7 {
+			c.flushed = c.answered
 		}
 	}
 }
@@ -163,7 +203,7 @@ func TestCrashDax(t *testing.T) {
 	if testing.Short() {
 		changes, every = 100, 23
 	}
-	states, nested := 0, 0
+	states, nested, rebuilt := 0, 0, 0
 	for seed := range uint64(3) {
 		c := newDaxRun(t, seed, every)
 		if c.run(t, changes); c.err != nil {
@@ -171,10 +211,11 @@ func TestCrashDax(t *testing.T) {
 		}
 		states += c.states
 		nested += c.nested
+		rebuilt += c.rebuilt
 	}
-	t.Logf("%d crash states recovered, %d of them cuts during recovery", states, nested)
-	if nested < 20 || states < 200 {
-		t.Errorf("%d states, %d nested: the test did not reach its point", states, nested)
+	t.Logf("%d crash states recovered, %d of them cuts during recovery, %d regions rebuilt", states, nested, rebuilt)
+	if nested < 20 || states < 200 || rebuilt < 20 {
+		t.Errorf("%d states, %d nested, %d rebuilt: the test did not reach its point", states, nested, rebuilt)
 	}
 }
 
@@ -504,5 +545,149 @@ func TestCrashDaxKill(t *testing.T) {
 	mem.SetHook(nil)
 	if states < 300 {
 		t.Errorf("only %d states", states)
+	}
+}
+
+// TestRebuildDax loses the persistent memory, region and ring: the device alone
+// gives back all that it was told to keep, and on persistent memory again. With
+// the ring, which may lie elsewhere then, nothing is lost.
+func TestRebuildDax(t *testing.T) {
+	dev, mem := formatDax(t)
+	s, err := openDax(dev, mem)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := model{}
+	put := func(ino sealfs.Ino, version int) {
+		t.Helper()
+		m[ino] = content(ino, version, 3000)
+		if _, err := s.put(ino, m[ino]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for ino := range sealfs.Ino(30) {
+		put(ino+1, 1)
+	}
+	if err := s.FarCheckpoint(); err != nil {
+		t.Fatal(err)
+	}
+	copied := s.Stats().FarPages
+	put(3, 2) // changed in place: its pages are far dirty
+	if n := s.Stats().Region.FarDirty; n == 0 || n > 20 {
+		t.Errorf("%d pages are far dirty after one change", n)
+	}
+	if err := s.FarCheckpoint(); err != nil {
+		t.Fatal(err)
+	}
+	if n := s.Stats().FarPages - copied; n == 0 || n > 20 {
+		t.Errorf("%d pages copied after one change", n)
+	}
+	put(4, 2)
+	if err := s.flushLog(); err != nil {
+		t.Fatal(err)
+	}
+	drained := model{}
+	for ino, data := range m {
+		drained[ino] = data
+	}
+	put(5, 2) // answered, and nowhere but in the ring
+	lost := collect(dev, rand.New(rand.NewPCG(1, 1)), 1)[0]
+
+	rebuild := func(dev *disk.Sim) *pmem.SimDax {
+		t.Helper()
+		fresh := pmem.NewSimDax("fresh", mem.Size())
+		if _, err := RebuildRegion(dev, fresh, testOptions()); err != nil {
+			t.Fatal(err)
+		}
+		return fresh
+	}
+	look := func(dev *disk.Sim, mem *pmem.SimDax, kept *pmem.Staging, m model) {
+		t.Helper()
+		s, err := Open(dev, mem, kept, tinyFS{}, testOptions())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(m.check(s), s.Close()); err != nil {
+			t.Fatal(err)
+		}
+		if s, err = openDax(dev.Clone(), mem); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.check(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	alone := lost.Clone()
+	look(alone, rebuild(alone), nil, drained)
+	ring, err := mem.OpenRing()
+	if err != nil {
+		t.Fatal(err)
+	}
+	with := lost.Clone()
+	look(with, rebuild(with), ring.Clone(), m)
+	// As a file, it has no sums either, so that it may go back to such memory.
+	file := disk.NewSim("region", testRegion)
+	if _, err := RebuildRegion(lost, pmem.NewMemory(file), testOptions()); err != nil {
+		t.Fatal(err)
+	}
+	look(lost, asDax(t, file), nil, drained)
+}
+
+// TestDaxTorn damages the payload of a record in the ring. If it is the last one, a
+// power cut took it, and it has not happened. If others follow it has rotted, which
+// costs its file and nothing else.
+func TestDaxTorn(t *testing.T) {
+	for _, last := range []bool{true, false} {
+		dev, mem := formatDax(t)
+		s, err := openDax(dev, mem)
+		if err != nil {
+			t.Fatal(err)
+		}
+		put := func(ino sealfs.Ino) {
+			t.Helper()
+			if _, err := s.put(ino, content(ino, 1, 3000)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		put(1)
+		lostDev := collect(dev, rand.New(rand.NewPCG(1, 1)), 1)[0]
+		var lost *pmem.SimDax
+		for lost = range mem.CrashStates(rand.New(rand.NewPCG(1, 1)), 1) {
+			break
+		}
+		at := s.tail()
+		put(2)
+		if !last {
+			put(3)
+		}
+		if s.open().seq != at.Seq() {
+			t.Fatal("the log went on in another segment")
+		}
+		chunk := s.open().chunk
+		ring, err := s.Abandon()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ring.Chunk(chunk)[at.Off()+1000] ^= 1
+		ring.SetTail(uint64(at)) // as a power cut may leave it
+		if s, err = Open(lostDev, lost, ring, tinyFS{}, testOptions()); err != nil {
+			t.Fatal(err)
+		}
+		want := model{1: content(1, 1, 3000)}
+		if last {
+			if err := want.check(s); err != nil {
+				t.Error(err)
+			}
+			continue
+		}
+		if err := s.check(3); err != nil {
+			t.Error(err)
+		}
+		for ino := range sealfs.Ino(3) {
+			got, err := s.get(ino + 1)
+			if sound := err == nil && bytes.Equal(got, content(ino+1, 1, 3000)); sound == (ino+1 == 2) {
+				t.Errorf("file %d: sound %v, %v", ino+1, sound, err)
+			}
+		}
 	}
 }
