@@ -66,7 +66,7 @@ func (s *Store) findRing(sb *layout.Superblock, h *pmem.Header) (*pmem.Staging, 
 	if h.Incompat&pmem.FeatureDax == 0 {
 		return nil, nil
 	}
-	return nil, &sealfs.Corruption{Where: s.regionName, Off: 0, What: fmt.Sprintf("the region was in use on persistent memory and needs its ring, the file with .ring after its name, of incarnation %d: %v", sb.Incarnation, err)}
+	return nil, &sealfs.Corruption{Where: s.regionName, Off: 0, What: fmt.Sprintf("the region was in use on persistent memory and needs its ring, the file with .ring after its name, of incarnation %d; without it, sealfs-fsck --rebuild-region makes a new region of what the device has: %v", sb.Incarnation, err)}
 }
 
 // createRing makes the ring on persistent memory, and says in both header slots

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"sealfs"
+	"sealfs/disk"
 	"sealfs/pmem/layout"
 )
 
@@ -196,6 +197,38 @@ func TestDaxFeature(t *testing.T) {
 	h.Incompat |= 1 << 40
 	if _, err := layout.DecodeHeader("region", 0, h.Encode()); !errors.Is(err, sealfs.ErrVersion) {
 		t.Errorf("an unknown feature: %v", err)
+	}
+}
+
+// TestDaxNoSums shows that regions for persistent memory are made without page sums,
+// and that one with sums is not used as such.
+func TestDaxNoSums(t *testing.T) {
+	mem := NewSimDax("pmem", 1<<20)
+	if err := Format(mem, Geometry{Store: sealfs.UUID{1}}); err != nil {
+		t.Fatal(err)
+	}
+	r, h, err := Open(mem, Options{})
+	if err != nil || h.Incompat != FeatureNoSums {
+		t.Fatalf("features %#x, %v", h.Incompat, err)
+	}
+	for _, bits := range []uint64{FeatureDax, 0} {
+		if err := r.PutHeader(Header{Incompat: bits}); err != nil || r.Header().Incompat != FeatureNoSums|bits {
+			t.Errorf("features %#x, %v", r.Header().Incompat, err)
+		}
+	}
+	file := NewMemory(disk.NewSim("file", 1<<20))
+	if err := Format(file, Geometry{Store: sealfs.UUID{1}}); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 1<<20)
+	if _, err := file.ReadAt(b, 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := mem.WriteAt(b, 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := Open(mem, Options{}); !errors.Is(err, sealfs.ErrNotSupported) {
+		t.Errorf("a region with sums: %v", err)
 	}
 }
 
