@@ -64,6 +64,7 @@ const (
 	DeviceStale    ID = 207
 	RegionDisagree ID = 208
 	RegionIntent   ID = 209
+	RegionRing     ID = 210
 	LogStart       ID = 301
 	LogStartHeader ID = 302
 	LogBefore      ID = 303
@@ -161,6 +162,7 @@ var problems = []Problem{
 	{DeviceStale, "device-stale", Fatal, NotYet, "the device is older than its region: it is a stale copy"},
 	{RegionDisagree, "region-disagree", Error, NotYet, "the two header slots of the region contradict each other"},
 	{RegionIntent, "region-intent", Warning, Safe, "the region's intent page is damaged"},
+	{RegionRing, "region-ring", Fatal, NotYet, "the region was in use on persistent memory and its ring is missing: it may be newer than the log"},
 
 	{LogStart, "log-start", Fatal, NotYet, "the checkpoint names a place that is not in the log"},
 	{LogStartHeader, "log-start-header", Fatal, NotYet, "the header of the segment where the log starts is not sound"},

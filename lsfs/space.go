@@ -120,7 +120,7 @@ const collectEvery = 1 << 20
 // whether the region takes more memory than it may, and how fast changes may
 // come. Needs mu.
 func (s *Store) needsCollection() bool {
-	s.crowded.Store(s.region.Usage().PrivateBytes() > s.o.BudgetBytes)
+	s.crowded.Store(s.region.Counts().PrivateBytes() > s.o.BudgetBytes)
 	s.setBrake()
 	return len(s.free) < s.o.CleanLow && (s.cleaningPays() || s.dying > 0) || s.checkpointDue() || s.region.NeedsGrowth() || s.farWanted()
 }
@@ -146,7 +146,7 @@ func (s *Store) cleaningEnds(before int) {
 // quarter of the budget, so that pages are clean, and can be dropped, before
 // the budget is used up. Needs mu, shared.
 func (s *Store) checkpointDue() bool {
-	return s.logged >= s.o.CheckpointBytes || int64(s.region.Usage().Dirty)*pmem.PageSize > s.o.BudgetBytes/4
+	return s.logged >= s.o.CheckpointBytes || int64(s.region.Counts().Dirty)*pmem.PageSize > s.o.BudgetBytes/4
 }
 
 // waitMemory waits for the collector to bring the region back to its budget,
@@ -187,7 +187,7 @@ func (s *Store) runCollector() {
 			s.log.Error("collector", "dev", s.dev.Name(), "err", err)
 		}
 		s.mu.RLock()
-		s.crowded.Store(s.region.Usage().PrivateBytes() > s.o.BudgetBytes)
+		s.crowded.Store(s.region.Counts().PrivateBytes() > s.o.BudgetBytes)
 		s.mu.RUnlock()
 		w := &s.gc.wait
 		w.Lock()
@@ -221,17 +221,19 @@ func (s *Store) collect(force bool) (stuck bool, err error) {
 			return false, err
 		}
 	}
-	s.mu.RLock()
-	before := len(s.free)
-	far, target := s.farWanted(), s.o.CleanLow
-	if far {
-		target += s.farTarget()
-	}
-	due := force || s.checkpointDue() || s.crowded.Load()
-	pays := force || s.cleaningPays()
-	s.mu.RUnlock()
-	if !due && !far && before >= target {
-		return false, nil
+	var before, target int
+	var far, due, pays bool
+	err = s.View(func(pmem.Reader) error {
+		before, target = len(s.free), s.o.CleanLow
+		if far = s.farWanted(); far {
+			target += s.farTarget()
+		}
+		due = force || s.checkpointDue() || s.crowded.Load()
+		pays = force || s.cleaningPays()
+		return nil
+	})
+	if err != nil || !due && !far && before >= target {
+		return false, err
 	}
 	if due || before < target && s.giveBackDue() {
 		if err := s.checkpoint(); err != nil {

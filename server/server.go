@@ -24,7 +24,7 @@ import (
 type StoreOptions struct {
 	Device  string       // image file or block device
 	Region  string       // region file
-	Staging string       // ring file, on tmpfs
+	Staging string       // ring file, on tmpfs; with a region on persistent memory only what a last run left in it matters
 	Log     lsfs.Options // StagingPath is overwritten by Staging
 
 	// Dev and Reg are open handles to be used in place of the paths Device and
@@ -32,6 +32,9 @@ type StoreOptions struct {
 	// on, whatever the error.
 	Dev disk.Device
 	Reg pmem.Backing
+	// RegionMode is how the region is mapped: pmem.ModeAuto, the default,
+	// pmem.ModeFile or pmem.ModeDax.
+	RegionMode string
 }
 
 // Options of a server.
@@ -184,7 +187,7 @@ func (s *Server) openStore(so StoreOptions) (*store, error) {
 	if err != nil {
 		return nil, err
 	}
-	region, err := pmem.OpenFile(so.Region, false)
+	region, err := pmem.OpenFileMode(so.Region, so.RegionMode)
 	if err != nil {
 		return nil, errors.Join(err, dev.Close())
 	}
@@ -241,17 +244,17 @@ func (st *store) close() error {
 
 // load rebuilds usage from the region and queues what a crash left to be freed.
 func (st *store) load() error {
-	r := st.BeginRead()
-	defer st.EndRead()
-	if err := meta.VolumeUsage(r, st.srv.cfg.Shards, st.usage.add); err != nil {
-		return err
-	}
-	if err := st.loadShards(r); err != nil {
-		return err
-	}
-	return meta.Orphans(r, func(ino sealfs.Ino) bool {
-		st.reclaim.add(ino)
-		return true
+	return st.View(func(r pmem.Reader) error {
+		if err := meta.VolumeUsage(r, st.srv.cfg.Shards, st.usage.add); err != nil {
+			return err
+		}
+		if err := st.loadShards(r); err != nil {
+			return err
+		}
+		return meta.Orphans(r, func(ino sealfs.Ino) bool {
+			st.reclaim.add(ino)
+			return true
+		})
 	})
 }
 
@@ -403,9 +406,7 @@ func (st *store) query(ctx context.Context, req *op.Request, rep *op.Reply) erro
 	}
 	var patience context.Context // of this question for attributes
 	for {
-		r := st.BeginRead()
-		err := meta.Query(r, cfg, req, rep)
-		st.EndRead()
+		err := st.View(func(r pmem.Reader) error { return meta.Query(r, cfg, req, rep) })
 		blocked, ok := err.(*txn.Blocked)
 		if !ok {
 			return err
@@ -454,7 +455,7 @@ func (st *store) answer(s *Server, req *op.Request, rep *op.Reply, err error) er
 	case errors.Is(err, sealfs.ErrCorrupt):
 		s.log.Error("damaged", "op", req.Type.String(), "ino", uint64(req.Ino), "dir", uint64(req.Dir), "err", err)
 		code = sealfs.ErrIO
-	case st != nil && st.Failure() != nil && errors.Is(err, st.Failure()):
+	case st != nil && st.Failure() != nil && errors.Is(err, st.Failure()) && (req.Type.Changes() || req.Type == op.Sync):
 		code = sealfs.ErrReadOnly
 	case !errors.As(err, &code):
 		s.log.Error("request failed", "op", req.Type.String(), "ino", uint64(req.Ino), "dir", uint64(req.Dir), "err", err)
