@@ -156,6 +156,9 @@ func (c *change) Apply(tx *lsfs.Tx) error {
 	if c.rep.Code != 0 {
 		return errRefused
 	}
+	if c.rep.Dir.Ino != 0 && !meta.Settled(&c.cfg, c.req, &c.rep.Dir) {
+		c.rep.Dir = op.Attr{} // who wants to know asks, and waits
+	}
 	if c.rep.Held != 0 && c.req.Flags&op.Held == 0 && c.st.holds.any(c.rep.Held) {
 		return errHeld
 	}

@@ -57,7 +57,7 @@ func (b *blackout) hook(disk.Op) {
 // judge starts the cluster anew from what a blackout left.
 func (b *blackout) judge(t *testing.T, d *darkness) {
 	t.Helper()
-	w := &world{t: t, rng: rand.New(rand.NewPCG(1, 1)), of: b.w.of, dev: d.dev, reg: d.reg, root: b.w.root, srv: make([]atomic.Pointer[Server], len(b.w.srv))}
+	w := &world{t: t, rng: rand.New(rand.NewPCG(1, 1)), pace: testPace, of: b.w.of, dev: d.dev, reg: d.reg, root: b.w.root, srv: make([]atomic.Pointer[Server], len(b.w.srv))}
 	w.m.Store(b.w.m.Load())
 	for i := range w.srv {
 		w.start(i, nil)

@@ -254,12 +254,27 @@ func (l *Locks) Each(fn func(tx op.Tx, coord sealfs.Shard, in []sealfs.Shard)) {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
 	for _, h := range l.txs {
-		var in []sealfs.Shard
-		for _, p := range h.parts {
-			if !slices.Contains(in, p.Shard) {
-				in = append(in, p.Shard)
-			}
-		}
-		fn(h.tx, h.parts[0].Coord, in)
+		fn(h.tx, h.parts[0].Coord, h.shards())
 	}
+}
+
+// Where returns the shard that decides tx and those in which it is prepared, none
+// if it holds nothing.
+func (l *Locks) Where(tx op.Tx) (coord sealfs.Shard, in []sealfs.Shard) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	h := l.txs[tx]
+	if h == nil {
+		return 0, nil
+	}
+	return h.parts[0].Coord, h.shards()
+}
+
+func (h *holder) shards() (in []sealfs.Shard) {
+	for _, p := range h.parts {
+		if !slices.Contains(in, p.Shard) {
+			in = append(in, p.Shard)
+		}
+	}
+	return in
 }
