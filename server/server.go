@@ -405,31 +405,35 @@ func (st *store) query(ctx context.Context, req *op.Request, rep *op.Reply) erro
 		cfg.Guard = st.parties.locks.Now()
 	}
 	var patience context.Context // of this question for attributes
+	var late time.Time           // see awaitNames
 	for {
 		err := st.View(func(r pmem.Reader) error { return meta.Query(r, cfg, req, rep) })
 		blocked, ok := err.(*txn.Blocked)
 		if !ok {
 			return err
 		}
-		waiting := ctx
-		if blocked.Kind == meta.TouchLinks || blocked.Kind == meta.TouchEmpty {
+		attributes := blocked.Kind == meta.TouchLinks || blocked.Kind == meta.TouchEmpty
+		if attributes {
 			if patience == nil {
 				var stop context.CancelFunc
 				patience, stop = context.WithTimeout(ctx, st.srv.pace.attributes)
 				defer stop()
+				late = time.Now().Add(st.srv.pace.hurry)
 			}
-			waiting = patience
+			err = st.awaitNames(patience, blocked, req.Tx, late)
+		} else {
+			err = st.await(ctx, blocked, req.Tx)
 		}
 		// A transaction on its walk holds locks itself, so it must not wait for an older one.
-		err = st.await(waiting, blocked, req.Tx)
 		switch {
 		case err == errDie:
 			rep.Reset()
 			rep.Code = sealfs.ErrDeadlock
 			return nil
-		case err != nil && waiting == patience && ctx.Err() == nil && req.Type != op.Ancestors:
-			// Its coordinator is away. That must not make everything below a directory
-			// wait: its attributes are told as they are without the transaction.
+		case err != nil && attributes && patience.Err() != nil && ctx.Err() == nil && req.Type != op.Ancestors:
+			// Its coordinator is away, or has not decided since the question was asked.
+			// That must not make everything below a directory wait: its attributes are
+			// told as they are without the transaction.
 			guard := cfg.Guard
 			cfg.Guard = func(tx op.Tx, t meta.Touch) error {
 				if t.Kind == meta.TouchLinks || t.Kind == meta.TouchEmpty {
@@ -441,6 +445,31 @@ func (st *store) query(ctx context.Context, req *op.Request, rep *op.Reply) erro
 			return err
 		}
 	}
+}
+
+// awaitNames is await for a question for attributes. A coordinator answers its client
+// although a party has not heard of the Commit yet, so who has had that answer may
+// ask here for what is still prepared: from the moment late on, the coordinator is asked.
+func (st *store) awaitNames(ctx context.Context, blocked *txn.Blocked, tx op.Tx, late time.Time) error {
+	early, stop := context.WithDeadline(ctx, late)
+	defer stop()
+	if err := st.await(early, blocked, tx); err == nil || early.Err() == nil {
+		return err
+	}
+	st.parties.hurry(blocked.By)
+	return st.await(ctx, blocked, tx)
+}
+
+// settled waits, as a question for the attributes of the request's inode does, for
+// the transactions that have its names in hand: for changes whose answer tells the
+// attributes, or that a Commit afterwards might overwrite.
+func (st *store) settled(ctx context.Context, req *op.Request) error {
+	if st.parties.locks.Empty() {
+		return nil
+	}
+	q := op.Request{Type: op.Getattr, Ino: req.Ino, Shard: req.Shard, Volume: req.Volume}
+	var rep op.Reply
+	return st.query(ctx, &q, &rep) // what it refuses the change will refuse
 }
 
 // answer turns an error of the store into the reply's code and logs what an

@@ -200,6 +200,11 @@ func (st *store) fill(from place, off uint64, b []byte) error {
 
 // setattr answers Setattr; changes of the size are changes of the data.
 func (st *store) setattr(ctx context.Context, req *op.Request, rep *op.Reply) error {
+	if req.Valid != 0 {
+		if err := st.settled(ctx, req); err != nil {
+			return err
+		}
+	}
 	if req.Valid&op.SetSize == 0 {
 		return st.changeWithin(ctx, req, rep)
 	}
