@@ -40,7 +40,7 @@ TOOL := $(GO) tool -modfile=internal/devtools/go.mod
 export SEALFS_BIN := $(CURDIR)/bin
 
 .DEFAULT_GOAL := build
-.PHONY: build up down cluster cluster-down test check e2e e2e-cluster sim crash fuzz soak soak-clean bench bench-clean install uninstall clean help go
+.PHONY: build up down cluster cluster-down test check e2e e2e-cluster sim crash dax-vm crash-device fuzz soak soak-clean bench bench-clean install uninstall clean help go
 
 build: go ## build bin/sealfs, bin/mkfs.sealfs and bin/sealfs-fsck
 	@$(GO) build -trimpath -o bin/ $(PROGRAMS:%=./cmd/%)
@@ -85,6 +85,12 @@ sim: go ## the simulator of two-phase commit: SEEDS seeds, or one that is replay
 crash: go ## cut the power at every write in every way, and sabotage the source in every way that must be found; or judge one state again [STATES= MUTANTS= REPLAY=]
 	@mkdir -p bin; $(GO) test -c -o bin/crash.test ./internal/crash
 	@$(if $(REPLAY),bin/crash.test -test.v -test.run '^TestReplay$$' -replay='$(REPLAY)',bin/crash.test -campaign -states=$(STATES) -mutants='$(MUTANTS)')
+
+dax-vm: build ## a QEMU guest with persistent memory, its power cut ROUNDS times [ROUNDS=3 SEED=1 KERNEL=linux-image-….deb]
+	$(GO) test -count=1 -v -timeout 4h ./internal/powercut -run DaxVM -args -dax-vm -rounds $(if $(filter command line environment,$(origin ROUNDS)),$(ROUNDS),3) -seed $(if $(SEED),$(SEED),1) $(if $(KERNEL),-kernel $(KERNEL))
+
+crash-device: build ## real programs on a device that logs its writes, replayed up to every flush [SEED=1]
+	$(GO) test -count=1 -v -timeout 2h ./internal/powercut -run CrashDevice -args -crash-device -seed $(if $(SEED),$(SEED),1)
 
 fuzz: go ## each fuzz target for FUZZTIME [FUZZTIME=10s]
 	@set -e; for dir in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n 1 dirname | sort -u); do \

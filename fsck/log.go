@@ -10,6 +10,7 @@ import (
 	"sealfs/disk"
 	"sealfs/lsfs/layout"
 	"sealfs/pmem"
+	pmlayout "sealfs/pmem/layout"
 )
 
 // logEnd is a place in the log: behind a record.
@@ -32,6 +33,10 @@ type span struct {
 func (c *checker) log() error {
 	c.img = newImage(c.reg, c.cachePages, c.sums)
 	c.findRing()
+	if c.ring == nil && c.hdr.Incompat&pmlayout.FeatureDax != 0 {
+		c.problem(RegionRing, c.rep.Region, "it needs the ring of incarnation %d, by convention %s", c.hdr.Incarnation, pmem.RingPath(c.rep.Region))
+		return nil
+	}
 	f := &follower{c: c, next: layout.NoSlot}
 	f.end = logEnd{c.hdr.Start, c.hdr.StartSlot, c.hdr.Chain}
 	err := f.run()
@@ -91,6 +96,19 @@ func (c *checker) device(slot, off uint32) string {
 func (c *checker) findRing() {
 	sb := c.sb
 	path := c.o.Staging
+	if c.ring == nil && c.o.Reg == nil {
+		// On persistent memory it lies beside the region, and is of any boot.
+		beside := pmem.RingPath(c.rep.Region)
+		ring, err := pmem.OpenStaging(beside)
+		if err == nil && ring.Header().Store == sb.Store && ring.Header().Incarnation == sb.Incarnation {
+			c.ring, path = ring, beside
+		} else if err == nil {
+			ring.Close(false)
+		} else if !errors.Is(err, sealfs.ErrNotExist) {
+			c.problem(StagingLost, beside, "%v", err)
+			c.mendBy(StagingLost, beside, func(*editor) string { return c.moveAside(beside) })
+		}
+	}
 	if path == "" && (c.o.Dev == nil || c.o.devOurs) {
 		path = c.ringPath()
 	}
@@ -316,9 +334,12 @@ func (f *follower) segment(slot, seq, from, incarnation uint32) error {
 		}
 		if !ok && ring != nil {
 			// A payload goes into the ring before its header: if it is not sound, it has rotted,
-			// and the file whose it is says so.
+			// and the file whose it is says so. On persistent memory a cut may have taken it,
+			// if it is that of the last record.
 			var fits error
-			if rec, crc, op, _, redo, fits = layout.DecodeRecord(ring[off:], seed, at, f.end.chain); fits == nil {
+			var payload []byte
+			rec, crc, op, payload, redo, fits = layout.DecodeRecord(ring[off:], seed, at, f.end.chain)
+			if fits == nil && (!c.lasting() || rec.PayloadOK(payload) || f.reached(at+sealfs.LSN(rec.Bytes()))) {
 				ok = true
 				f.staged++
 				if staged < 0 {
@@ -401,29 +422,57 @@ func (f *follower) lookBehind() {
 	if c.ring == nil {
 		return
 	}
-	boot, err := pmem.BootID()
-	if tail := sealfs.LSN(c.ring.Tail()); err == nil && c.ring.Header().BootID == boot && tail > f.end.lsn {
+	if tail := c.tail(); tail > f.end.lsn {
 		c.problem(LogStaging, c.rep.Staging, "the log ends at %v, and was written up to %v", f.end.lsn, tail)
 		c.mendBy(LogStaging, c.rep.Staging, func(*editor) string { return c.cutRing(f) })
 		return
 	}
+	if at := c.ringHolds(f.end.lsn); at != 0 {
+		c.problem(LogStaging, c.rep.Staging, "the log ends at %v, and there is a record at %v", f.end.lsn, at)
+		c.mendBy(LogStaging, c.rep.Staging, func(*editor) string { return c.cutRing(f) })
+	}
+}
+
+// lasting reports whether the ring was written as persistent memory.
+func (c *checker) lasting() bool {
+	h := c.ring.Header()
+	return h.Lasting()
+}
+
+// tail returns up to where the ring's header says that the log was written, 0 if it
+// does not. On persistent memory the record is durable before it is said.
+func (c *checker) tail() sealfs.LSN {
+	boot, err := pmem.BootID()
+	if !c.lasting() && (err != nil || c.ring.Header().BootID != boot) {
+		return 0
+	}
+	return sealfs.LSN(c.ring.Tail())
+}
+
+// reached reports whether something proves that the log reached end once.
+func (f *follower) reached(end sealfs.LSN) bool {
+	return f.witnessed() >= end || f.c.tail() >= end || f.c.ringHolds(end) != 0
+}
+
+// ringHolds returns where a sound record stands in the ring, from end on, 0 if none does.
+func (c *checker) ringHolds(end sealfs.LSN) sealfs.LSN {
 	seed := layout.ChainSeed(c.sb.Store, c.ring.Header().Incarnation)
 	for i := range int(c.ring.Header().Chunks) {
 		seq, chunk := c.chunkSeq(i), c.ring.Chunk(i)
 		off := layout.BlockSize
-		if seq == f.end.lsn.Seq() {
-			off = int(f.end.lsn.Off())
+		if seq == end.Seq() {
+			off = int(end.Off())
 		}
-		for ; seq >= f.end.lsn.Seq() && off+layout.RecordHeaderBytes <= len(chunk); off += layout.RecordAlign {
+		for ; seq >= end.Seq() && off+layout.RecordHeaderBytes <= len(chunk); off += layout.RecordAlign {
 			if string(chunk[off:off+4]) != layout.RecordMagic {
 				continue
 			}
 			at := sealfs.MakeLSN(seq, uint32(off))
-			if _, _, _, _, _, err := layout.DecodeRecordLoose(chunk[off:], seed, at); err == nil {
-				c.problem(LogStaging, c.rep.Staging, "the log ends at %v, and there is a record at %v", f.end.lsn, at)
-				c.mendBy(LogStaging, c.rep.Staging, func(*editor) string { return c.cutRing(f) })
-				return
+			rec, _, _, payload, _, err := layout.DecodeRecordLoose(chunk[off:], seed, at)
+			if err == nil && (!c.lasting() || rec.PayloadOK(payload)) {
+				return at
 			}
 		}
 	}
+	return 0
 }

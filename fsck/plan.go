@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"sealfs/fsck/mend"
+	pmlayout "sealfs/pmem/layout"
 )
 
 // Step is a step of a plan: what will be done about a problem, or about what
@@ -117,6 +118,10 @@ func (w *whole) plan(all []*checker) error {
 	some := false
 	for _, c := range all {
 		c.fixable = c.err == nil && c.fatal == 0 && !c.o.judge
+		if c.fixable && c.hdr.Incompat&pmlayout.FeatureDax != 0 && c.rep.Counts[LogCut]+c.rep.Counts[LogStaging] > 0 {
+			c.tell("%s: nothing is repaired: the log breaks off at %v, and the region on persistent memory may be newer: make it again with --rebuild-region", c.rep.Device, c.end.lsn)
+			c.fixable = false
+		}
 		if c.fixable && !c.o.CutLog && len(c.fixes) > 0 && c.rep.Counts[LogCut]+c.rep.Counts[LogStaging] > 0 {
 			c.tell("%s: nothing is repaired: the log breaks off at %v, and what was done after it, also what was synced, would be lost; --cut-log allows that", c.rep.Device, c.end.lsn)
 			c.fixable = false

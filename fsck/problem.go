@@ -75,6 +75,7 @@ const (
 	DeviceStale    ID = 207
 	RegionDisagree ID = 208
 	RegionIntent   ID = 209
+	RegionRing     ID = 210
 	LogStart       ID = 301
 	LogStartHeader ID = 302
 	LogBefore      ID = 303
@@ -185,6 +186,8 @@ var problems = []Problem{
 		"the older slot is written anew from the newer one, if both are of the same region"},
 	{RegionIntent, "region-intent", Warning, Safe, "the region's intent page is damaged",
 		"the page is written anew: no checkpoint is under way"},
+	{RegionRing, "region-ring", Fatal, None, "the region was in use on persistent memory and its ring is missing: it may be newer than the log",
+		"put the ring back beside the region, or make the region again with --rebuild-region"},
 
 	{LogStart, "log-start", Fatal, None, "the checkpoint names a place that is not in the log",
 		"make the region again with --rebuild-region"},

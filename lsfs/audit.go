@@ -346,10 +346,10 @@ func (a *audit) gap(from, to int) error {
 		if a.pace.stopped() {
 			return errScrubStopped
 		}
-		var err error
-		r := a.s.BeginRead()
-		a.claims, key, err = owner.Search(r, key, lo, hi, a.claims[:0])
-		a.s.EndRead()
+		err := a.s.View(func(r pmem.Reader) (err error) {
+			a.claims, key, err = owner.Search(r, key, lo, hi, a.claims[:0])
+			return err
+		})
 		if err != nil {
 			a.report(FoundRegion, -1, 0, fmt.Sprintf("whose data stand there cannot be found out: %v", err), nil)
 			return nil
@@ -370,20 +370,25 @@ func (a *audit) flush() error {
 	}
 	s := a.s
 	a.claims = a.claims[:0]
-	r := s.BeginRead()
 	var failed error
-	for i := range a.batch {
-		p := &a.batch[i]
-		if p.rec.Ino != 0 {
-			n := len(a.claims)
-			var err error
-			if a.claims, err = a.ask(r, &p.rec); err != nil {
-				failed, a.claims = err, a.claims[:n]
+	err := s.View(func(r pmem.Reader) error {
+		for i := range a.batch {
+			p := &a.batch[i]
+			if p.rec.Ino != 0 {
+				n := len(a.claims)
+				var err error
+				if a.claims, err = a.ask(r, &p.rec); err != nil {
+					failed, a.claims = err, a.claims[:n]
+				}
 			}
+			p.to = len(a.claims)
 		}
-		p.to = len(a.claims)
+		return nil
+	})
+	if err != nil { // the region's memory failed, and with it the store
+		a.batch = a.batch[:0]
+		return err
 	}
-	s.EndRead()
 	if failed != nil {
 		a.broken = true
 		a.report(FoundRegion, -1, 0, fmt.Sprintf("whose data stand in the segment cannot be found out: %v", failed), nil)

@@ -22,37 +22,43 @@ import (
 func (rp *replay) beyond() error {
 	s := rp.s
 	end := rp.rec.end
-	if at, chunk := rp.staged(); chunk >= 0 {
-		return rp.refuse(&sealfs.Corruption{Where: rp.ringName(), Off: int64(chunk)*s.seg + layout.BlockSize + int64(end.Off()),
+	name, way := rp.ringName()
+	if at, chunk := rp.staged(end); chunk >= 0 {
+		return rp.refuse(way, &sealfs.Corruption{Where: name, Off: int64(chunk)*s.seg + layout.BlockSize + int64(end.Off()),
 			What: fmt.Sprintf("the log breaks off at %v, and staging holds a sound record at %v", end, at)})
 	}
 	if tail := rp.tail(); tail > end {
-		return rp.refuse(&sealfs.Corruption{Where: rp.ringName(), Off: -1,
+		return rp.refuse(way, &sealfs.Corruption{Where: name, Off: -1,
 			What: fmt.Sprintf("the log breaks off at %v, and was written up to %v", end, tail)})
 	}
 	w := rp.witness()
 	if w <= end {
 		return nil
 	}
-	return rp.refuse(&sealfs.Corruption{Where: s.dev.Name(), Off: s.slotOffset(min(rp.rec.slot, uint32(len(s.segs)-1))) + int64(end.Off()),
+	return rp.refuse(way, &sealfs.Corruption{Where: s.dev.Name(), Off: s.slotOffset(min(rp.rec.slot, uint32(len(s.segs)-1))) + int64(end.Off()),
 		What: fmt.Sprintf("the log breaks off at %v, and was durable up to %v", end, w)})
 }
 
-// refuse refuses a log that breaks off, unless it may be cut off there.
-func (rp *replay) refuse(why *sealfs.Corruption) error {
-	if rp.s.o.CutLog {
+// refuse refuses a log that breaks off, unless it may be cut off there. A region on
+// persistent memory may be newer than the break.
+func (rp *replay) refuse(way string, why *sealfs.Corruption) error {
+	if rp.s.o.CutLog && !rp.lasting() {
 		rp.s.log.Error("the log is cut off as was asked for; what came later is lost", "dev", rp.s.dev.Name(), "err", why)
 		return nil
 	}
-	why.What += "; to go on without what is behind, use sealfs-fsck -y --cut-log"
+	why.What += "; to go on without what is behind the break, " + way
 	return why
 }
 
 // tail returns up to where the dead process wrote the log, 0 if that is not
-// known. Over the loss of power nothing orders the tail behind the record.
+// known. Over the loss of power nothing orders the tail behind the record, but on
+// persistent memory: there the record is durable before the tail is stored.
 func (rp *replay) tail() sealfs.LSN {
 	if rp.kept == nil {
 		return 0
+	}
+	if rp.lasting() {
+		return sealfs.LSN(rp.kept.Tail())
 	}
 	if boot, err := pmem.BootID(); err != nil || boot != rp.kept.Header().BootID {
 		return 0
@@ -60,24 +66,46 @@ func (rp *replay) tail() sealfs.LSN {
 	return sealfs.LSN(rp.kept.Tail())
 }
 
-func (rp *replay) ringName() string {
-	if rp.s.o.StagingPath != "" {
-		return rp.s.o.StagingPath
+// lasting reports whether the ring was written as persistent memory.
+func (rp *replay) lasting() bool {
+	if rp.kept == nil {
+		return false
 	}
-	return "staging"
+	h := rp.kept.Header()
+	return h.Lasting()
 }
 
-// chunk returns the ring's copy of segment seq, nil if it has none.
-func (rp *replay) chunk(seq uint32) []byte {
+// ringName returns what the ring is called, and how to do without it.
+func (rp *replay) ringName() (name, way string) {
+	switch {
+	case rp.lasting():
+		return "the ring of " + rp.s.regionName, "remove the ring, and have sealfs-fsck --rebuild-region make a new region"
+	case rp.s.o.StagingPath != "":
+		return rp.s.o.StagingPath, "use sealfs-fsck -y --cut-log"
+	}
+	return "staging", "use sealfs-fsck -y --cut-log"
+}
+
+// chunk returns which chunk of the ring is a copy of segment seq, -1 if none is.
+func (rp *replay) chunk(seq uint32) int {
 	if rp.kept == nil {
-		return nil
+		return -1
 	}
 	for i := range int(rp.kept.Header().Chunks) {
 		if rp.chunkSeq(i) == seq {
-			return rp.kept.Chunk(i)
+			return i
 		}
 	}
-	return nil
+	return -1
+}
+
+// reached reports whether the log is known to have reached end, behind the present one.
+func (rp *replay) reached(end sealfs.LSN) bool {
+	if rp.witness() >= end || rp.tail() >= end {
+		return true
+	}
+	_, chunk := rp.staged(end)
+	return chunk >= 0
 }
 
 // chunkSeq returns the number of the segment in chunk i: as the segment's own
@@ -92,13 +120,13 @@ func (rp *replay) chunkSeq(i int) uint32 {
 	return h.Seq
 }
 
-// staged looks for a sound record in the ring behind the end of the log, and
-// returns its place and chunk, which is -1 if there is none.
-func (rp *replay) staged() (sealfs.LSN, int) {
+// staged looks for a sound record in the ring from end on, and returns its place and
+// chunk, which is -1 if there is none. On persistent memory the last record may have
+// come to the medium in part, so that one whose payload is not sound proves nothing.
+func (rp *replay) staged(end sealfs.LSN) (sealfs.LSN, int) {
 	if rp.kept == nil {
 		return 0, -1
 	}
-	end := rp.rec.end
 	seed := layout.ChainSeed(rp.s.store, rp.kept.Header().Incarnation)
 	for i := range int(rp.kept.Header().Chunks) {
 		b, seq, off := rp.kept.Chunk(i), rp.chunkSeq(i), layout.BlockSize
@@ -110,7 +138,8 @@ func (rp *replay) staged() (sealfs.LSN, int) {
 				continue
 			}
 			at := sealfs.MakeLSN(seq, uint32(off))
-			if _, _, _, _, _, err := layout.DecodeRecordLoose(b[off:], seed, at); err == nil {
+			rec, _, _, payload, _, err := layout.DecodeRecordLoose(b[off:], seed, at)
+			if err == nil && (!rp.lasting() || rec.PayloadOK(payload)) {
 				return at, i
 			}
 		}

@@ -19,7 +19,8 @@ func (s *Store) Checkpoint() error {
 
 // checkpoint needs gc.mu. The order of its writes is the crash argument:
 // the log before each page, all pages before the header, the header before the
-// superblock's tail, the tail before any dead segment may be overwritten.
+// superblock's tail, the tail before any dead segment may be overwritten. On
+// persistent memory there are no pages to be written, and the header is all.
 func (s *Store) checkpoint() error {
 	if err := s.Failure(); err != nil {
 		return err
@@ -36,21 +37,24 @@ func (s *Store) checkpoint() error {
 	s.dying -= dying
 	s.mu.Unlock()
 
-	err := s.SyncTo(start)
-	for more := true; err == nil && more; {
+	err := s.flushTo(start)
+	for more := !s.isDax(); err == nil && more; {
 		var applied sealfs.LSN
-		for more && !ck.Full() { // by pieces, so that changes wait for none of them for long
-			s.mu.RLock()
-			more = ck.Copy()
-			applied = s.tail()
-			s.mu.RUnlock()
+		for err == nil && more && !ck.Full() { // by pieces, so that changes wait for none of them for long
+			err = s.View(func(pmem.Reader) error {
+				more, applied = ck.Copy(), s.tail()
+				return nil
+			})
 		}
-		if err = s.SyncTo(applied); err == nil {
+		if err == nil {
+			err = s.flushTo(applied)
+		}
+		if err == nil {
 			err = ck.Write()
 		}
 	}
 	if err == nil {
-		err = ck.Finish(h)
+		err = s.guarded(func() error { return ck.Finish(h) })
 	}
 	if err != nil {
 		s.mu.Lock()
@@ -81,11 +85,13 @@ func (s *Store) checkpoint() error {
 // until they keep to the budget or no more can be dropped.
 func (s *Store) trim() error {
 	for {
-		s.mu.Lock()
-		before := s.region.Usage().Private
-		err := s.region.Trim()
-		after := s.region.Usage().Private
-		s.mu.Unlock()
+		var before, after uint64
+		err := s.locked(func() (err error) {
+			before = s.region.Counts().Private
+			err = s.region.Trim()
+			after = s.region.Counts().Private
+			return err
+		})
 		if err != nil || after >= before {
 			return err
 		}
@@ -94,8 +100,12 @@ func (s *Store) trim() error {
 
 // header returns what recovery must know to start at the tail. Needs mu.
 func (s *Store) header() pmem.Header {
+	var features uint64
+	if s.isDax() {
+		features = pmem.FeatureDax
+	}
 	return pmem.Header{
-		Store: s.store, Incarnation: s.incarnation, Start: s.tail(), StartSlot: s.open().slot, Chain: s.chain,
+		Incompat: features, Store: s.store, Incarnation: s.incarnation, Start: s.tail(), StartSlot: s.open().slot, Chain: s.chain,
 	}
 }
 

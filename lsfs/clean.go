@@ -11,6 +11,7 @@ import (
 	"sealfs/disk"
 	"sealfs/internal/enc"
 	"sealfs/lsfs/layout"
+	"sealfs/pmem"
 )
 
 // A coldSegment is the open segment of the cleaner: outside the chain of the
@@ -280,9 +281,9 @@ func (s *Store) gather(c *coldSegment, v victim) (full bool, err error) {
 			return nil
 		}
 		parts = parts[:0]
-		r := s.BeginRead()
-		err := s.owner.Live(r, rec.Ino, rec.Offset, rec.PayloadLSN(), rec.PayloadLen, func(p Part) { parts = append(parts, p) })
-		s.EndRead()
+		err := s.View(func(r pmem.Reader) error {
+			return s.owner.Live(r, rec.Ino, rec.Offset, rec.PayloadLSN(), rec.PayloadLen, func(p Part) { parts = append(parts, p) })
+		})
 		if err != nil || len(parts) == 0 {
 			return err
 		}

@@ -104,7 +104,7 @@ func (s *Store) farKeep() uint32 {
 
 // farNeed estimates how many segments copies of all pages take. Needs mu.
 func (s *Store) farNeed() int {
-	u := s.region.Usage()
+	u := s.region.Counts()
 	return int(u.Used+u.Reserved)/(int(s.seg/layout.BlockSize)-2) + 2
 }
 
@@ -134,7 +134,7 @@ func (s *Store) farTarget() int {
 // farCost estimates what completing a far checkpoint now would write, in bytes.
 // Needs mu and gc.mu.
 func (s *Store) farCost() int64 {
-	u := s.region.Usage()
+	u := s.region.Counts()
 	n := int(u.FarDirty)
 	switch {
 	case s.far.run != nil:
@@ -253,9 +253,10 @@ func (s *Store) farCopy() (done bool, err error) {
 		if err := r.copy.Warm(f.pages); err != nil {
 			return false, err
 		}
-		s.mu.RLock()
-		f.nos, err = r.copy.Copy(f.pages, f.nos[:0])
-		s.mu.RUnlock()
+		err = s.View(func(pmem.Reader) (err error) {
+			f.nos, err = r.copy.Copy(f.pages, f.nos[:0])
+			return err
+		})
 		if err != nil {
 			return false, fmt.Errorf("far checkpoint of %s: %w", s.regionName, err)
 		}
@@ -358,7 +359,7 @@ func (s *Store) farSeal() error {
 	if err != nil {
 		return err
 	}
-	if err := s.Sync(); err != nil {
+	if err := s.flushLog(); err != nil {
 		return err
 	}
 	if err := s.dev.Flush(); err != nil {

@@ -205,7 +205,7 @@ func (s *Store) readFar(sb *layout.Superblock) error {
 	if err != nil {
 		return err
 	}
-	if root.Pages > math.MaxInt/2 || root.Pages > s.region.Usage().MaxPages {
+	if root.Pages > math.MaxInt/2 || root.Pages > s.region.Counts().MaxPages {
 		return r.bad(sb.FarSlot, sb.FarRoot, "the far checkpoint is of a region of %d pages", root.Pages)
 	}
 	err = r.refs(maps, root.Pages, func(no pmem.PageNo, ref layout.FarRef) error {

@@ -16,6 +16,7 @@ type Geometry struct {
 	Cluster      sealfs.UUID
 	Label        string
 	SegmentBytes uint32 // default 32 MiB, less on small devices
+	NoSums       bool   // no sums of the region's pages, so that it may be used as persistent memory
 }
 
 // Format makes an empty store on a device and a region. What they held is lost.
@@ -50,7 +51,7 @@ func Format(dev disk.Device, region pmem.Backing, g Geometry) (*layout.Superbloc
 		return nil, fmt.Errorf("%s: %w", dev.Name(), err)
 	}
 	// The region first: a device whose superblock is valid has a region.
-	if err := pmem.Format(region, pmem.Geometry{Store: g.Store, TableBytes: int64(sb.Segments) * entryBytes}); err != nil {
+	if err := pmem.Format(region, pmem.Geometry{Store: g.Store, TableBytes: int64(sb.Segments) * entryBytes, NoSums: g.NoSums}); err != nil {
 		return nil, err
 	}
 	// The headers of the first segments go, too: under the same store id an

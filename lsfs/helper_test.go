@@ -96,16 +96,17 @@ func (s *Store) put(ino sealfs.Ino, data []byte) (sealfs.LSN, error) {
 
 // get reads a file and verifies it.
 func (s *Store) get(ino sealfs.Ino) ([]byte, error) {
-	r := s.BeginRead()
-	f, ok, err := tinyGet(r, ino)
-	if err != nil || !ok {
-		s.EndRead()
-		return nil, err
-	}
-	ft := Fetch{At: f.at, Dst: make([]byte, f.n), Around: f.n < 8192}
-	err = s.Load(&ft)
-	s.EndRead()
-	if err != nil {
+	var f tinyFile
+	var ft Fetch
+	found := false
+	err := s.View(func(r pmem.Reader) (err error) {
+		if f, found, err = tinyGet(r, ino); err != nil || !found {
+			return err
+		}
+		ft = Fetch{At: f.at, Dst: make([]byte, f.n), Around: f.n < 8192}
+		return s.Load(&ft)
+	})
+	if err != nil || !found {
 		return nil, err
 	}
 	if err := s.Finish(&ft); err != nil {

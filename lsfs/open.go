@@ -46,11 +46,18 @@ func Open(dev disk.Device, region pmem.Backing, kept *pmem.Staging, owner Owner,
 	s.bg.init()
 	s.bg.off.Store(o.manual)
 
-	reg, h, err := pmem.Open(region, pmem.Options{BudgetBytes: o.BudgetBytes, MaxBytes: o.RegionMaxBytes})
+	var reg *pmem.Region
+	var h pmem.Header
+	s.regionName = region.Name()
+	err = s.guarded(func() (err error) {
+		reg, h, err = pmem.Open(region, pmem.Options{BudgetBytes: o.BudgetBytes, MaxBytes: o.RegionMaxBytes})
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
-	s.region, s.regionName = reg, region.Name()
+	s.region = reg
+	s.rings, _ = region.(pmem.Rings)
 	if h.Store != sb.Store {
 		return nil, &sealfs.Corruption{Where: region.Name(), Off: 0, What: fmt.Sprintf("the region belongs to store %v, but %s is store %v", h.Store, dev.Name(), sb.Store)}
 	}
@@ -69,7 +76,11 @@ func Open(dev disk.Device, region pmem.Backing, kept *pmem.Staging, owner Owner,
 		}
 	}
 	began := time.Now()
-	rec, err := s.recover(h, kept)
+	var rec *recovered
+	err = s.guarded(func() (err error) {
+		rec, err = s.recover(h, kept)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -110,14 +121,19 @@ func (s *Store) Close() error {
 	s.closed = true
 	s.mu.Unlock()
 	var err error
+	whole := false
 	if s.Failure() == nil {
 		err = s.Checkpoint()
 		if err == nil {
-			err = s.Sync()
+			err = s.flushLog()
 		}
+		if err == nil && s.Failure() == nil && s.isDax() {
+			err = s.leaveRing()
+		}
+		whole = err == nil && (s.Failure() == nil || s.isDax())
 	}
 	// Staging of a store that is wholly durable serves nobody.
-	return errors.Join(err, s.release(err == nil && s.Failure() == nil))
+	return errors.Join(err, s.release(whole))
 }
 
 // release gives back everything that the store has open.

@@ -7,8 +7,9 @@ import (
 	"sealfs/pmem"
 )
 
-// BeginRead locks the store's state for reading and returns it. Nothing that
-// waits may be done before EndRead.
+// BeginRead locks the store's state for reading and returns it, for tests and for
+// who must hold several stores at once. Nothing that waits may be done before
+// EndRead. Where a View would return an error because memory failed, the process ends.
 func (s *Store) BeginRead() pmem.Reader {
 	s.mu.RLock()
 	return s.region
@@ -17,8 +18,8 @@ func (s *Store) BeginRead() pmem.Reader {
 // EndRead ends what BeginRead began; slices of the region must not be used after it.
 func (s *Store) EndRead() { s.mu.RUnlock() }
 
-// Fetch is a piece of the log to be read in two steps: Load between BeginRead
-// and EndRead, then Finish with nothing held.
+// Fetch is a piece of the log to be read in two steps: Load in a View, then Finish
+// with nothing held.
 type Fetch struct {
 	At     sealfs.LSN
 	Dst    []byte

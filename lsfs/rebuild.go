@@ -41,7 +41,9 @@ func RebuildRegion(dev disk.Device, region pmem.Backing, o Options) (*Rebuilt, e
 	if err != nil {
 		return nil, errors.Join(err, region.Close())
 	}
-	err = pmem.Format(region, pmem.Geometry{Store: b.s.store, TableBytes: b.root.TableBytes})
+	err = pmem.Format(region, pmem.Geometry{
+		Store: b.s.store, TableBytes: b.root.TableBytes, NoSums: b.root.RegionIncompat&pmem.FeatureNoSums != 0,
+	})
 	if err != nil {
 		return nil, errors.Join(err, region.Close())
 	}
@@ -50,7 +52,7 @@ func RebuildRegion(dev disk.Device, region pmem.Backing, o Options) (*Rebuilt, e
 		return nil, errors.Join(err, region.Close())
 	}
 	b.s.region, b.s.regionName = reg, region.Name()
-	if err := errors.Join(b.run(), reg.Close()); err != nil {
+	if err := errors.Join(b.s.guarded(b.run), reg.Close()); err != nil {
 		return nil, err
 	}
 	return &b.out, nil
@@ -135,17 +137,17 @@ func newRebuild(dev disk.Device, o Options) (*rebuild, error) {
 
 // run fills the region, which is formatted.
 func (b *rebuild) run() error {
+	// What is read from the device may stand in its cache only; the region must
+	// never know more than the device.
+	if err := b.s.dev.Flush(); err != nil {
+		return fmt.Errorf("flush of %s: %w", b.s.dev.Name(), err)
+	}
 	if err := b.copyBack(); err != nil {
 		return err
 	}
 	rp, err := b.replay()
 	if err != nil {
 		return err
-	}
-	// What was read from the device may stand in its cache only; the region must
-	// not know more than the device.
-	if err := b.s.dev.Flush(); err != nil {
-		return fmt.Errorf("flush of %s: %w", b.s.dev.Name(), err)
 	}
 	b.out.End, b.out.Records = rp.rec.end, rp.rec.records
 	return b.s.writeRegion(pmem.Header{
@@ -157,7 +159,7 @@ func (b *rebuild) run() error {
 // copies stand on the device.
 func (b *rebuild) copyBack() error {
 	reg := b.s.region
-	fresh := reg.Usage().Pages // those that Format may have written
+	fresh := reg.Counts().Pages // those that Format may have written
 	if err := reg.Extend(b.root.Pages); err != nil {
 		return err
 	}
@@ -243,7 +245,7 @@ func (b *rebuild) replay() (*replay, error) {
 		rec: recovered{end: r.Start, slot: r.StartSlot, chain: r.Chain},
 	}
 	rp.after = func() error {
-		if b.s.region.Usage().PrivateBytes() > b.s.o.BudgetBytes {
+		if b.s.region.Counts().PrivateBytes() > b.s.o.BudgetBytes {
 			return b.write()
 		}
 		return nil

@@ -37,12 +37,28 @@ func (s *Store) recover(h pmem.Header, kept *pmem.Staging) (*recovered, error) {
 	sb := s.Superblock()
 	if kept == nil {
 		var err error
-		if kept, err = s.findStaging(&sb); err != nil {
+		if kept, err = s.findStaging(&sb, &h); err != nil {
 			return nil, err
 		}
 	}
-	rp := &replay{s: s, kept: kept, next: layout.NoSlot, last: sb.FirstPrev, rec: recovered{end: h.Start, slot: h.StartSlot, chain: h.Chain}}
-	if err := rp.run(); err != nil {
+	replayFrom := func(dry bool) (*replay, error) {
+		rp := &replay{s: s, kept: kept, dry: dry, next: layout.NoSlot, last: sb.FirstPrev, rec: recovered{end: h.Start, slot: h.StartSlot, chain: h.Chain}}
+		return rp, rp.run()
+	}
+	if s.isDax() && (kept == nil || !kept.Durable()) {
+		// Redo goes in place for good, so its records must be durable before: those
+		// that only the ring holds, and those that stand in the device's cache.
+		if kept != nil {
+			if _, err := replayFrom(true); err != nil {
+				return nil, err
+			}
+		}
+		if err := s.dev.Flush(); err != nil {
+			return nil, fmt.Errorf("flush of %s: %w", s.dev.Name(), err)
+		}
+	}
+	rp, err := replayFrom(false)
+	if err != nil {
 		return nil, err
 	}
 	if err := rp.beyond(); err != nil {
@@ -77,6 +93,11 @@ func (s *Store) recover(h pmem.Header, kept *pmem.Staging) (*recovered, error) {
 			return nil, err
 		}
 	}
+	if s.rings != nil && !s.isDax() {
+		if err := s.rings.RemoveRing(); err != nil {
+			return nil, err
+		}
+	}
 	return &rp.rec, s.start(&rp.rec)
 }
 
@@ -94,12 +115,14 @@ func (s *Store) mend() error {
 	return nil
 }
 
-// findStaging opens the ring that the last process left, if it is this store's,
-// of its last incarnation and of this boot; nil if there is none. One that has
-// rotted is refused: what was answered may be nowhere else.
-func (s *Store) findStaging(sb *layout.Superblock) (*pmem.Staging, error) {
-	if s.o.StagingPath == "" {
-		return nil, nil
+// findStaging opens the ring that the last process left, if it is this store's
+// and of its last incarnation, and lies on persistent memory or is of this boot;
+// nil if there is none. One that has rotted is refused: what was answered may be
+// nowhere else.
+func (s *Store) findStaging(sb *layout.Superblock, rh *pmem.Header) (*pmem.Staging, error) {
+	ring, err := s.findRing(sb, rh)
+	if ring != nil || err != nil || s.o.StagingPath == "" {
+		return ring, err
 	}
 	st, err := pmem.OpenStaging(s.o.StagingPath)
 	if errors.Is(err, sealfs.ErrNotExist) || err != nil && unfinished(s.o.StagingPath) {
@@ -133,6 +156,7 @@ func unfinished(path string) bool {
 type replay struct {
 	s     *Store
 	kept  *pmem.Staging
+	dry   bool // bring to the device what only staging holds, apply nothing
 	rec   recovered
 	next  uint32       // successor of the segment, as announced in it
 	last  sealfs.LSN   // where the incarnation before the present one ended
@@ -279,8 +303,10 @@ func (rp *replay) segment(slot, seq, from uint32, known *layout.SegmentHeader) e
 		return err
 	}
 	sources := []*source{dev}
-	ring := rp.chunk(seq)
-	if ring != nil {
+	var ring []byte
+	chunk := rp.chunk(seq)
+	if chunk >= 0 {
+		ring = rp.kept.Chunk(chunk)
 		sources = append(sources, &source{data: ring, known: len(ring), fetch: func(int) error { return nil }})
 	}
 	// The incarnation of the segment seeds its records' sums. The device's
@@ -328,9 +354,13 @@ func (rp *replay) segment(slot, seq, from uint32, known *layout.SegmentHeader) e
 			if staged < 0 {
 				staged = off
 			}
+			// The process may have died before the record was durable.
+			rp.kept.Settle(chunk, off, int(rec.Bytes()))
 		}
-		if err := s.region.ApplyRedo(redo); err != nil {
-			return fmt.Errorf("redo of the record at %v: %w", at, err)
+		if !rp.dry {
+			if err := s.region.ApplyRedo(redo); err != nil {
+				return fmt.Errorf("redo of the record at %v: %w", at, err)
+			}
 		}
 		if rec.Kind == layout.KindOpen || rec.Kind == layout.KindNext {
 			if next, ok := layout.ReadSlot(op); ok {
@@ -372,8 +402,15 @@ func (rp *replay) record(sources []*source, off int, seed uint32, at sealfs.LSN)
 	rec, crc, op, _, redo, err = layout.DecodeRecord(sources[torn].data[off:], seed, at, rp.rec.chain)
 	// A payload goes into the ring before its header, and what was durable on the
 	// device was whole: then it has rotted, which costs its file and nothing else.
-	// Else a power cut took a part of it, and the log ends here.
-	if torn == 0 && rp.witness() < at+sealfs.LSN(rec.Bytes()) {
+	// Else a power cut took a part of it, and the log ends here. On persistent memory
+	// nothing but the fence behind the record orders payload and header.
+	end, cut := at+sealfs.LSN(rec.Bytes()), false
+	if rp.lasting() {
+		cut = !rp.reached(end)
+	} else {
+		cut = torn == 0 && rp.witness() < end
+	}
+	if cut {
 		torn = -1
 	} else {
 		rp.s.log.Error("payload in the log is damaged", "dev", rp.s.dev.Name(), "lsn", at.String(), "ino", uint64(rec.Ino), "file_offset", rec.Offset)
@@ -533,9 +570,15 @@ func (s *Store) start(rec *recovered) error {
 		Store: s.store, Incarnation: s.incarnation, BootID: boot, SegmentBytes: uint32(s.seg),
 		Chunks: uint32(max(2, min(s.o.StagingBytes/s.seg, int64(len(s.segs))/4, pmem.StagingChunksMax))),
 	}
-	if s.o.StagingPath == "" {
+	switch {
+	case s.isDax():
+		err = s.createRing(h, rec)
+	case s.o.StagingPath == "":
 		s.staging = pmem.NewStaging(h)
-	} else if s.staging, err = s.createStaging(h); err != nil {
+	default:
+		s.staging, err = s.roomFor(h, func(h pmem.StagingHeader) (*pmem.Staging, error) { return pmem.CreateStaging(s.o.StagingPath, h) })
+	}
+	if err != nil {
 		return err
 	}
 	s.sync.durable.Store(uint64(rec.end))
@@ -555,11 +598,11 @@ func (s *Store) start(rec *recovered) error {
 	return nil
 }
 
-// createStaging makes the ring's file, a smaller one where shared memory is
-// short: containers often have but 64 MiB of it.
-func (s *Store) createStaging(h pmem.StagingHeader) (*pmem.Staging, error) {
+// roomFor makes the ring's file, a smaller one where shared memory is short:
+// containers often have but 64 MiB of it.
+func (s *Store) roomFor(h pmem.StagingHeader, create func(pmem.StagingHeader) (*pmem.Staging, error)) (*pmem.Staging, error) {
 	for {
-		st, err := pmem.CreateStaging(s.o.StagingPath, h)
+		st, err := create(h)
 		if !errors.Is(err, sealfs.ErrNoSpace) || h.Chunks == 2 {
 			return st, err
 		}

@@ -26,6 +26,13 @@ type collector struct {
 	window []byte    // the same
 	gain   int64     // bytes by which rounds emptied more than they filled
 
+	// What was free and live when a round last gained nothing (Store.mu).
+	rested struct {
+		yes  bool
+		free int
+		live int64
+	}
+
 	waiting atomic.Int32 // requests that wait for Store.mu
 
 	wait struct {
@@ -113,16 +120,33 @@ const collectEvery = 1 << 20
 // whether the region takes more memory than it may, and how fast changes may
 // come. Needs mu.
 func (s *Store) needsCollection() bool {
-	s.crowded.Store(s.region.Usage().PrivateBytes() > s.o.BudgetBytes)
+	s.crowded.Store(s.region.Counts().PrivateBytes() > s.o.BudgetBytes)
 	s.setBrake()
-	return len(s.free) < s.o.CleanLow || s.checkpointDue() || s.region.NeedsGrowth() || s.farWanted()
+	return len(s.free) < s.o.CleanLow && (s.cleaningPays() || s.dying > 0) || s.checkpointDue() || s.region.NeedsGrowth() || s.farWanted()
+}
+
+// cleaningPays reports whether there may be something to gain since a round last
+// gained nothing: a segment was used or died. Else the cleaner would move for ever,
+// where CleanLow is out of reach, what its own records take. Needs mu, shared.
+func (s *Store) cleaningPays() bool {
+	r := &s.gc.rested
+	return !r.yes || len(s.free) < r.free || s.live <= r.live-s.seg
+}
+
+// cleaningEnds notes what a round of cleaning came to that began with before free
+// segments.
+func (s *Store) cleaningEnds(before int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := &s.gc.rested
+	r.yes, r.free, r.live = len(s.free) <= before, len(s.free), s.live
 }
 
 // checkpointDue reports whether log or changed pages ask for a checkpoint: a
 // quarter of the budget, so that pages are clean, and can be dropped, before
 // the budget is used up. Needs mu, shared.
 func (s *Store) checkpointDue() bool {
-	return s.logged >= s.o.CheckpointBytes || int64(s.region.Usage().Dirty)*pmem.PageSize > s.o.BudgetBytes/4
+	return s.logged >= s.o.CheckpointBytes || int64(s.region.Counts().Dirty)*pmem.PageSize > s.o.BudgetBytes/4
 }
 
 // waitMemory waits for the collector to bring the region back to its budget,
@@ -163,7 +187,7 @@ func (s *Store) runCollector() {
 			s.log.Error("collector", "dev", s.dev.Name(), "err", err)
 		}
 		s.mu.RLock()
-		s.crowded.Store(s.region.Usage().PrivateBytes() > s.o.BudgetBytes)
+		s.crowded.Store(s.region.Counts().PrivateBytes() > s.o.BudgetBytes)
 		s.mu.RUnlock()
 		w := &s.gc.wait
 		w.Lock()
@@ -173,7 +197,10 @@ func (s *Store) runCollector() {
 		}
 		w.cond.Broadcast()
 		w.Unlock()
-		if !stuck && err == nil && s.freeSegments() < s.o.CleanLow {
+		s.mu.RLock()
+		again := len(s.free) < s.o.CleanLow && s.cleaningPays()
+		s.mu.RUnlock()
+		if !stuck && err == nil && again {
 			s.pokeCollector()
 		}
 	}
@@ -194,24 +221,28 @@ func (s *Store) collect(force bool) (stuck bool, err error) {
 			return false, err
 		}
 	}
-	s.mu.RLock()
-	before := len(s.free)
-	far, target := s.farWanted(), s.o.CleanLow
-	if far {
-		target += s.farTarget()
-	}
-	due := force || s.checkpointDue() || s.crowded.Load()
-	s.mu.RUnlock()
-	if !due && !far && before >= target {
-		return false, nil
+	var before, target int
+	var far, due, pays bool
+	err = s.View(func(pmem.Reader) error {
+		before, target = len(s.free), s.o.CleanLow
+		if far = s.farWanted(); far {
+			target += s.farTarget()
+		}
+		due = force || s.checkpointDue() || s.crowded.Load()
+		pays = force || s.cleaningPays()
+		return nil
+	})
+	if err != nil || !due && !far && before >= target {
+		return false, err
 	}
 	if due || before < target && s.giveBackDue() {
 		if err := s.checkpoint(); err != nil {
 			return false, err
 		}
 	}
+	stuck = !pays && s.freeSegments() < s.o.CleanLow
 	for range cleanRounds {
-		if s.freeSegments() >= target {
+		if !pays || s.freeSegments() >= target {
 			break
 		}
 		s.gc.pace.begin()
@@ -235,6 +266,9 @@ func (s *Store) collect(force bool) (stuck bool, err error) {
 		}
 		s.gc.pace.end(s.gc.gain)
 		s.gc.gain = 0
+	}
+	if pays && before < target {
+		s.cleaningEnds(before)
 	}
 	s.mu.RLock()
 	far = s.farWanted() // it may have been given up meanwhile

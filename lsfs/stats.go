@@ -62,6 +62,9 @@ type Stats struct {
 	Incarnation  uint32     `json:"incarnation"`
 	Device       disk.Stats `json:"device"`
 	Region       pmem.Usage `json:"region"`
+	RegionMode   string     `json:"region_mode"` // how it is mapped: pmem.ModeFile or pmem.ModeDax
+	// What was done on persistent memory, for region and ring.
+	Persisted pmem.Persisted `json:"persisted"`
 }
 
 // Stats returns the store's counters.
@@ -76,14 +79,24 @@ func (s *Store) Stats() Stats {
 		FarCheckpoints: c.farCheckpoints.Load(), FarPages: c.farPages.Load(), FarBytes: c.farBytes.Load(), FarGivenUp: c.farGivenUp.Load(),
 		Device: s.dev.Stats(), Durable: s.Durable(), Incarnation: s.incarnation,
 	}
-	s.mu.RLock()
-	defer s.mu.RUnlock()
+	s.View(func(pmem.Reader) error { // without an error's figures: the store says why
+		s.addState(&st)
+		return nil
+	})
+	return st
+}
+
+// addState adds what the lock guards. Needs mu, shared.
+func (s *Store) addState(st *Stats) {
 	st.Segments, st.SegmentBytes, st.Free, st.Live, st.Usable, st.Tail = len(s.segs), s.seg, len(s.free), s.live, s.usable(), s.tail()
 	st.FarSegments, st.FarHeld, st.FarReason, st.FarFailed = len(s.far.segs), len(s.far.held), s.far.reason, s.far.failed
 	if st.FarReason == "" {
 		st.FarStart = s.far.start
 	}
 	st.Usable = max(st.Live, st.Usable-int64(st.FarSegments)*s.seg)
-	st.Region = s.region.Usage()
-	return st
+	st.Region, st.RegionMode = s.region.Usage(), pmem.ModeFile
+	if s.isDax() {
+		st.RegionMode = pmem.ModeDax
+		st.Persisted = s.region.Persisted().Plus(s.staging.Persisted())
+	}
 }

@@ -40,6 +40,7 @@ type Store struct {
 	dev        *disk.Watched
 	region     *pmem.Region
 	regionName string
+	rings      pmem.Rings // the region's medium, if it knows of rings
 	owner      Owner
 	o          Options
 	log        *slog.Logger
@@ -54,6 +55,7 @@ type Store struct {
 	incarnation uint32
 	seed        uint32 // of the chain's checksums under this incarnation
 	failed      atomic.Pointer[failure]
+	torn        atomic.Bool // region or ring were being changed when their memory failed
 	crowded     atomic.Bool // the region takes more memory than its budget
 
 	mu        sync.RWMutex // guards everything to the next blank line; see doc.go
@@ -71,9 +73,11 @@ type Store struct {
 	dying     int               // sealed segments that lost their last live bytes since the last checkpoint began
 	tx        Tx
 	redo      []byte
-	logged    int64 // bytes of log since the last checkpoint began
-	waiting   int64 // bytes of log since the last drain began
-	unchecked int64 // bytes of log since it was last asked whether the collector is needed
+	changing  bool   // since the lock was taken by locked, region or ring are being changed
+	record    []byte // is put together here, on persistent memory
+	logged    int64  // bytes of log since the last checkpoint began
+	waiting   int64  // bytes of log since the last drain began
+	unchecked int64  // bytes of log since it was last asked whether the collector is needed
 
 	pins  []atomic.Int32 // readers of a slot
 	cache *cache

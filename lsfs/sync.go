@@ -29,12 +29,31 @@ func (s *Store) Sync() error {
 	return s.SyncTo(t)
 }
 
-// Durable returns the position below which the log survives a power cut.
+// Durable returns the position below which the log survives a power cut on the
+// device alone.
 func (s *Store) Durable() sealfs.LSN { return sealfs.LSN(s.sync.durable.Load()) }
 
 // SyncTo returns when the log below end survives a power cut. It waits for the
-// device: for one round of writes and a flush if nobody else is at it.
+// device: for one round of writes and a flush if nobody else is at it. On
+// persistent memory it does not wait: every record survives from the moment on
+// at which its position is known.
 func (s *Store) SyncTo(end sealfs.LSN) error {
+	if s.isDax() && s.Failure() == nil {
+		return nil
+	}
+	return s.flushTo(end)
+}
+
+// flushLog returns when the device has what was answered before the call.
+func (s *Store) flushLog() error {
+	s.mu.RLock()
+	t := s.tail()
+	s.mu.RUnlock()
+	return s.flushTo(t)
+}
+
+// flushTo returns when the device has the log below end, durably.
+func (s *Store) flushTo(end sealfs.LSN) error {
 	if s.Durable() >= end {
 		return nil
 	}
@@ -62,7 +81,7 @@ func (s *Store) lead(flush bool) {
 	y := &s.sync
 	y.busy = true
 	y.mu.Unlock()
-	err := s.drain(flush)
+	err := s.guarded(func() error { return s.drain(flush) })
 	y.mu.Lock()
 	y.busy = false
 	if err != nil {
@@ -80,22 +99,27 @@ func (s *Store) drain(flush bool) error {
 	}
 	var some [4]run
 	runs := some[:0]
-	s.mu.Lock()
-	if flush {
-		s.pad()
-	}
-	s.waiting = 0
-	end := s.tail()
-	for _, h := range s.hot {
-		to := h.filled &^ (layout.BlockSize - 1)
-		if h.sealed {
-			to = (h.filled + layout.BlockSize - 1) &^ (layout.BlockSize - 1)
+	var end sealfs.LSN
+	err := s.locked(func() error {
+		if flush {
+			s.pad()
 		}
-		if to > h.given || h.sealed && !h.durable.Load() {
-			runs = append(runs, run{h, h.given, to})
+		s.waiting = 0
+		end = s.tail()
+		for _, h := range s.hot {
+			to := h.filled &^ (layout.BlockSize - 1)
+			if h.sealed {
+				to = (h.filled + layout.BlockSize - 1) &^ (layout.BlockSize - 1)
+			}
+			if to > h.given || h.sealed && !h.durable.Load() {
+				runs = append(runs, run{h, h.given, to})
+			}
 		}
+		return nil
+	})
+	if err != nil {
+		return err
 	}
-	s.mu.Unlock()
 
 	for _, r := range runs {
 		if r.from == r.to {
@@ -130,7 +154,7 @@ func (s *Store) drain(flush bool) error {
 // finds a chunk.
 func (s *Store) waitRing() error {
 	s.stats.ringWaits.Add(1)
-	return s.Sync()
+	return s.flushLog()
 }
 
 func (s *Store) slotOffset(slot uint32) int64 {
@@ -207,7 +231,7 @@ func (s *Store) drainStep(late bool) bool {
 	tail := s.tail()
 	s.mu.RUnlock()
 	if late || full {
-		return s.SyncTo(tail) != nil || late
+		return s.flushTo(tail) != nil || late
 	}
 	if s.Durable() >= tail {
 		return true

@@ -84,15 +84,7 @@ func (s *Store) Update(in *Intent, ch Change) (sealfs.LSN, error) {
 		s.slowDown(len(in.Payload) + len(in.Op))
 	}
 	for {
-		if in.Class == cleaning {
-			s.mu.Lock()
-		} else {
-			s.gc.waiting.Add(1)
-			s.mu.Lock()
-			s.gc.waiting.Add(-1)
-		}
-		end, err := s.append(in, ch)
-		s.mu.Unlock()
+		end, err := s.appendLocked(in, ch)
 		switch {
 		case err == nil:
 			return end, nil
@@ -125,6 +117,21 @@ func undo(ch Change) {
 	if u, ok := ch.(Undoer); ok {
 		u.Undo()
 	}
+}
+
+// appendLocked is append with the lock, for which the cleaner lets others go first.
+func (s *Store) appendLocked(in *Intent, ch Change) (end sealfs.LSN, err error) {
+	if in.Class != cleaning {
+		s.gc.waiting.Add(1)
+	}
+	err = s.locked(func() (err error) {
+		if in.Class != cleaning {
+			s.gc.waiting.Add(-1)
+		}
+		end, err = s.append(in, ch)
+		return err
+	})
+	return end, err
 }
 
 // append executes, publishes and applies one update. Needs mu.
@@ -191,14 +198,20 @@ func (s *Store) append(in *Intent, ch Change) (sealfs.LSN, error) {
 	}
 }
 
-// publish puts a record into the ring: from here on it survives SIGKILL. Needs
-// mu, and that the record fits.
+// publish puts a record into the ring: from here on it survives SIGKILL, on
+// persistent memory a power cut. Needs mu, and that the record fits.
 func (s *Store) publish(rec *layout.Record, op, payload, redo []byte) {
 	open := s.open()
 	n := rec.Bytes()
-	b := s.staging.Chunk(open.chunk)[open.filled:][:n]
+	s.changing = true
+	b := s.stage(open.chunk, open.filled, uint32(n))
+	if rec.Kind == layout.KindPad {
+		clear(b)
+	}
 	copy(b[layout.RecordHeaderBytes+len(op):], payload)
 	s.chain = rec.Put(b, s.seed, op, redo)
+	s.staged(open.chunk, open.filled, b)
+	s.staging.Fence()
 	open.filled += uint32(n)
 	s.staging.SetTail(uint64(s.tail()))
 	s.logged += n
@@ -220,7 +233,6 @@ func (s *Store) pad() {
 	open := s.open()
 	if gap := -open.filled & (layout.BlockSize - 1); gap != 0 {
 		rec := layout.Record{LSN: s.tail(), Prev: s.chain, Kind: layout.KindPad, PayloadLen: gap - layout.RecordHeaderBytes, Offset: uint64(s.Durable())}
-		clear(s.staging.Chunk(open.chunk)[open.filled:][:gap])
 		s.publish(&rec, nil, nil, nil)
 		s.stats.padBytes.Add(uint64(gap))
 	}
@@ -293,7 +305,9 @@ func (s *Store) seal(h *hotSegment) {
 // ring, tx into the region. Needs mu.
 func (s *Store) enter(next *hotSegment, h *layout.SegmentHeader, tx *Tx, after uint32) {
 	s.staging.SetChunkSeq(next.chunk, 0)
-	h.Put(s.staging.Chunk(next.chunk), s.store)
+	b := s.stage(next.chunk, 0, layout.BlockSize)
+	h.Put(b, s.store)
+	s.staged(next.chunk, 0, b)
 	next.filled = layout.BlockSize
 	s.hot = append(s.hot, next)
 	s.nextSlot, s.nextSeq = after, next.seq+1

@@ -197,9 +197,12 @@ func readdir(r pmem.Reader, c Config, req *op.Request, rep *op.Reply) error {
 		if req.Flags&op.Plus == 0 {
 			continue
 		}
-		// The inode of a subdirectory may lie in another store.
+		// The inode of a subdirectory may lie in another store, and a transaction may
+		// be about to change one that lies here: who wants to know more asks for it, and waits.
 		if err := GetInode(r, c, e.Ino, &in); err == nil {
-			in.Attr(&rep.Entries[len(rep.Entries)-1].Attr)
+			if c.touchAttr(req, &in) == nil {
+				in.Attr(&rep.Entries[len(rep.Entries)-1].Attr)
+			}
 		} else if err != sealfs.ErrNotExist {
 			return err
 		}

@@ -66,6 +66,13 @@ func (c *Config) touchAttr(req *op.Request, in *Inode) error {
 	return c.touch(req, TouchEmpty, in.Ino, "")
 }
 
+// Settled reports whether no other transaction than req's is about to change the
+// attributes a of an inode on this store. It never waits.
+func Settled(c *Config, req *op.Request, a *op.Attr) bool {
+	in := Inode{Ino: a.Ino, Mode: a.Mode}
+	return c.touchAttr(req, &in) == nil
+}
+
 // absent turns the news that ino does not exist into Guard's error, if a
 // transaction is about to make it.
 func (c *Config) absent(req *op.Request, ino sealfs.Ino, err error) error {
@@ -502,7 +509,11 @@ func (ch *change) commitName(p *op.Request) error {
 	if err != nil {
 		return err
 	}
-	dir.touch(max(ch.req.Mtime, dir.Ctime))
+	now, mtime := ch.req.Mtime, dir.Mtime
+	dir.touch(max(now, dir.Ctime))
+	if now < dir.Ctime {
+		dir.Mtime = max(now, mtime) // what has happened since need not have changed entries
+	}
 	return ch.put(&dir)
 }
 

@@ -50,10 +50,11 @@ func (c *Config) formatted() bool { return len(c.Stores) > 0 && !c.Formatting }
 
 // Settings are the options of a run, whatever they were set by.
 type Settings struct {
-	Durable      bool // every answer survives a power cut
-	Staging      Size // ring of each store
-	Memory       Size // of each store's region
-	Cache        Size // device blocks of each store
+	Durable      bool   // every answer survives a power cut
+	Staging      Size   // ring of each store
+	Memory       Size   // of each store's region
+	Cache        Size   // device blocks of each store
+	RegionMode   string // how regions are mapped
 	ScrubEvery   time.Duration
 	ScrubRate    Size       // bytes a second of each store, 0: no limit
 	LogLevel     slog.Level //
@@ -104,6 +105,13 @@ var settings = []setting{
 	sizeSetting("staging", "ring in shared memory for what is not yet on the device, per store", "128M", 1<<20, func(s *Settings) *Size { return &s.Staging }),
 	sizeSetting("memory", "memory for metadata, per store", "256M", 1<<20, func(s *Settings) *Size { return &s.Memory }),
 	sizeSetting("cache", "cache of device blocks, per store", "32M", 1<<20, func(s *Settings) *Size { return &s.Cache }),
+	{"region_mode", "metadata regions: dax (on persistent memory), file, or auto (dax where that is possible)", "auto", func(s *Settings, v string) error {
+		s.RegionMode = v
+		if v != "auto" && v != "file" && v != "dax" {
+			return fault(sealfs.ErrInvalid, "%q is none of auto, file and dax", v)
+		}
+		return nil
+	}},
 	{"scrub_interval", "verify all that the disks hold so often, such as 12h or 7d; 0: only when asked", "7d", func(s *Settings, v string) (err error) {
 		s.ScrubEvery, err = parseInterval(v)
 		return err

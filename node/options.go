@@ -65,7 +65,7 @@ func RoleOptions(role string) []RoleOption {
 			{"host", "`name` of the machine, a failure domain (default: its host name)", "", OptionText},
 			{"rack", "`name` of the rack, a failure domain", "", OptionText},
 			{"disk", "`DEVICE`[,region=FILE][,size=SIZE][,weight=N][,format]: a disk to serve, remembered from then on; may be repeated", "", OptionList},
-		}, of("durability", "staging", "memory", "cache", "scrub_interval", "scrub_rate"), logs)
+		}, of("durability", "staging", "memory", "cache", "region_mode", "scrub_interval", "scrub_rate"), logs)
 	case RoleDaemon:
 		return logs
 	}

@@ -335,7 +335,7 @@ func (l *life) storeOptions(st Store, s Settings) (so server.StoreOptions, relea
 		return so, nil, err
 	}
 	release = func() error { return errors.Join(os.Remove(ring+".lock"), k.release()) }
-	return server.StoreOptions{Device: st.Device, Region: st.Region, Staging: ring, Log: lsfs.Options{
+	return server.StoreOptions{Device: st.Device, Region: st.Region, RegionMode: s.RegionMode, Staging: ring, Log: lsfs.Options{
 		StagingBytes: int64(s.Staging), BudgetBytes: int64(s.Memory), CacheBytes: int64(s.Cache), Logger: l.log.With("part", "store"),
 		ScrubInterval: s.ScrubEvery, ScrubRate: int64(s.ScrubRate),
 	}}, release, nil

@@ -275,7 +275,11 @@ func (s *Status) WriteTo(w io.Writer) (int64, error) {
 		if st.Reason != "" {
 			fmt.Fprintf(t, ": %s", st.Reason)
 		}
-		fmt.Fprintf(t, "\n  device\t%s\n  region\t%s\n", st.Device, st.Region)
+		fmt.Fprintf(t, "\n  device\t%s\n  region\t%s", st.Device, st.Region)
+		if st.Stats.RegionMode != "" {
+			fmt.Fprintf(t, ", mode %s", st.Stats.RegionMode)
+		}
+		fmt.Fprintln(t)
 		fmt.Fprintf(t, "  size\t%s, sparse: %s allocated", st.Size, Size(st.Allocated).About())
 		if st.Stats.Segments > 0 {
 			fmt.Fprintf(t, ", %s live, %d of %d segments free", Size(st.Stats.Live).About(), st.Stats.Free, st.Stats.Segments)

@@ -285,7 +285,7 @@ type Dirent struct {
 	Ino    sealfs.Ino
 	Cookie uint64 // continue after this entry
 	Type   uint8  // upper four bits of the mode's type field: mode>>12
-	Attr   Attr   // with Plus only; Attr.Ino is 0 when the inode lies in another shard's store
+	Attr   Attr   // with Plus only; Attr.Ino is 0 when the inode lies in another shard's store, or a transaction has its names in hand
 }
 
 // Reply answers a Request. A reply with a non-zero Code carries nothing else.

@@ -56,12 +56,12 @@ func (r *Region) BeginCheckpoint() *Checkpoint {
 	c.next, c.end = 0, PageNo(r.pages.Load())
 	c.nos = c.nos[:0]
 	c.announced, c.sums.no = false, 0
-	// A header that failed may be there or not. Its counter is not used again, or
-	// it would void an intent that is not its own; its slot is.
-	for c.update = r.header.Update + 1; c.update <= r.sums.tried; {
-		c.update += 2
-	}
+	c.update = r.nextUpdate()
 	r.set, r.dirty = 1-r.set, 0
+	if r.pm != nil {
+		c.next = c.end // the pages are on the medium already
+		return c
+	}
 	if c.batch == nil {
 		c.batch = make([]byte, min(batchPages, int(c.end))*PageSize)
 	}
@@ -69,7 +69,7 @@ func (r *Region) BeginCheckpoint() *Checkpoint {
 }
 
 // Full reports whether the batch must be written before more is copied.
-func (c *Checkpoint) Full() bool { return len(c.nos) == len(c.batch)/PageSize }
+func (c *Checkpoint) Full() bool { return len(c.nos) > 0 && len(c.nos) == len(c.batch)/PageSize }
 
 // Copy copies some more pages into the batch, in ascending order, and reports
 // whether more are left. REQUIRES: latch, shared.
@@ -136,34 +136,72 @@ func (c *Checkpoint) announce() error {
 }
 
 // Finish makes the pages durable, and then, in the older slot, a header with
-// h's incarnation, start, start slot and chain; the rest of h is the region's
-// own. When it returns nil, a replay may begin at h.Start. It needs no latch.
+// h's incarnation, start, start slot, chain and FeatureDax; the rest of h is the
+// region's own. When it returns nil, a replay may begin at h.Start. It needs no latch.
 func (c *Checkpoint) Finish(h Header) error {
 	if !c.active || c.done.Load() || c.next < c.end || len(c.nos) > 0 {
 		return fmt.Errorf("checkpoint of region %s has not been written: %w", c.r.name, sealfs.ErrInvalid)
 	}
-	// Before the flush, so that the file's size is durable with what it covers.
-	pages := c.r.pages.Load()
-	if err := c.r.b.Flush(); err != nil {
+	if err := c.r.putHeader(h, c.update); err != nil {
 		return err
 	}
-	old := &c.r.header
-	h.Version, h.Incompat, h.Compat = layout.Version, old.Incompat, old.Compat
+	c.done.Store(true)
+	return nil
+}
+
+// PutHeader writes a header as Finish does, after what the medium has been given
+// until now. It is not called beside a Finish, and needs no latch.
+func (r *Region) PutHeader(h Header) error { return r.putHeader(h, r.nextUpdate()) }
+
+// nextUpdate returns the counter of the next header. One that failed may be there
+// or not: its counter is not used again, or it would void an intent that is not its
+// own; its slot is.
+func (r *Region) nextUpdate() uint64 {
+	update := r.header.Update + 1
+	for update <= r.sums.tried {
+		update += 2
+	}
+	return update
+}
+
+func (r *Region) putHeader(h Header, update uint64) error {
+	// Before the flush, so that the file's size is durable with what it covers.
+	pages := r.pages.Load()
+	if err := r.order(); err != nil {
+		return err
+	}
+	old := &r.header
+	h.Version, h.Compat = layout.Version, old.Compat
+	h.Incompat = old.Incompat&^layout.FeatureDax | h.Incompat&layout.FeatureDax
 	h.Store, h.TableBytes = old.Store, old.TableBytes
-	h.Update, h.Pages = c.update, pages
-	c.r.sums.tried = c.update
-	c.r.sums.fixed.Lock()
-	err := writeFull(c.r.b, h.Encode(), uint64(layout.Slot(h.Update)))
-	c.r.sums.fixed.Unlock()
+	h.Update, h.Pages = update, pages
+	r.sums.tried = update
+	n := PageNo(layout.Slot(update))
+	r.sums.fixed.Lock()
+	var err error
+	if r.pm != nil {
+		r.pm.store(r.windows[0].bytes[n*PageSize:][:PageSize], h.Encode())
+	} else {
+		err = writeFull(r.b, h.Encode(), uint64(n))
+	}
+	r.sums.fixed.Unlock()
 	if err != nil {
 		return err
 	}
-	if err := c.r.b.Flush(); err != nil {
+	if err := r.order(); err != nil {
 		return err
 	}
-	old.Update = h.Update
-	c.done.Store(true)
+	old.Update, old.Incompat = h.Update, h.Incompat
 	return nil
+}
+
+// order makes durable what the medium has been given until now.
+func (r *Region) order() error {
+	if r.pm != nil {
+		r.pm.fence()
+		return nil
+	}
+	return r.b.Flush()
 }
 
 // Abandon ends a checkpoint that failed: its pages are dirty again. Of one that

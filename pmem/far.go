@@ -13,7 +13,7 @@ const Version = layout.Version
 
 // FeaturesOfMedium are the incompatible features of a header that say something
 // of the medium, not of the pages: a copy of the pages serves without them.
-const FeaturesOfMedium uint64 = 0
+const FeaturesOfMedium uint64 = layout.FeatureNoSums | layout.FeatureDax
 
 // Header returns what the newest header says of the region itself: store, size
 // of the table, version, features. Its start is not kept up to date.
@@ -173,7 +173,7 @@ func (r *Region) Restore(n PageNo, b []byte) error {
 	if err != nil {
 		return err
 	}
-	r.install(n, p, 0, b)
+	r.replay(n, p, 0, b)
 	r.markDirty(n)
 	r.hint = 0
 	return nil

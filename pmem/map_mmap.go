@@ -22,6 +22,12 @@ func (b *file) Map(off, n int64) (Mapping, error) {
 	return &private{m: m, path: b.path}, nil
 }
 
+// mapSync maps n bytes at off of f so that stores need no system call to be
+// durable; mmap-go does not know that way. Only persistent memory can do it.
+func mapSync(f *os.File, off int64, n int) ([]byte, error) {
+	return unix.Mmap(int(f.Fd()), off, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED_VALIDATE|unix.MAP_SYNC)
+}
+
 // private is a private mapping of a file.
 type private struct {
 	m    mmap.MMap

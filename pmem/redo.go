@@ -137,7 +137,7 @@ func (r *Region) ApplyRedo(redo []byte) error {
 				return
 			}
 		}
-		r.install(n, r.raw(n), off, b)
+		r.replay(n, r.raw(n), off, b)
 		r.markDirty(n)
 	})
 	r.hint = 0

@@ -32,12 +32,19 @@ type Reader interface {
 // Header is what a header slot says about the region; see package layout.
 type Header = layout.Header
 
+// FeatureDax is the header's bit of a region that needs its ring; see package
+// layout.
+const FeatureDax = layout.FeatureDax
+
+// FeatureNoSums is the header's bit of a region without page sums.
+const FeatureNoSums = layout.FeatureNoSums
+
 // Geometry is what Format fixes for ever.
 type Geometry struct {
 	Store      sealfs.UUID
 	TableBytes int64 // size of the segment table
 	MaxBytes   int64 // largest size at first; 0 for no limit
-	NoSums     bool  // pages have no sums
+	NoSums     bool  // pages have no sums; always so if b is Persistent
 }
 
 // Options of an open region. Zeros stand for the defaults.
@@ -63,6 +70,7 @@ const (
 type Region struct {
 	b          Backing
 	name       string
+	pm         *medium // nil if the region is file-backed
 	tablePages uint64
 	maxPages   uint64
 	growBytes  int64
@@ -117,7 +125,7 @@ func Format(b Backing, g Geometry) error {
 			b.Name(), g.TableBytes, layout.TableBytesMax, sealfs.ErrInvalid)
 	}
 	h := Header{Version: layout.Version, Store: g.Store, TableBytes: g.TableBytes}
-	if g.NoSums {
+	if _, ok := b.(Persistent); ok || g.NoSums {
 		h.Incompat |= layout.FeatureNoSums
 	}
 	table := h.TablePages()
@@ -232,7 +240,8 @@ func writeFull(b Backing, p []byte, n uint64) error {
 
 // Open maps the region on b and returns it with its newest valid header. It
 // refuses, with a *sealfs.Corruption, a medium without one, or one shorter than
-// the header says, and with ErrVersion a format it does not know. The pages may
+// the header says, with ErrVersion a format it does not know, and with
+// ErrNotSupported page sums on persistent memory. The pages may
 // be older or newer than the header's start: they are to be used only after the
 // log from there has been applied and Recovered has been called. b stays the
 // caller's if Open fails, and belongs to the region otherwise. It blocks on the
@@ -258,6 +267,12 @@ func Open(b Backing, o Options) (*Region, Header, error) {
 	}
 	if r.growBytes <= 0 {
 		r.growBytes, r.growLess = defaultGrowBytes, true
+	}
+	if p, ok := b.(Persistent); ok {
+		if err := fitsDax(b.Name(), &h); err != nil {
+			return nil, Header{}, err
+		}
+		r.pm = newMedium(p.Persistence())
 	}
 	r.growBytes = (r.growBytes + PageSize - 1) / PageSize * PageSize
 	most := o.MaxBytes
@@ -409,6 +424,17 @@ func (r *Region) Page(n PageNo) ([]byte, error) {
 	return w.bytes[off : off+PageSize : off+PageSize], nil
 }
 
+// Find returns which byte of the region stands at an address of the process's
+// memory, -1 if none does. No latch is needed.
+func (r *Region) Find(addr uintptr) int64 {
+	for i, w := range r.mapped() {
+		if off := offsetIn(w.bytes, addr); off >= 0 {
+			return int64(i)<<r.shift*PageSize + off
+		}
+	}
+	return -1
+}
+
 // raw returns the bytes of a page of the region, whatever they are worth.
 func (r *Region) raw(n PageNo) []byte {
 	w, off := r.windows[n>>r.shift], int(n&(1<<r.shift-1))*PageSize
@@ -445,14 +471,18 @@ func (r *Region) State() []byte {
 	return p[layout.StateOff:]
 }
 
-// markDirty notes that the page differs from the medium's.
+// markDirty notes that the page has changed: it differs from its far copy, and
+// from the medium's, but on persistent memory, where the page is the medium's.
 func (r *Region) markDirty(n PageNo) {
+	r.MarkFar(n)
+	if r.pm != nil {
+		return
+	}
 	w, i := r.windows[n>>r.shift], int(n&(1<<r.shift-1))
 	if !w.dirty[r.set].Get(i) {
 		w.dirty[r.set].Set(i)
 		r.dirty++
 	}
-	r.MarkFar(n)
 	if !w.private.Get(i) {
 		w.private.Set(i)
 		r.private++
@@ -544,18 +574,24 @@ func (u Usage) PrivateBytes() int64 { return int64(u.Private) * PageSize }
 
 // Usage returns the account of the committed state. REQUIRES: latch.
 func (r *Region) Usage() Usage {
-	pages := r.pages.Load()
-	u := Usage{
-		Pages: pages, Reserved: reservedPages(pages, r.tablePages), MaxPages: r.maxPages,
-		Used: uint64(max(r.usedTotal.Load(), 0)), Free: uint64(max(r.freePages(), 0)),
-		Dirty: uint64(r.dirty), FarDirty: uint64(r.farDirt), Private: uint64(r.private),
-	}
+	u := r.Counts()
 	if p, err := r.Page(layout.RootPage); err == nil {
 		if root, err := layout.DecodeRoot(r.name, p); err == nil {
 			u.Keys = root.Keys
 		}
 	}
 	return u
+}
+
+// Counts is Usage without the number of keys: no page is looked at for it.
+// REQUIRES: latch.
+func (r *Region) Counts() Usage {
+	pages := r.pages.Load()
+	return Usage{
+		Pages: pages, Reserved: reservedPages(pages, r.tablePages), MaxPages: r.maxPages,
+		Used: uint64(max(r.usedTotal.Load(), 0)), Free: uint64(max(r.freePages(), 0)),
+		Dirty: uint64(r.dirty), FarDirty: uint64(r.farDirt), Private: uint64(r.private),
+	}
 }
 
 // Trim drops clean private pages while they take more memory than the budget,

@@ -21,7 +21,7 @@ import (
 type StagingHeader struct {
 	Store        sealfs.UUID
 	Incarnation  uint32
-	BootID       [16]byte // of the boot in which it was created
+	BootID       [16]byte // of the boot in which it was created; zero on persistent memory
 	SegmentBytes uint32   // size of a chunk: a multiple of the page size
 	Chunks       uint32   // at most layout.StagingChunksMax
 }
@@ -33,17 +33,23 @@ func (h *StagingHeader) check() error {
 	return nil
 }
 
+// Lasting reports whether the ring was written as persistent memory, wherever it is
+// now: it is of use after every boot, and of the last record any part may be missing.
+func (h *StagingHeader) Lasting() bool { return h.BootID == [16]byte{} }
+
 func (h *StagingHeader) bytes() int { return PageSize + int(h.SegmentBytes)*int(h.Chunks) }
 
 // Staging is the memory of the log's ring: a header page with the number of the
 // segment that each chunk holds, and the chunks. In a file on tmpfs it survives
-// the death of all processes, and nothing more. It does not synchronize access
-// to the chunks' bytes.
+// the death of all processes, and nothing more; on persistent memory also power
+// cuts. It does not synchronize access to the chunks' bytes.
 type Staging struct {
-	path          string // "" on the heap
+	path          string // "" if it is no file
 	header        StagingHeader
 	mem           []byte
-	sync, release func() error
+	pm            *medium      // nil but on persistent memory
+	sync, release func() error // nil on the heap
+	remove        func() error
 }
 
 // StagingChunksMax is the largest number of chunks of a ring.
@@ -52,6 +58,18 @@ const StagingChunksMax = layout.StagingChunksMax
 // CreateStaging makes a new ring in the file at path (mode 0600), in place of
 // one that is there. Its memory is reserved: ErrNoSpace if there is not enough.
 func CreateStaging(path string, h StagingHeader) (*Staging, error) {
+	return createStaging(path, h, func(f *os.File) error {
+		// Without the reservation a full tmpfs would kill the process at a store.
+		err := unix.Fallocate(int(f.Fd()), 0, 0, int64(h.bytes()))
+		if errors.Is(err, unix.EOPNOTSUPP) {
+			err = f.Truncate(int64(h.bytes()))
+		}
+		return err
+	}, mapStaging)
+}
+
+// createStaging is CreateStaging with its own way to reserve and map the file.
+func createStaging(path string, h StagingHeader, reserve func(*os.File) error, mapping mapStagingFunc) (*Staging, error) {
 	if err := h.check(); err != nil {
 		return nil, err
 	}
@@ -63,27 +81,36 @@ func CreateStaging(path string, h StagingHeader) (*Staging, error) {
 		return nil, stagingError("create", path, err)
 	}
 	defer f.Close()
-	// Without the reservation a full tmpfs would kill the process at a store.
-	err = unix.Fallocate(int(f.Fd()), 0, 0, int64(h.bytes()))
-	if errors.Is(err, unix.EOPNOTSUPP) {
-		err = f.Truncate(int64(h.bytes()))
-	}
-	if err != nil {
+	if err := reserve(f); err != nil {
 		os.Remove(path)
 		return nil, stagingError("reserve", path, err)
 	}
-	s, err := mapStaging(f, path, h)
+	s, err := mapping(f, path, h)
 	if err != nil {
 		os.Remove(path)
 		return nil, err
 	}
-	copy(s.mem, encodeStaging(h))
+	s.putHeader()
 	return s, nil
+}
+
+// mapStagingFunc maps all of a ring's file.
+type mapStagingFunc func(f *os.File, path string, h StagingHeader) (*Staging, error)
+
+// putHeader stores the header.
+func (s *Staging) putHeader() {
+	n := copy(s.mem, encodeStaging(s.header))
+	if s.pm != nil {
+		s.pm.flush(s.mem, 0, n)
+		s.pm.fence()
+	}
 }
 
 // OpenStaging opens a ring that CreateStaging made. Errors: ErrNotExist;
 // ErrCorrupt if its header does not verify; ErrVersion.
-func OpenStaging(path string) (*Staging, error) {
+func OpenStaging(path string) (*Staging, error) { return openStaging(path, mapStaging) }
+
+func openStaging(path string, mapping mapStagingFunc) (*Staging, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return nil, stagingError("open", path, err)
@@ -103,7 +130,7 @@ func OpenStaging(path string) (*Staging, error) {
 		return nil, &sealfs.Corruption{Where: path, Off: -1, What: "staging size",
 			Want: uint64(h.bytes()), Got: uint64(st.Size())}
 	}
-	return mapStaging(f, path, h)
+	return mapping(f, path, h)
 }
 
 func mapStaging(f *os.File, path string, h StagingHeader) (*Staging, error) {
@@ -111,7 +138,7 @@ func mapStaging(f *os.File, path string, h StagingHeader) (*Staging, error) {
 	if err != nil {
 		return nil, stagingError("map", path, err)
 	}
-	return &Staging{path: path, header: h, mem: mem, sync: sync, release: release}, nil
+	return &Staging{path: path, header: h, mem: mem, sync: sync, release: release, remove: func() error { return os.Remove(path) }}, nil
 }
 
 // NewStaging returns a ring on the heap. It panics if h's shape is invalid.
@@ -120,8 +147,20 @@ func NewStaging(h StagingHeader) *Staging {
 		panic(err)
 	}
 	s := &Staging{header: h, mem: make([]byte, h.bytes())}
-	copy(s.mem, encodeStaging(h))
+	s.putHeader()
 	return s
+}
+
+// Find returns which byte of the ring's file stands at an address of the
+// process's memory, -1 if none does.
+func (s *Staging) Find(addr uintptr) int64 { return offsetIn(s.mem, addr) }
+
+// offsetIn returns where in mem an address lies, -1 for outside.
+func offsetIn(mem []byte, addr uintptr) int64 {
+	if base := uintptr(unsafe.Pointer(unsafe.SliceData(mem))); addr >= base && addr-base < uintptr(len(mem)) {
+		return int64(addr - base)
+	}
+	return -1
 }
 
 // Header returns what the ring was created with.
@@ -146,8 +185,47 @@ func (s *Staging) seq(i int) *uint32 {
 func (s *Staging) ChunkSeq(i int) uint32 { return atomic.LoadUint32(s.seq(i)) }
 
 // SetChunkSeq notes which segment chunk i holds. Stores to the chunk that follow
-// are seen after it.
-func (s *Staging) SetChunkSeq(i int, seq uint32) { atomic.StoreUint32(s.seq(i), seq) }
+// are seen, and on persistent memory durable, after it.
+func (s *Staging) SetChunkSeq(i int, seq uint32) {
+	atomic.StoreUint32(s.seq(i), seq)
+	if s.pm != nil {
+		off := layout.StagingSeqOff + 4*i
+		s.pm.flush(s.mem, off, off+4)
+		s.pm.fence()
+	}
+}
+
+// Store copies b, whole lines, to byte off of chunk i, which begins a line: on
+// persistent memory it is durable after Fence.
+func (s *Staging) Store(i, off int, b []byte) {
+	at := PageSize + i*int(s.header.SegmentBytes) + off
+	if s.pm == nil {
+		copy(s.mem[at:], b)
+		return
+	}
+	s.pm.store(s.mem[at:at+len(b)], b)
+}
+
+// Fence returns when what Store stored is durable, on persistent memory.
+func (s *Staging) Fence() {
+	if s.pm != nil {
+		s.pm.fence()
+	}
+}
+
+// Settle makes n bytes at off of chunk i durable, and that the chunk holds its
+// segment: bytes that a process has left which may have died before its fence.
+// On memory that is not persistent it does nothing.
+func (s *Staging) Settle(i, off, n int) {
+	if s.pm == nil {
+		return
+	}
+	lo := PageSize + i*int(s.header.SegmentBytes)
+	s.pm.flush(s.mem, 0, layout.StagingSeqOff+4*(i+1))
+	s.pm.flush(s.mem, lo, lo+PageSize) // the header of the segment
+	s.pm.flush(s.mem, lo+off, lo+off+n)
+	s.pm.fence()
+}
 
 // word returns the place of an aligned 8-byte word of the header page.
 func (s *Staging) word(off int) *uint64 {
@@ -178,20 +256,18 @@ func (s *Staging) Clone() *Staging {
 
 // Close unmaps the ring, and with remove deletes its file.
 func (s *Staging) Close(remove bool) error {
-	if s.path == "" {
-		s.mem = nil
-		return nil
-	}
 	var err error
-	if !remove {
-		err = s.sync()
-	}
-	if e := s.release(); err == nil {
-		err = e
+	if s.release != nil {
+		if !remove {
+			err = s.sync()
+		}
+		if e := s.release(); err == nil {
+			err = e
+		}
 	}
 	s.mem = nil
-	if remove {
-		if e := os.Remove(s.path); err == nil {
+	if remove && s.remove != nil {
+		if e := s.remove(); err == nil {
 			err = e
 		}
 	}

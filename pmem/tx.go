@@ -294,8 +294,9 @@ func (t *Tx) AppendRedo(b []byte) []byte {
 	return b
 }
 
-// Commit copies the changed ranges into the region and marks their pages dirty.
-// The transaction is empty afterwards.
+// Commit copies the changed ranges into the region and marks their pages dirty;
+// in a region on persistent memory its redo must be durable by then. The
+// transaction is empty afterwards.
 func (t *Tx) Commit() {
 	for _, o := range t.overlays[:t.n] {
 		if o.nr == 0 {
@@ -306,7 +307,7 @@ func (t *Tx) Commit() {
 			continue // as in AppendRedo
 		}
 		for _, s := range o.ranges[:o.nr] {
-			t.r.install(o.no, p, s.lo, o.buf[s.lo:s.hi])
+			t.r.replace(o.no, p, s.lo, o.buf[s.lo:s.hi])
 		}
 		t.r.markDirty(o.no)
 	}

@@ -11,6 +11,7 @@ import (
 	"sealfs/lsfs"
 	"sealfs/meta"
 	"sealfs/op"
+	"sealfs/txn"
 )
 
 // change is one request on its way through the store. It is the lsfs.Change
@@ -27,8 +28,7 @@ type change struct {
 	paid     bool        // the charges are booked
 	held     sealfs.Ino  // registered as held by this change
 	locked   *op.Request // the part whose locks were taken
-	freed    []*op.Request
-	tell     func() // those who wait for what was freed
+	freed    txn.Dropped // the locks that were given up
 }
 
 // errRefused carries a refusal through the store, errHeld the news that what
@@ -85,9 +85,7 @@ func (st *store) execute(ctx context.Context, req *op.Request, rep *op.Reply, pa
 		end, err := st.Update(&c.in, c)
 		switch {
 		case err == nil:
-			if c.tell != nil {
-				c.tell()
-			}
+			c.freed.Tell()
 			st.after(req, rep)
 			return end, nil
 		case err == errHeld:
@@ -158,6 +156,9 @@ func (c *change) Apply(tx *lsfs.Tx) error {
 	if c.rep.Code != 0 {
 		return errRefused
 	}
+	if c.rep.Dir.Ino != 0 && !meta.Settled(&c.cfg, c.req, &c.rep.Dir) {
+		c.rep.Dir = op.Attr{} // who wants to know asks, and waits
+	}
 	if c.rep.Held != 0 && c.req.Flags&op.Held == 0 && c.st.holds.any(c.rep.Held) {
 		return errHeld
 	}
@@ -183,7 +184,7 @@ func (c *change) Apply(tx *lsfs.Tx) error {
 			c.locked = &part
 		}
 	case op.Commit, op.Abort:
-		c.freed, c.tell = c.st.parties.locks.Drop(c.req.Tx, c.req.Shard)
+		c.freed = c.st.parties.locks.Drop(c.req.Tx, c.req.Shard)
 	}
 	return nil
 }
@@ -203,13 +204,8 @@ func (c *change) Undo() {
 		c.st.parties.locks.Remove(c.locked)
 		c.locked = nil
 	}
-	for _, p := range c.freed {
-		c.st.parties.locks.Add(p)
-	}
-	if c.tell != nil {
-		c.tell() // to find it held by a new holder
-	}
-	c.freed, c.tell = nil, nil
+	c.st.parties.locks.Undo(c.freed)
+	c.freed = txn.Dropped{}
 }
 
 // Charge keeps account for the volume (meta.Space).

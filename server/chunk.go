@@ -11,6 +11,7 @@ import (
 	"sealfs"
 	"sealfs/meta"
 	"sealfs/op"
+	"sealfs/pmem"
 )
 
 // purgeWait bounds how long a request waits for chunks to be purged that an
@@ -96,9 +97,7 @@ func (st *store) settledChange(req *op.Request, rep *op.Reply) error {
 
 // inode reads an inode; what aliases its record must not be looked at.
 func (st *store) inode(ino sealfs.Ino, in *meta.Inode) error {
-	r := st.BeginRead()
-	defer st.EndRead()
-	return meta.GetInode(r, st.srv.cfg, ino, in)
+	return st.View(func(r pmem.Reader) error { return meta.GetInode(r, st.srv.cfg, ino, in) })
 }
 
 // getattr answers Getattr.
@@ -160,10 +159,12 @@ func (st *store) punchPart(ctx context.Context, req *op.Request, rep *op.Reply, 
 	return st.punch(w, req, rep, sealfs.FileSizeMax, execute)
 }
 
-func (st *store) part(d place) (meta.Part, error) {
-	r := st.BeginRead()
-	defer st.EndRead()
-	return meta.GetPart(r, d.shard, d.ino)
+func (st *store) part(d place) (p meta.Part, err error) {
+	err = st.View(func(r pmem.Reader) (err error) {
+		p, err = meta.GetPart(r, d.shard, d.ino)
+		return err
+	})
+	return p, err
 }
 
 // admit makes sure that a change of a part up to end belongs to the file as it is,
@@ -246,11 +247,12 @@ func (st *store) askHome(ctx context.Context, req *op.Request) (op.Attr, error) 
 
 // holdsFrom reports whether a part has data at or beyond off.
 func (st *store) holdsFrom(d place, off uint64) (data bool, err error) {
-	r := st.BeginRead()
-	defer st.EndRead()
-	_, _, err = st.extents(r, d, off, sealfs.FileSizeMax, func(*meta.Extent) bool {
-		data = true
-		return false
+	err = st.View(func(r pmem.Reader) error {
+		_, _, err := st.extents(r, d, off, sealfs.FileSizeMax, func(*meta.Extent) bool {
+			data = true
+			return false
+		})
+		return err
 	})
 	return data, err
 }
@@ -278,12 +280,13 @@ func (st *store) partEnd(d place, end uint64) (at uint64, err error) {
 	if end%sealfs.BlockSize == 0 {
 		return 0, nil
 	}
-	r := st.BeginRead()
-	defer st.EndRead()
 	from := end &^ (sealfs.BlockSize - 1)
-	_, _, err = st.extents(r, d, from, sealfs.BlockSize, func(e *meta.Extent) bool {
-		at = e.Off + uint64(e.Len)
-		return false
+	err = st.View(func(r pmem.Reader) error {
+		_, _, err := st.extents(r, d, from, sealfs.BlockSize, func(e *meta.Extent) bool {
+			at = e.Off + uint64(e.Len)
+			return false
+		})
+		return err
 	})
 	return at, err
 }

@@ -28,8 +28,10 @@ type world struct {
 	root sealfs.Ino
 	of   []int // server of each store
 	mu   sync.Mutex
-	rng  *rand.Rand // guarded by mu
-	loss int        // of 1000 messages between servers, so many are lost
+	rng  *rand.Rand             // guarded by mu
+	loss int                    // of 1000 messages between servers, so many are lost
+	mute func(*op.Request) bool // says which requests between servers are lost; guarded by mu
+	pace pace
 	gate sync.RWMutex
 	// damaged says that the test has made names that stand for nothing.
 	damaged bool
@@ -41,7 +43,7 @@ type world struct {
 // newWorld makes servers with one or more stores each.
 func newWorld(t testing.TB, seed uint64, stores ...int) *world {
 	t.Helper()
-	w := &world{t: t, rng: rand.New(rand.NewPCG(seed, 9))}
+	w := &world{t: t, rng: rand.New(rand.NewPCG(seed, 9)), pace: testPace}
 	m := &cluster.Map{Version: 1, Cluster: sealfs.NewUUID(), Name: "test", Shards: testShards, Replicas: 1, NextVolume: 2}
 	for srv, n := range stores {
 		for range n {
@@ -72,6 +74,7 @@ func newWorld(t testing.TB, seed uint64, stores ...int) *world {
 	w.m.Store(&next)
 	t.Cleanup(func() {
 		w.lose(0)
+		w.silence(nil)
 		w.settle()
 		if !w.damaged {
 			w.check()
@@ -85,12 +88,15 @@ func newWorld(t testing.TB, seed uint64, stores ...int) *world {
 	return w
 }
 
+// testPace gives no transaction up that can be brought to its end, however slow the machine is.
+var testPace = pace{doubt: 40 * time.Millisecond, finish: 20 * time.Millisecond, attributes: 10 * time.Second, hurry: 10 * time.Millisecond}
+
 // start starts server i; kept is what staging holds of its stores.
 func (w *world) start(i int, kept []*pmem.Staging) {
 	w.t.Helper()
 	s := &Server{
 		o: Options{Shards: testShards, Map: w.m.Load, Peers: (*wires)(w), KeepSessions: true, Grace: time.Millisecond}, cfg: meta.Config{Shards: testShards},
-		log: testLog(w.t), quit: make(chan struct{}), pace: pace{doubt: 40 * time.Millisecond, finish: 20 * time.Millisecond, attributes: 10 * time.Second},
+		log: testLog(w.t), quit: make(chan struct{}), pace: w.pace,
 	}
 	for k, at := range w.of {
 		if at != i {
@@ -162,6 +168,13 @@ func (w *world) lose(n int) {
 	w.loss = n
 }
 
+// silence has those requests between servers be lost that match says; nil: none.
+func (w *world) silence(match func(*op.Request) bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.mute = match
+}
+
 // Do sends a client's request to the server of its shard.
 func (w *world) Do(ctx context.Context, req *op.Request, rep *op.Reply) error {
 	w.gate.RLock()
@@ -190,8 +203,11 @@ type wires world
 func (b *wires) Do(ctx context.Context, req *op.Request, rep *op.Reply) error {
 	w := (*world)(b)
 	w.mu.Lock()
-	luck, loss := w.rng.IntN(1000), w.loss
+	luck, loss, mute := w.rng.IntN(1000), w.loss, w.mute
 	w.mu.Unlock()
+	if mute != nil && mute(req) {
+		return fmt.Errorf("lost on the way: %w", sealfs.ErrUnavailable)
+	}
 	if luck < loss/2 {
 		return fmt.Errorf("lost on the way: %w", sealfs.ErrUnavailable)
 	}

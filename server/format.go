@@ -23,6 +23,10 @@ type FormatOptions struct {
 	SegmentBytes uint32
 	Size         int64 // of a sparse image that is made when Device does not exist
 	Force        bool  // also over what stands there
+	// RegionMode is how the store is to be used. With pmem.ModeDax a region file
+	// is refused that cannot be mapped as persistent memory; with pmem.ModeFile it
+	// has page sums there, too, and will never be used as such.
+	RegionMode string
 }
 
 // Format makes an empty store. It refuses a device that holds something it
@@ -30,6 +34,11 @@ type FormatOptions struct {
 func Format(o FormatOptions) (*layout.Superblock, error) {
 	if o.Region == "" {
 		return nil, fmt.Errorf("no region file is named for %s: %w", o.Device, sealfs.ErrInvalid)
+	}
+	if o.RegionMode == pmem.ModeDax {
+		if err := pmem.CheckDax(o.Region); err != nil {
+			return nil, err
+		}
 	}
 	_, err := os.Stat(o.Device)
 	made := false
@@ -70,7 +79,16 @@ func format(o FormatOptions) (*layout.Superblock, error) {
 		return nil, err
 	}
 	defer region.Close()
-	sb, err := lsfs.Format(dev, region, lsfs.Geometry{Store: o.Store, Cluster: o.Cluster, Label: o.Label, SegmentBytes: o.SegmentBytes})
+	// A ring on persistent memory that an earlier region had is nobody's now.
+	if rings, ok := region.(pmem.Rings); ok {
+		if err := rings.RemoveRing(); err != nil {
+			return nil, err
+		}
+	}
+	sb, err := lsfs.Format(dev, region, lsfs.Geometry{
+		Store: o.Store, Cluster: o.Cluster, Label: o.Label, SegmentBytes: o.SegmentBytes,
+		NoSums: o.RegionMode != pmem.ModeFile && pmem.CheckDax(o.Region) == nil,
+	})
 	if err != nil {
 		return nil, errors.Join(err, os.Remove(o.Region))
 	}

@@ -8,6 +8,7 @@ import (
 	"sealfs"
 	"sealfs/meta"
 	"sealfs/op"
+	"sealfs/pmem"
 )
 
 // holds counts who holds which file open. It is memory only: a session that
@@ -114,8 +115,12 @@ func (st *store) holdNow(req *op.Request, rep *op.Reply) error {
 	if st.srv.ended(req.Session) {
 		return sealfs.ErrSession
 	}
-	r := st.BeginRead()
-	defer st.EndRead()
+	return st.View(func(r pmem.Reader) error { return st.holdAt(r, req, rep) })
+}
+
+// holdAt registers a hold in the state r, which is locked: no change can come
+// between the look at the inode and the hold.
+func (st *store) holdAt(r pmem.Reader, req *op.Request, rep *op.Reply) error {
 	q := op.Request{Type: op.Getattr, Ino: req.Ino, Shard: req.Shard, Volume: req.Volume}
 	if err := meta.Query(r, st.srv.cfg, &q, rep); err != nil || rep.Code != 0 {
 		return err

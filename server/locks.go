@@ -9,6 +9,7 @@ import (
 	"sealfs"
 	"sealfs/meta"
 	"sealfs/op"
+	"sealfs/pmem"
 )
 
 // waiters are requests that wait for a lock. The locks themselves stand in the
@@ -164,16 +165,16 @@ func (st *store) dropSessions(match func(sealfs.Session) bool) error {
 	const batch = 256 // shards looked at under one hold of the store's lock
 	for from := uint32(0); from < st.srv.cfg.Shards; from += batch {
 		found := map[shardSession]struct{}{}
-		r := st.BeginRead()
-		var err error
-		for s := from; s < min(from+batch, st.srv.cfg.Shards) && err == nil; s++ {
-			err = meta.Sessions(r, sealfs.Shard(s), func(at sealfs.Session) {
-				if match(at) {
-					found[shardSession{sealfs.Shard(s), at}] = struct{}{}
-				}
-			})
-		}
-		st.EndRead()
+		err := st.View(func(r pmem.Reader) (err error) {
+			for s := from; s < min(from+batch, st.srv.cfg.Shards) && err == nil; s++ {
+				err = meta.Sessions(r, sealfs.Shard(s), func(at sealfs.Session) {
+					if match(at) {
+						found[shardSession{sealfs.Shard(s), at}] = struct{}{}
+					}
+				})
+			}
+			return err
+		})
 		if err != nil {
 			return err
 		}

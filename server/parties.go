@@ -25,11 +25,12 @@ type pace struct {
 	// attributes is how long a question for attributes waits for a transaction that
 	// has them in hand.
 	attributes time.Duration
+	hurry      time.Duration // how long it waits before the coordinator is asked for its sake
 	finish     time.Duration // how long committed transactions are gathered before they are made durable and forgotten
 	stalled    time.Duration // for how long a device may be silent before the status says so
 }
 
-var usualPace = pace{doubt: time.Second, finish: time.Second, attributes: 2 * time.Second, stalled: 5 * time.Second}
+var usualPace = pace{doubt: time.Second, finish: time.Second, attributes: 2 * time.Second, hurry: time.Second / 2, stalled: 5 * time.Second}
 
 // parties are the transactions in which a store is a party: what they hold, and
 // a goroutine that asks for the fate of those that nobody comes back for.
@@ -38,6 +39,7 @@ type parties struct {
 	locks txn.Locks
 	mu    sync.Mutex
 	since map[op.Tx]time.Time // when it was prepared, or last asked for
+	asked map[op.Tx]struct{}  // by hurry, now
 	ctx   context.Context
 	end   context.CancelFunc
 	done  sync.WaitGroup
@@ -121,32 +123,58 @@ func (p *parties) doubtful() []doubt {
 
 // resolve asks the coordinator, and does what it says. It reports whether the coordinator answered.
 func (p *parties) resolve(d doubt) bool {
+	rep, err := p.ask(d)
+	switch {
+	case err != nil || rep.Code != 0:
+		p.st.srv.log.Warn("a transaction is in doubt: its coordinator does not answer", "shard", d.coord, "age", d.age(), "err", err, "code", rep.Code)
+	case rep.Off == op.FatePending && time.Since(time.Unix(0, d.tx.Age)) > longDoubt:
+		p.st.srv.log.Warn("a transaction is in doubt for long: its coordinator is still at it", "shard", d.coord, "age", d.age())
+	}
+	return err == nil
+}
+
+// hurry asks for the fate of tx now, in the background, for somebody who has waited
+// for it so long that its Commit may be lost. One question at a time is enough.
+func (p *parties) hurry(tx op.Tx) {
+	coord, in := p.locks.Where(tx)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, busy := p.asked[tx]; busy || len(in) == 0 {
+		return
+	}
+	if p.asked == nil {
+		p.asked = map[op.Tx]struct{}{}
+	}
+	p.asked[tx] = struct{}{}
+	// A request is under way, so nobody waits for p's end yet.
+	p.done.Go(func() {
+		p.ask(doubt{tx, coord, in}) // who does not answer is told of by resolve
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		delete(p.asked, tx)
+	})
+}
+
+// ask asks the coordinator of d, does what it says and returns its answer.
+func (p *parties) ask(d doubt) (fate op.Reply, err error) {
 	ctx, stop := context.WithTimeout(p.ctx, resolveTimeout)
 	defer stop()
 	req := op.Request{Type: op.Resolve, Shard: d.coord, Coord: d.coord, Tx: d.tx}
-	var rep op.Reply
-	if err := p.st.srv.peers().Do(ctx, &req, &rep); err != nil || rep.Code != 0 {
-		p.st.srv.log.Warn("a transaction is in doubt: its coordinator does not answer", "shard", d.coord, "age", d.age(), "err", err, "code", rep.Code)
-		return err == nil
+	if err := p.st.srv.peers().Do(ctx, &req, &fate); err != nil || fate.Code != 0 || fate.Off == op.FatePending {
+		return fate, err
 	}
 	t := op.Abort
-	switch rep.Off {
-	case op.FatePending:
-		if time.Since(time.Unix(0, d.tx.Age)) > longDoubt {
-			p.st.srv.log.Warn("a transaction is in doubt for long: its coordinator is still at it", "shard", d.coord, "age", d.age())
-		}
-		return true
-	case op.FateCommitted:
+	if fate.Off == op.FateCommitted {
 		t = op.Commit
 	}
 	for _, shard := range d.in {
-		req := op.Request{Type: t, Shard: shard, Coord: d.coord, Tx: d.tx, Mtime: rep.Attr.Mtime}
+		req := op.Request{Type: t, Shard: shard, Coord: d.coord, Tx: d.tx, Mtime: fate.Attr.Mtime}
 		var rep op.Reply
 		if err := p.st.change(&req, &rep, nil); err != nil || rep.Code != 0 {
 			p.st.srv.log.Error("a transaction is not brought to its end", "outcome", t.String(), "shard", shard, "code", rep.Code, "err", err)
 		}
 	}
-	return true
+	return fate, nil
 }
 
 // loadShards rebuilds from the region what is prepared, what is decided and not

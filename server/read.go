@@ -81,13 +81,17 @@ func (st *store) place(req *op.Request) (place, error) {
 	if req.Off < sealfs.HomeBytes {
 		return atHome(req.Ino), nil
 	}
-	r := st.BeginRead()
-	defer st.EndRead()
-	var in meta.Inode
-	if err := meta.Subject(r, st.srv.cfg, req, &in); err != nil {
+	var part bool
+	err := st.View(func(r pmem.Reader) error {
+		var in meta.Inode
+		err := meta.Subject(r, st.srv.cfg, req, &in)
+		part = in.IsPart()
+		return err
+	})
+	if err != nil {
 		return place{}, err
 	}
-	return place{req.Ino, req.Shard, in.IsPart()}, nil
+	return place{req.Ino, req.Shard, part}, nil
 }
 
 // extents calls fn for the extents that overlap the n bytes at off, and returns the
@@ -124,25 +128,27 @@ func (st *store) readAt(ino sealfs.Ino, off uint64, dst []byte) (int, uint64, er
 func (st *store) readData(d place, off uint64, dst []byte) (int, uint64, error) {
 	rd := readings.Get().(*reading)
 	defer rd.free()
-	r := st.BeginRead()
-	size, end, err := st.extents(r, d, off, uint64(len(dst)), func(e *meta.Extent) bool {
-		rd.add(e, off, dst)
-		return true
-	})
-	if err == nil && end <= off {
-		st.EndRead()
-		return 0, size, nil
-	}
-	dst = dst[:min(uint64(len(dst)), end-min(off, end))]
+	var size, end uint64
 	loaded := 0
-	if err == nil {
+	err := st.View(func(r pmem.Reader) (err error) {
+		size, end, err = st.extents(r, d, off, uint64(len(dst)), func(e *meta.Extent) bool {
+			rd.add(e, off, dst)
+			return true
+		})
+		if err != nil || end <= off {
+			return err
+		}
+		dst = dst[:min(uint64(len(dst)), end-off)]
 		rd.place(dst)
 		for loaded < len(rd.pieces) && err == nil {
-			err = st.Load(&rd.pieces[loaded].fetch)
 			loaded++
+			err = st.Load(&rd.pieces[loaded-1].fetch)
 		}
+		return err
+	})
+	if err == nil && end <= off {
+		return 0, size, nil
 	}
-	st.EndRead()
 	// Every piece that was loaded must be finished, also after an error.
 	for i := range rd.pieces[:loaded] {
 		err = errors.Join(err, st.Finish(&rd.pieces[i].fetch))
@@ -243,9 +249,7 @@ func (st *store) verify(ino sealfs.Ino, p *piece) error {
 // again reads a piece a second time. The file may have changed meanwhile, so
 // the segment may be gone: then the first verdict stands.
 func (st *store) again(p *piece) error {
-	st.BeginRead()
-	err := st.Load(&p.fetch)
-	st.EndRead()
+	err := st.View(func(pmem.Reader) error { return st.Load(&p.fetch) })
 	if err != nil {
 		return err
 	}

@@ -188,10 +188,8 @@ func (st *store) hasTail(ino sealfs.Ino) bool {
 }
 
 func (st *store) lostName(ino sealfs.Ino) bool {
-	r := st.BeginRead()
-	defer st.EndRead()
 	var in meta.Inode
-	return meta.GetInode(r, st.srv.cfg, ino, &in) == nil && in.Nlink == 0
+	return st.inode(ino, &in) == nil && in.Nlink == 0
 }
 
 // reclaimStep executes one Reclaim and reports whether nothing is left. A

@@ -24,7 +24,7 @@ import (
 type StoreOptions struct {
 	Device  string       // image file or block device
 	Region  string       // region file
-	Staging string       // ring file, on tmpfs
+	Staging string       // ring file, on tmpfs; with a region on persistent memory only what a last run left in it matters
 	Log     lsfs.Options // StagingPath is overwritten by Staging
 
 	// Dev and Reg are open handles to be used in place of the paths Device and
@@ -32,6 +32,9 @@ type StoreOptions struct {
 	// on, whatever the error.
 	Dev disk.Device
 	Reg pmem.Backing
+	// RegionMode is how the region is mapped: pmem.ModeAuto, the default,
+	// pmem.ModeFile or pmem.ModeDax.
+	RegionMode string
 }
 
 // Options of a server.
@@ -184,7 +187,7 @@ func (s *Server) openStore(so StoreOptions) (*store, error) {
 	if err != nil {
 		return nil, err
 	}
-	region, err := pmem.OpenFile(so.Region, false)
+	region, err := pmem.OpenFileMode(so.Region, so.RegionMode)
 	if err != nil {
 		return nil, errors.Join(err, dev.Close())
 	}
@@ -241,17 +244,17 @@ func (st *store) close() error {
 
 // load rebuilds usage from the region and queues what a crash left to be freed.
 func (st *store) load() error {
-	r := st.BeginRead()
-	defer st.EndRead()
-	if err := meta.VolumeUsage(r, st.srv.cfg.Shards, st.usage.add); err != nil {
-		return err
-	}
-	if err := st.loadShards(r); err != nil {
-		return err
-	}
-	return meta.Orphans(r, func(ino sealfs.Ino) bool {
-		st.reclaim.add(ino)
-		return true
+	return st.View(func(r pmem.Reader) error {
+		if err := meta.VolumeUsage(r, st.srv.cfg.Shards, st.usage.add); err != nil {
+			return err
+		}
+		if err := st.loadShards(r); err != nil {
+			return err
+		}
+		return meta.Orphans(r, func(ino sealfs.Ino) bool {
+			st.reclaim.add(ino)
+			return true
+		})
 	})
 }
 
@@ -402,33 +405,35 @@ func (st *store) query(ctx context.Context, req *op.Request, rep *op.Reply) erro
 		cfg.Guard = st.parties.locks.Now()
 	}
 	var patience context.Context // of this question for attributes
+	var late time.Time           // see awaitNames
 	for {
-		r := st.BeginRead()
-		err := meta.Query(r, cfg, req, rep)
-		st.EndRead()
+		err := st.View(func(r pmem.Reader) error { return meta.Query(r, cfg, req, rep) })
 		blocked, ok := err.(*txn.Blocked)
 		if !ok {
 			return err
 		}
-		waiting := ctx
-		if blocked.Kind == meta.TouchLinks || blocked.Kind == meta.TouchEmpty {
+		attributes := blocked.Kind == meta.TouchLinks || blocked.Kind == meta.TouchEmpty
+		if attributes {
 			if patience == nil {
 				var stop context.CancelFunc
 				patience, stop = context.WithTimeout(ctx, st.srv.pace.attributes)
 				defer stop()
+				late = time.Now().Add(st.srv.pace.hurry)
 			}
-			waiting = patience
+			err = st.awaitNames(patience, blocked, req.Tx, late)
+		} else {
+			err = st.await(ctx, blocked, req.Tx)
 		}
 		// A transaction on its walk holds locks itself, so it must not wait for an older one.
-		err = st.await(waiting, blocked, req.Tx)
 		switch {
 		case err == errDie:
 			rep.Reset()
 			rep.Code = sealfs.ErrDeadlock
 			return nil
-		case err != nil && waiting == patience && ctx.Err() == nil && req.Type != op.Ancestors:
-			// Its coordinator is away. That must not make everything below a directory
-			// wait: its attributes are told as they are without the transaction.
+		case err != nil && attributes && patience.Err() != nil && ctx.Err() == nil && req.Type != op.Ancestors:
+			// Its coordinator is away, or has not decided since the question was asked.
+			// That must not make everything below a directory wait: its attributes are
+			// told as they are without the transaction.
 			guard := cfg.Guard
 			cfg.Guard = func(tx op.Tx, t meta.Touch) error {
 				if t.Kind == meta.TouchLinks || t.Kind == meta.TouchEmpty {
@@ -440,6 +445,31 @@ func (st *store) query(ctx context.Context, req *op.Request, rep *op.Reply) erro
 			return err
 		}
 	}
+}
+
+// awaitNames is await for a question for attributes. A coordinator answers its client
+// although a party has not heard of the Commit yet, so who has had that answer may
+// ask here for what is still prepared: from the moment late on, the coordinator is asked.
+func (st *store) awaitNames(ctx context.Context, blocked *txn.Blocked, tx op.Tx, late time.Time) error {
+	early, stop := context.WithDeadline(ctx, late)
+	defer stop()
+	if err := st.await(early, blocked, tx); err == nil || early.Err() == nil {
+		return err
+	}
+	st.parties.hurry(blocked.By)
+	return st.await(ctx, blocked, tx)
+}
+
+// settled waits, as a question for the attributes of the request's inode does, for
+// the transactions that have its names in hand: for changes whose answer tells the
+// attributes, or that a Commit afterwards might overwrite.
+func (st *store) settled(ctx context.Context, req *op.Request) error {
+	if st.parties.locks.Empty() {
+		return nil
+	}
+	q := op.Request{Type: op.Getattr, Ino: req.Ino, Shard: req.Shard, Volume: req.Volume}
+	var rep op.Reply
+	return st.query(ctx, &q, &rep) // what it refuses the change will refuse
 }
 
 // answer turns an error of the store into the reply's code and logs what an
@@ -454,7 +484,7 @@ func (st *store) answer(s *Server, req *op.Request, rep *op.Reply, err error) er
 	case errors.Is(err, sealfs.ErrCorrupt):
 		s.log.Error("damaged", "op", req.Type.String(), "ino", uint64(req.Ino), "dir", uint64(req.Dir), "err", err)
 		code = sealfs.ErrIO
-	case st != nil && st.Failure() != nil && errors.Is(err, st.Failure()):
+	case st != nil && st.Failure() != nil && errors.Is(err, st.Failure()) && (req.Type.Changes() || req.Type == op.Sync):
 		code = sealfs.ErrReadOnly
 	case !errors.As(err, &code):
 		s.log.Error("request failed", "op", req.Type.String(), "ino", uint64(req.Ino), "dir", uint64(req.Dir), "err", err)

@@ -7,6 +7,7 @@ import (
 
 	"sealfs"
 	"sealfs/lsfs"
+	"sealfs/pmem"
 )
 
 // Status is what a server tells of itself.
@@ -41,6 +42,9 @@ func (s *Server) Status() Status {
 		x.Rebuild = "the region can be rebuilt"
 		if why := x.Stats.FarReason; why != "" {
 			x.Rebuild = "the region cannot be rebuilt at present: " + why
+		}
+		if x.Stats.RegionMode == pmem.ModeDax {
+			x.Staging = pmem.RingPath(x.Region)
 		}
 		if err := st.Failure(); err != nil {
 			x.State, x.Reason = "read-only", err.Error()

@@ -11,6 +11,7 @@ import (
 	"sealfs"
 	"sealfs/meta"
 	"sealfs/op"
+	"sealfs/pmem"
 	"sealfs/txn"
 )
 
@@ -216,14 +217,16 @@ func (st *store) plan(ctx context.Context, req *op.Request) (meta.Plan, error) {
 			return meta.Plan{}, err
 		}
 		cfg := st.config()
-		r := st.BeginRead()
-		plan, err := meta.MakePlan(r, cfg, req, target, func(v sealfs.Volume) sealfs.Ino {
-			if info := st.srv.volumeInfo(v); info != nil {
-				return info.Root
-			}
-			return 0
+		var plan meta.Plan
+		err = st.View(func(r pmem.Reader) (err error) {
+			plan, err = meta.MakePlan(r, cfg, req, target, func(v sealfs.Volume) sealfs.Ino {
+				if info := st.srv.volumeInfo(v); info != nil {
+					return info.Root
+				}
+				return 0
+			})
+			return err
 		})
-		st.EndRead()
 		if err == nil {
 			return plan, nil
 		}
@@ -318,17 +321,26 @@ func (st *store) decide(ctx context.Context, c *txn.Coordinator, plan meta.Plan,
 		c.Abort(sealfs.ErrStale) // something else has come into it
 		return nil
 	}
+	if err != nil && st.Torn() {
+		return err // the decision may stand in the log: the next start tells
+	}
 	if err != nil {
 		c.Abort(0)
 		st.srv.active.remove(c.Tx())
 		st.announce(c, op.Abort, 0, abortTimeout)
 		return err
 	}
-	switch {
-	case rep.Code == sealfs.ErrDeadlock || rep.Code == sealfs.ErrStale:
+	if rep.Code == sealfs.ErrDeadlock || rep.Code == sealfs.ErrStale {
 		c.Abort(rep.Code)
 		return nil
-	case rep.Code != 0 || !st.decided(req.Shard, c.Tx()):
+	}
+	decided, err := rep.Code == 0, error(nil)
+	if decided {
+		if decided, err = st.decided(req.Shard, c.Tx()); err != nil {
+			return err
+		}
+	}
+	if !decided {
 		// Refused, or answered from the row of an earlier attempt.
 		c.Abort(0)
 		return nil
@@ -341,12 +353,11 @@ func (st *store) decide(ctx context.Context, c *txn.Coordinator, plan meta.Plan,
 }
 
 // decided reports whether there is a decision.
-func (st *store) decided(coord sealfs.Shard, tx op.Tx) bool {
+func (st *store) decided(coord sealfs.Shard, tx op.Tx) (bool, error) {
 	req := op.Request{Type: op.Resolve, Shard: coord, Tx: tx}
 	var rep op.Reply
-	r := st.BeginRead()
-	defer st.EndRead()
-	return meta.Query(r, st.srv.cfg, &req, &rep) == nil && rep.Off == op.FateCommitted
+	err := st.View(func(r pmem.Reader) error { return meta.Query(r, st.srv.cfg, &req, &rep) })
+	return rep.Off == op.FateCommitted, err
 }
 
 // announce tells the parties of the outcome, and waits no longer than limit.

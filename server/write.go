@@ -8,6 +8,7 @@ import (
 	"sealfs"
 	"sealfs/meta"
 	"sealfs/op"
+	"sealfs/pmem"
 )
 
 // writing is the room for one merged payload; pooled.
@@ -106,13 +107,13 @@ func (w *writing) free() {
 
 // size returns the size of a file and whether it has chunks.
 func (st *store) size(ino sealfs.Ino) (size uint64, chunked bool, err error) {
-	r := st.BeginRead()
-	defer st.EndRead()
-	var in meta.Inode
-	if err := meta.GetInode(r, st.srv.cfg, ino, &in); err != nil {
-		return 0, false, err
-	}
-	return in.Size, in.Chunked(), nil
+	err = st.View(func(r pmem.Reader) error {
+		var in meta.Inode
+		err := meta.GetInode(r, st.srv.cfg, ino, &in)
+		size, chunked = in.Size, in.Chunked()
+		return err
+	})
+	return size, chunked, err
 }
 
 // writePiece writes what fits one record. Only the last piece of a request
@@ -199,6 +200,11 @@ func (st *store) fill(from place, off uint64, b []byte) error {
 
 // setattr answers Setattr; changes of the size are changes of the data.
 func (st *store) setattr(ctx context.Context, req *op.Request, rep *op.Reply) error {
+	if req.Valid != 0 {
+		if err := st.settled(ctx, req); err != nil {
+			return err
+		}
+	}
 	if req.Valid&op.SetSize == 0 {
 		return st.changeWithin(ctx, req, rep)
 	}
@@ -304,12 +310,13 @@ func (st *store) fewExtents(d place, req *op.Request, from uint64) bool {
 	if req.Mode&(punchHole|zeroRange) == 0 || req.Len == 0 || req.Len > sealfs.FileSizeMax || from > req.Off+req.Len {
 		return true
 	}
-	r := st.BeginRead()
-	defer st.EndRead()
 	n := 0
-	_, _, err := st.extents(r, d, from, req.Off+req.Len-from, func(*meta.Extent) bool {
-		n++
-		return n < meta.FreeMax
+	err := st.View(func(r pmem.Reader) error {
+		_, _, err := st.extents(r, d, from, req.Off+req.Len-from, func(*meta.Extent) bool {
+			n++
+			return n < meta.FreeMax
+		})
+		return err
 	})
 	return err != nil || n < meta.FreeMax
 }
@@ -356,11 +363,12 @@ func (st *store) zeroEdges(w *writing, req *op.Request, rep *op.Reply, size uint
 
 // hasData reports whether the block at off is no hole.
 func (st *store) hasData(d place, off uint64) (data bool, err error) {
-	r := st.BeginRead()
-	defer st.EndRead()
-	_, _, err = st.extents(r, d, off, sealfs.BlockSize, func(*meta.Extent) bool {
-		data = true
-		return false
+	err = st.View(func(r pmem.Reader) error {
+		_, _, err := st.extents(r, d, off, sealfs.BlockSize, func(*meta.Extent) bool {
+			data = true
+			return false
+		})
+		return err
 	})
 	return data, err
 }

@@ -98,6 +98,12 @@ func (l *Locks) Add(part *op.Request) bool {
 			return false
 		}
 	}
+	l.take(h, part)
+	return true
+}
+
+// take notes that h holds what part names. Needs mu.
+func (l *Locks) take(h *holder, part *op.Request) {
 	h.parts = append(h.parts, part)
 	switch part.Part {
 	case op.PartName:
@@ -108,36 +114,70 @@ func (l *Locks) Add(part *op.Request) bool {
 	default:
 		l.inodes[part.Ino] = h
 	}
-	return true
 }
 
-// Drop gives up what tx holds for its parts in a shard, and returns them. Who
-// waits for it is told by the function it returns, nil when there is nobody to tell.
-func (l *Locks) Drop(tx op.Tx, shard sealfs.Shard) (parts []*op.Request, tell func()) {
+// Dropped is what a Drop has given up. The zero Dropped is nothing.
+type Dropped struct {
+	h     *holder
+	parts []*op.Request
+	last  bool // h holds nothing any more
+}
+
+// Parts returns the parts that were given up.
+func (d *Dropped) Parts() []*op.Request { return d.parts }
+
+// Tell tells those who wait for the transaction, if nothing of it is left.
+func (d *Dropped) Tell() {
+	if d.last {
+		close(d.h.done)
+	}
+}
+
+// Drop gives up what tx holds for its parts in a shard. Nobody is told before
+// Tell, and until then Undo takes it back.
+func (l *Locks) Drop(tx op.Tx, shard sealfs.Shard) Dropped {
 	return l.drop(tx, func(p *op.Request) bool { return p.Shard == shard })
+}
+
+// Undo takes back a Drop whose cause has not happened, before anything else is
+// added or dropped. The transaction keeps its place among the others: a question that
+// waits for it goes on waiting.
+func (l *Locks) Undo(d Dropped) {
+	if d.h == nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if d.last {
+		l.txs[d.h.tx] = d.h
+		l.held.Add(1)
+	}
+	for _, p := range d.parts {
+		l.take(d.h, p)
+	}
 }
 
 // Remove undoes an Add of the same part, which has come to nothing.
 func (l *Locks) Remove(part *op.Request) {
-	if _, tell := l.drop(part.Tx, func(p *op.Request) bool { return p == part }); tell != nil {
-		tell()
-	}
+	d := l.drop(part.Tx, func(p *op.Request) bool { return p == part })
+	d.Tell()
 }
 
-func (l *Locks) drop(tx op.Tx, match func(*op.Request) bool) (parts []*op.Request, tell func()) {
+func (l *Locks) drop(tx op.Tx, match func(*op.Request) bool) Dropped {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	h := l.txs[tx]
 	if h == nil {
-		return nil, nil
+		return Dropped{}
 	}
+	d := Dropped{h: h}
 	var rest []*op.Request
 	for _, p := range h.parts {
 		if !match(p) {
 			rest = append(rest, p)
 			continue
 		}
-		parts = append(parts, p)
+		d.parts = append(d.parts, p)
 		switch p.Part {
 		case op.PartName:
 			delete(l.names, name{p.Dir, p.Name})
@@ -150,12 +190,12 @@ func (l *Locks) drop(tx op.Tx, match func(*op.Request) bool) (parts []*op.Reques
 			delete(l.inodes, p.Ino)
 		}
 	}
-	if h.parts = rest; len(rest) > 0 {
-		return parts, nil
+	if h.parts = rest; len(rest) == 0 {
+		delete(l.txs, tx)
+		l.held.Add(-1)
+		d.last = true
 	}
-	delete(l.txs, tx)
-	l.held.Add(-1)
-	return parts, func() { close(h.done) }
+	return d
 }
 
 // Guard is meta.Config.Guard: it returns a *Blocked when another transaction
@@ -214,12 +254,27 @@ func (l *Locks) Each(fn func(tx op.Tx, coord sealfs.Shard, in []sealfs.Shard)) {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
 	for _, h := range l.txs {
-		var in []sealfs.Shard
-		for _, p := range h.parts {
-			if !slices.Contains(in, p.Shard) {
-				in = append(in, p.Shard)
-			}
-		}
-		fn(h.tx, h.parts[0].Coord, in)
+		fn(h.tx, h.parts[0].Coord, h.shards())
 	}
+}
+
+// Where returns the shard that decides tx and those in which it is prepared, none
+// if it holds nothing.
+func (l *Locks) Where(tx op.Tx) (coord sealfs.Shard, in []sealfs.Shard) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	h := l.txs[tx]
+	if h == nil {
+		return 0, nil
+	}
+	return h.parts[0].Coord, h.shards()
+}
+
+func (h *holder) shards() (in []sealfs.Shard) {
+	for _, p := range h.parts {
+		if !slices.Contains(in, p.Shard) {
+			in = append(in, p.Shard)
+		}
+	}
+	return in
 }

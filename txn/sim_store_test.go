@@ -239,9 +239,8 @@ func (p *proc) update(req *op.Request, rep *op.Reply, before func()) (end int, e
 		part := *req
 		p.locks.Add(&part)
 	case op.Commit, op.Abort:
-		if _, tell := p.locks.Drop(req.Tx, req.Shard); tell != nil {
-			tell()
-		}
+		gone := p.locks.Drop(req.Tx, req.Shard)
+		gone.Tell()
 		p.wake()
 		if parts != nil {
 			p.twice[req.Tx] = append(p.twice[req.Tx], parts...)

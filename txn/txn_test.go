@@ -183,17 +183,56 @@ func TestLocks(t *testing.T) {
 	}
 	var blocked *txn.Blocked
 	errors.As(l.Guard(op.Tx{}, meta.Touch{Kind: meta.TouchLinks, Ino: 18}), &blocked)
-	if got, tell := l.Drop(young, 2); len(got) != 2 || tell != nil {
-		t.Errorf("%d parts dropped, told %v", len(got), tell != nil)
+	if d := l.Drop(young, 2); len(d.Parts()) != 2 {
+		t.Errorf("%d parts dropped", len(d.Parts()))
+	} else if d.Tell(); closed(blocked.Done) {
+		t.Error("who waits is told of a half")
 	}
-	if got, tell := l.Drop(young, 1); len(got) != 1 || tell == nil || closed(blocked.Done) {
-		t.Errorf("%d parts dropped", len(got))
-	} else if tell(); !closed(blocked.Done) {
+	if d := l.Drop(young, 1); len(d.Parts()) != 1 || closed(blocked.Done) {
+		t.Errorf("%d parts dropped", len(d.Parts()))
+	} else if d.Tell(); !closed(blocked.Done) {
 		t.Error("who waits is not told")
 	}
 	l.Remove(parts[1])
 	l.Remove(parts[4])
 	if !l.Empty() {
 		t.Errorf("%d transactions are left", l.Len())
+	}
+}
+
+// TestUndoneDrop: who was asked to wait for a transaction waits until it is over,
+// also if that had to be begun twice.
+func TestUndoneDrop(t *testing.T) {
+	var l txn.Locks
+	tx := op.Tx{Age: 1, Nonce: 1}
+	parts := []*op.Request{{Tx: tx, Shard: 1, Part: op.PartName, Dir: 9, Name: "a"}, {Tx: tx, Shard: 2, Part: op.PartLink, Ino: 18}}
+	for _, p := range parts {
+		l.Add(p)
+	}
+	links := meta.Touch{Kind: meta.TouchLinks, Ino: 18}
+	guard := l.Now()
+	blocked := guard(op.Tx{}, links).(*txn.Blocked)
+	first := l.Drop(tx, 1)
+	last := l.Drop(tx, 2)
+	if guard(op.Tx{}, links) != nil || !l.Empty() {
+		t.Fatal("what was dropped is held")
+	}
+	l.Undo(last)
+	if guard(op.Tx{}, links) == nil {
+		t.Error("a question goes ahead of a transaction that was there before it")
+	}
+	l.Undo(first)
+	if l.Len() != 1 || closed(blocked.Done) || guard(op.Tx{}, meta.Touch{Kind: meta.TouchName, Ino: 9, Name: "a"}) == nil {
+		t.Error("what was taken back is not held as before")
+	}
+	first, last = l.Drop(tx, 1), l.Drop(tx, 2)
+	first.Tell()
+	last.Tell()
+	if !closed(blocked.Done) || !l.Empty() {
+		t.Error("who waits is not told in the end")
+	}
+	l.Undo(l.Drop(tx, 1)) // nothing
+	if !l.Empty() {
+		t.Error("nothing is held")
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"sealfs/disk"
 	"sealfs/lsfs/layout"
 	"sealfs/node"
+	"sealfs/pmem"
 	pmemlayout "sealfs/pmem/layout"
 	"sealfs/server"
 )
@@ -46,9 +47,9 @@ Examples:
 `
 
 type options struct {
-	region, label, uuid, cluster string
-	size, segment                node.Size
-	force, dry, quiet            bool
+	region, mode, label, uuid, cluster string
+	size, segment                      node.Size
+	force, dry, quiet                  bool
 }
 
 func run(args []string, out, stderr io.Writer) int {
@@ -57,6 +58,7 @@ func run(args []string, out, stderr io.Writer) int {
 	f.SetOutput(io.Discard)
 	f.SortFlags = false
 	f.StringVar(&o.region, "region", "", "region `file` (default: DEVICE.region; needed for a block device)")
+	f.StringVar(&o.mode, "region-mode", pmem.ModeAuto, "`mode` in which the region is to be used: dax refuses a file that is not on persistent memory; auto and file do not")
 	f.StringVarP(&o.label, "label", "L", "", "`label` of the store")
 	f.StringVarP(&o.uuid, "uuid", "U", "", "identity of the store, a `UUID` (default: a new one)")
 	f.StringVarP(&o.cluster, "cluster", "C", "", "identity of the cluster that alone may use the store, a `UUID` (default: the first that does)")
@@ -92,9 +94,12 @@ func run(args []string, out, stderr io.Writer) int {
 
 // format makes the store, or says what it would be.
 func format(device string, o options, out io.Writer) error {
-	fo := server.FormatOptions{Device: device, Region: o.region, Label: o.label, SegmentBytes: uint32(o.segment), Size: int64(o.size), Force: o.force}
+	fo := server.FormatOptions{Device: device, Region: o.region, RegionMode: o.mode, Label: o.label, SegmentBytes: uint32(o.segment), Size: int64(o.size), Force: o.force}
 	if node.Size(fo.SegmentBytes) != o.segment {
 		return fmt.Errorf("--segment %s: the largest is %s", o.segment, node.Size(layout.SegmentBytesMax))
+	}
+	if o.mode != pmem.ModeAuto && o.mode != pmem.ModeFile && o.mode != pmem.ModeDax {
+		return fmt.Errorf("--region-mode %s: it is none of %s, %s and %s", o.mode, pmem.ModeAuto, pmem.ModeFile, pmem.ModeDax)
 	}
 	if o.uuid != "" {
 		var err error
@@ -153,6 +158,12 @@ func plan(fo server.FormatOptions, exists bool) (*layout.Superblock, error) {
 		if sig.Kind != "" && !fo.Force {
 			return nil, fmt.Errorf("%s holds %s; use -f to overwrite it", fo.Device, sig)
 		}
+	}
+	if fo.RegionMode == pmem.ModeDax {
+		if err := pmem.CheckDax(fo.Region); err != nil {
+			return nil, err
+		}
+		fo.RegionMode = pmem.ModeAuto
 	}
 	dir, err := os.MkdirTemp("", "mkfs.sealfs-")
 	if err != nil {

@@ -29,8 +29,8 @@ var mutants = []mutant{
 		"if err := s.dev.Flush(); err != nil {\n\t\treturn fmt.Errorf(\"flush of %s", "if err := error(nil); err != nil {\n\t\treturn fmt.Errorf(\"flush of %s", "names"},
 	{"sync: the last block is not padded", "lsfs/sync.go", "\t\ts.pad()\n", "", "names"},
 	{"sync: the leader announces before it writes", "lsfs/sync.go",
-		"\tend := s.tail()\n\tfor _, h", "\tend := s.tail()\n\tif flush {\n\t\ts.sync.durable.Store(uint64(end))\n\t}\n\tfor _, h", "durable"},
-	{"drain: the last block of a sealed segment stays behind", "lsfs/sync.go", "\t\tif h.sealed {\n\t\t\tto =", "\t\tif h.sealed && h == nil {\n\t\t\tto =", "names"},
+		"\t\tend = s.tail()\n\t\tfor _, h", "\t\tend = s.tail()\n\t\tif flush {\n\t\t\ts.sync.durable.Store(uint64(end))\n\t\t}\n\t\tfor _, h", "durable"},
+	{"drain: the last block of a sealed segment stays behind", "lsfs/sync.go", "\t\t\tif h.sealed {\n\t\t\t\tto =", "\t\t\tif h.sealed && h == nil {\n\t\t\t\tto =", "names"},
 	{"durability=sync: answers before the log is durable", "server/change.go",
 		"\tif err != nil || !st.srv.o.Durable || rep.Code != 0 {\n\t\treturn err\n\t}\n\treturn st.SyncTo(end)\n}\n\n// execute",
 		"\t_ = end\n\treturn err\n}\n\n// execute", "durable"},
@@ -39,15 +39,15 @@ var mutants = []mutant{
 
 	// The checkpoint.
 	{"checkpoint: pages before the log that changed them", "lsfs/checkpoint.go",
-		"if err = s.SyncTo(applied); err == nil {", "if _ = applied; err == nil {", "trim"},
+		"err = s.flushTo(applied)", "_ = applied", "trim"},
 	{"checkpoint: the header before its pages are durable", "pmem/checkpoint.go",
-		"pages := c.r.pages.Load()\n\tif err := c.r.b.Flush(); err != nil {", "pages := c.r.pages.Load()\n\tif err := error(nil); err != nil {", "trim"},
+		"pages := r.pages.Load()\n\tif err := r.order(); err != nil {", "pages := r.pages.Load()\n\tif err := error(nil); err != nil {", "trim"},
 	{"checkpoint: the header is not flushed", "pmem/checkpoint.go",
-		"\tif err := c.r.b.Flush(); err != nil {\n\t\treturn err\n\t}\n\told.Update = h.Update", "\told.Update = h.Update", "trim"},
-	{"checkpoint: the header over the newest one", "pmem/checkpoint.go", "uint64(layout.Slot(h.Update))", "uint64(layout.Slot(h.Update+1))", "trim"},
-	{"checkpoint: it starts where the log ends when it is over", "lsfs/checkpoint.go", "err = ck.Finish(h)", "_ = h\n\t\terr = ck.Finish(s.header())", "trim,churn"},
+		"\tif err := r.order(); err != nil {\n\t\treturn err\n\t}\n\told.Update, old", "\told.Update, old", "trim"},
+	{"checkpoint: the header over the newest one", "pmem/checkpoint.go", "PageNo(layout.Slot(update))", "PageNo(layout.Slot(update+1))", "trim"},
+	{"checkpoint: it starts where the log ends when it is over", "lsfs/checkpoint.go", "return ck.Finish(h)", "_ = h; return ck.Finish(s.header())", "trim,churn"},
 	{"checkpoint: the superblock's tail before the region's header", "lsfs/checkpoint.go",
-		"\tif err == nil {\n\t\terr = ck.Finish(h)", "\tif err == nil {\n\t\ts.writeSuper(func(sb *layout.Superblock) { sb.Tail = start })\n\t\terr = ck.Finish(h)", "trim"},
+		"\tif err == nil {\n\t\terr = s.guarded(func() error { return ck.Finish", "\tif err == nil {\n\t\ts.writeSuper(func(sb *layout.Superblock) { sb.Tail = start })\n\t\terr = s.guarded(func() error { return ck.Finish", "trim"},
 	{"checkpoint: a page that changes while it is copied is forgotten", "pmem/checkpoint.go", "r.set, r.dirty = 1-r.set, 0", "r.dirty = 0", "trim,churn"},
 	{"trim: drops pages that changed since the checkpoint", "pmem/region.go", "!w.dirty[r.set].Get(i) && ", "", "trim"},
 	{"superblock: not flushed", "lsfs/store.go", "if err := dev.Flush(); err != nil {", "if err := error(nil); err != nil {", "trim"},
@@ -58,7 +58,7 @@ var mutants = []mutant{
 	{"redo: the segment table is forgotten", "pmem/tx.go", "\tfor _, o := range t.sorted() {\n", "\tfor _, o := range t.sorted() {\n\t\tif o.no == layout.TablePage {\n\t\t\tcontinue\n\t\t}\n", "names"},
 	{"recovery: pages that redo changed are not written back", "pmem/redo.go", "\t\tr.markDirty(n)\n", "", "names"},
 	{"recovery: a record's sum is not looked at", "lsfs/layout/record.go", "redo) != crc {", "redo) != crc && crc == 0 {", "names"},
-	{"recovery: a payload's sum is not looked at", "lsfs/recover.go", "if err == nil && rec.PayloadOK(payload) {", "if _ = payload; err == nil {", "names"},
+	{"recovery: a payload's sum is not looked at", "lsfs/recover.go", "if rec.PayloadOK(payload) {", "if _ = payload; true {", "names"},
 	{"recovery: the incarnation is not raised", "lsfs/recover.go", "s.incarnation = sb.Incarnation + 1", "s.incarnation = max(1, sb.Incarnation)", "names"},
 	{"recovery: the end of the log is not in the superblock", "lsfs/recover.go",
 		"sb.Incarnation, sb.FirstSlot, sb.FirstPrev, sb.Tail = s.incarnation, s.nextSlot, rec.end, rec.end",
@@ -72,7 +72,7 @@ var mutants = []mutant{
 	{"staging: what only it held is not written to the device", "lsfs/recover.go",
 		"if staged < 0 || ring == nil || rp.rec.slot != slot {", "if staged < 0 || ring == nil || rp.rec.slot != slot || staged > 0 {", "kill"},
 	{"staging: what came from it is not flushed before the region knows it", "lsfs/recover.go",
-		"if err := s.dev.Flush(); err != nil {", "if err := error(nil); err != nil {", "kill"},
+		"more than the device.\n\tif err := s.dev.Flush(); err != nil {", "more than the device.\n\tif err := error(nil); err != nil {", "kill"},
 
 	// Space.
 	{"space: a dead segment is used again before a checkpoint", "lsfs/segments.go", "\tif len(s.free) <= keep {\n", `	for slot := range s.segs {
@@ -85,11 +85,11 @@ var mutants = []mutant{
 	if len(s.free) <= keep {
 `, "churn,trim"},
 	{"space: segments are given back when the checkpoint begins", "lsfs/checkpoint.go",
-		"\tdead := s.dead(start)\n\ts.logged", "\tdead := s.dead(start)\n\ts.giveBack(dead)\n\ts.free = append(append([]uint32(nil), dead...), s.free[:len(s.free)-len(dead)]...)\n\tdead = nil\n\ts.logged", "spin,churn"},
-	{"cleaner: refers to copies that are not durable", "lsfs/clean.go", "if err := s.dev.Flush(); err != nil {\n\t\treturn fmt.Errorf(\"flush of a cold", "if err := error(nil); err != nil {\n\t\treturn fmt.Errorf(\"flush of a cold", "clean,churn"},
+		"\ts.dying -= dying\n\ts.mu.Unlock()\n", "\ts.dying -= dying\n\ts.giveBack(dead)\n\ts.free = append(append([]uint32(nil), dead...), s.free[:len(s.free)-len(dead)]...)\n\tdead = nil\n\ts.mu.Unlock()\n", "spin,churn"},
+	{"cleaner: refers to copies that are not durable", "lsfs/clean.go", "if err := s.dev.Flush(); err != nil {\n\t\t\treturn s.fail(fmt.Errorf(\"flush of a cold", "if err := error(nil); err != nil {\n\t\t\treturn s.fail(fmt.Errorf(\"flush of a cold", "clean,churn"},
 	{"cleaner: refers to copies before it writes them", "lsfs/clean.go",
-		"\tif err := s.writeCold(cold); err != nil {\n\t\treturn false, s.fail(err)\n\t}\n\tif err := s.move(cold.moves); err != nil {\n\t\treturn false, errors.Join(err, s.closeCold(cold))\n\t}\n",
-		"\tif err := s.move(cold.moves); err != nil {\n\t\treturn false, errors.Join(err, s.closeCold(cold))\n\t}\n\tif err := s.writeCold(cold); err != nil {\n\t\treturn false, s.fail(err)\n\t}\n", "clean,churn"},
+		"\tif err := s.writeCold(cold, true); err != nil {\n\t\treturn false, err\n\t}\n\tif err := s.move(cold.moves); err != nil {\n\t\treturn false, errors.Join(err, s.closeCold(cold))\n\t}\n",
+		"\tif err := s.move(cold.moves); err != nil {\n\t\treturn false, errors.Join(err, s.closeCold(cold))\n\t}\n\tif err := s.writeCold(cold, true); err != nil {\n\t\treturn false, err\n\t}\n", "clean,churn"},
 	{"cleaner: moves what has changed meanwhile", "meta/data.go", "e.Len == 0 || e.Addr != from || e.Stored() != n {", "e.Len == 0 || e.Stored() != n {", "clean,churn"},
 	{"namespace: what loses its last name while it is open is not remembered", "meta/remove.go",
 		"\tif err := ch.setOrphan(in.Ino, orphanNameless); err != nil {", "\tif err := error(nil); err != nil {", "names"},
@@ -102,7 +102,7 @@ var mutants = []mutant{
 		"func(part *op.Request) { st.parties.locks.Add(part) }", "func(part *op.Request) {}", "pair"},
 	{"transaction: decisions are forgotten at a start", "server/parties.go",
 		"st.unfinished = append(st.unfinished, txn.Decide(shard, tx, d.Time, d.Parties))", "_ = txn.Decide", "pair"},
-	{"transaction: a party that asks hears that it is aborted", "server/parties.go", "case op.FateCommitted:\n\t\tt = op.Commit", "case op.FateCommitted:", "pair"},
+	{"transaction: a party that asks hears that it is aborted", "server/parties.go", "if fate.Off == op.FateCommitted {", "if fate.Off == op.FateCommitted && t == 0 {", "pair"},
 }
 
 // moduleRoot returns the directory of go.mod.

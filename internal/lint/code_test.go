@@ -19,11 +19,11 @@ const (
 )
 
 // unsafeFiles are those that meet the kernel or shared memory.
-var unsafeFiles = []string{"disk/raw_linux.go", "pmem/staging.go"}
+var unsafeFiles = []string{"disk/raw_linux.go", "pmem/flush_amd64.go", "pmem/simdax.go", "pmem/staging.go"}
 
 // panicFiles may panic: they are told off by tests only, or they check what no
 // disk, peer or user can cause.
-var panicFiles = []string{"disk/crash.go", "disk/sim.go", "pmem/staging.go"}
+var panicFiles = []string{"disk/crash.go", "disk/sim.go", "lsfs/fault.go", "pmem/simdax.go", "pmem/staging.go"}
 
 // banned are calls that no code outside cmd makes, with what to do instead.
 var banned = []struct {

@@ -52,16 +52,23 @@ const Version = 2
 // Magic opens a header slot.
 const Magic = "SEALFSr1"
 
-// FeatureNoSums is the incompatible feature of a region whose pages have no sums:
-// intent and sum pages are in their places and stay zeros.
-const FeatureNoSums = 1 << 0
+// The incompatible features that this version knows.
+const (
+	// FeatureNoSums: the pages have no sums. Intent and sum pages are in their
+	// places and stay zeros. It is decided when the region is made.
+	FeatureNoSums = 1 << 0
+	// FeatureDax: the region is used as persistent memory. It may be newer than
+	// the log on the device, and is of use only with its ring: that of the
+	// header's incarnation, in the file beside it. A clean end of the store
+	// clears the bit.
+	FeatureDax = 1 << 1
 
-// known are the incompatible features that this program knows.
-const known = FeatureNoSums
+	known = FeatureNoSums | FeatureDax
+)
 
 // featureNames gives the incompatible features of the format by bit, for
 // messages.
-var featureNames = map[uint]string{0: "no page sums"}
+var featureNames = map[uint]string{0: "no page sums", 1: "dax"}
 
 // Header is the content of a header slot.
 //
