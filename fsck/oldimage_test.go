@@ -162,9 +162,16 @@ func listing(t *testing.T, m images) string {
 		t.Fatal(err)
 	}
 	defer s.Close()
+	var b strings.Builder
+	listTo(t, &b, s, root)
+	return b.String()
+}
+
+// listTo lists what is in an open store.
+func listTo(t *testing.T, b io.Writer, s *lsfs.Store, root sealfs.Ino) {
+	t.Helper()
 	r := s.BeginRead()
 	defer s.EndRead()
-	var b strings.Builder
 	ask := func(req op.Request) *op.Reply {
 		rep := &op.Reply{}
 		req.Shard, req.Volume = max(req.Dir, req.Ino).Home(testShards), testVolume
@@ -175,31 +182,38 @@ func listing(t *testing.T, m images) string {
 	}
 	var walk func(path string, dir sealfs.Ino)
 	walk = func(path string, dir sealfs.Ino) {
-		for _, e := range ask(op.Request{Type: op.Readdir, Dir: dir, Len: 1 << 20, Flags: op.Plus}).Entries {
+		var entries []op.Dirent
+		for cookie := uint64(0); ; {
+			some := ask(op.Request{Type: op.Readdir, Dir: dir, Off: cookie, Len: 1 << 20, Flags: op.Plus}).Entries
+			if len(some) == 0 {
+				break
+			}
+			entries, cookie = append(entries, some...), some[len(some)-1].Cookie
+		}
+		for _, e := range entries {
 			at := path + "/" + e.Name
 			a := ask(op.Request{Type: op.Getattr, Ino: e.Ino}).Attr
-			fmt.Fprintf(&b, "%s: mode %o, %d links, %d bytes, times %d %d %d, volume %d", at, a.Mode, a.Nlink, a.Size, a.Atime, a.Mtime, a.Ctime, testVolume)
+			fmt.Fprintf(b, "%s: mode %o, %d links, %d bytes, times %d %d %d, volume %d", at, a.Mode, a.Nlink, a.Size, a.Atime, a.Mtime, a.Ctime, testVolume)
 			if a.Mode>>12 == typeLink {
-				fmt.Fprintf(&b, ", to %s", ask(op.Request{Type: op.Readlink, Ino: e.Ino}).Data)
+				fmt.Fprintf(b, ", to %s", ask(op.Request{Type: op.Readlink, Ino: e.Ino}).Data)
 			}
 			for name := range bytes.SplitSeq(ask(op.Request{Type: op.Listxattr, Ino: e.Ino, Len: 1 << 16}).Data, []byte{0}) {
 				if len(name) > 0 {
-					fmt.Fprintf(&b, ", %s = %x", name, ask(op.Request{Type: op.Getxattr, Ino: e.Ino, Name: string(name), Len: 1 << 16}).Data)
+					fmt.Fprintf(b, ", %s = %x", name, ask(op.Request{Type: op.Getxattr, Ino: e.Ino, Name: string(name), Len: 1 << 16}).Data)
 				}
 			}
 			_, err := meta.Extents(r, testConfig, e.Ino, 0, 1<<40, func(x *meta.Extent) bool {
-				fmt.Fprintf(&b, ", %d at %d: %x", x.Len, x.Off, x.Sums)
+				fmt.Fprintf(b, ", %d at %d: %x", x.Len, x.Off, x.Sums)
 				return true
 			})
 			if err != nil {
 				t.Fatal(err)
 			}
-			b.WriteByte('\n')
+			fmt.Fprintln(b)
 			if e.Type == typeDir {
 				walk(at, e.Ino)
 			}
 		}
 	}
 	walk("", root)
-	return b.String()
 }

@@ -66,14 +66,19 @@ var lazy = lsfs.Options{FarBytes: -1, DrainBytes: 1 << 30, DrainInterval: time.S
 // newWorld formats and opens a store of the given number of segments in files.
 func newWorld(t testing.TB, segments int, o lsfs.Options) *world {
 	t.Helper()
+	return newWorldOf(t, testSegment, segments, o)
+}
+
+func newWorldOf(t testing.TB, segment, segments int, o lsfs.Options) *world {
+	t.Helper()
 	dir := t.TempDir()
 	w := &world{t: t, dir: dir, dev: filepath.Join(dir, "device.img"), region: filepath.Join(dir, RegionName), staging: filepath.Join(dir, "ring"), clock: 1e18}
-	w.must(disk.CreateImage(w.dev, layout.DataStart+int64(segments)*testSegment))
+	w.must(disk.CreateImage(w.dev, layout.DataStart+int64(segments)*int64(segment)))
 	dev, err := disk.Open(w.dev, disk.OpenOptions{Exclusive: true})
 	w.must(err)
 	region, err := pmem.OpenFile(w.region, true)
 	w.must(err)
-	_, err = lsfs.Format(dev, region, lsfs.Geometry{SegmentBytes: testSegment, Label: "test"})
+	_, err = lsfs.Format(dev, region, lsfs.Geometry{SegmentBytes: uint32(segment), Label: "test"})
 	w.must(errors.Join(err, dev.Close(), region.Close()))
 	w.open(o)
 	w.makeRoot()

@@ -40,6 +40,9 @@ repair removes or changes is saved in a file, whose name is printed; what has
 lost its name comes to lost+found in the root of its volume. Repairs of stores
 that belong together need all of them.
 
+A region that is lost or damaged can be made again from the device as long as
+"sealfs status" does not say otherwise; that loses nothing, so try it before -y.
+
 `
 
 const exits = `
@@ -86,7 +89,8 @@ func parse(name string, args []string, stdin *os.File, stderr io.Writer) (*comma
 	fs.BoolVarP(&preen, "preen", "p", false, "repair, if nothing is to be done but what cannot make anything worse")
 	fs.BoolVarP(&auto, "auto", "a", false, "the same as -p")
 	fs.BoolVarP(&yes, "yes", "y", false, "repair all that can be repaired, without asking")
-	fs.BoolVar(&c.rebuild, "rebuild-region", false, "make the region again from the data device; one that is there is kept under another name")
+	fs.BoolVar(&c.rebuild, "rebuild-region", false, "make the region again from the data device, then check it; one that is there is kept under another name")
+	fs.BoolVar(&c.o.CutLog, "cut-log", false, "with -y or when you are asked: go on where the log breaks off, although it reached further; what was done later is lost, also what was synced")
 	fs.BoolVarP(&force, "force", "f", false, "accepted; every check is a full one")
 	fs.BoolVarP(&c.o.Verbose, "verbose", "v", false, "say more")
 	fs.IntVarP(&c.progress, "progress", "C", -1, "write \"pass done total\" lines to this file descriptor; 0: a line for people on standard error")
@@ -127,15 +131,17 @@ func parse(name string, args []string, stdin *os.File, stderr io.Writer) (*comma
 		return nil, fs, errors.New("--data goes without devices, --region and --staging")
 	case len(devices) > 1 && (c.o.Region != "" || c.o.Staging != ""):
 		return nil, fs, errors.New("--region and --staging go with one device; with several, write DEVICE,region=PATH")
-	case c.rebuild && modes > 0:
-		return nil, fs, errors.New("--rebuild-region goes without -n, -p and -y: check the store afterwards")
+	case c.rebuild && (modes > 0 || c.o.CutLog):
+		return nil, fs, errors.New("--rebuild-region goes without -n, -p, -y and --cut-log: check the store afterwards")
+	case c.o.CutLog && (no || preen || auto):
+		return nil, fs, errors.New("--cut-log goes with -y only, or where you are asked")
 	case c.o.Shards > sealfs.ShardsMax || c.o.Shards&(c.o.Shards-1) != 0:
 		return nil, fs, fmt.Errorf("%d shards: not a power of two up to %d", c.o.Shards, sealfs.ShardsMax)
 	case preen || auto:
 		c.o.Repair = fsck.RepairSafe
 	case yes:
 		c.o.Repair = fsck.RepairAll
-	case !no && !c.json && isTerminal(stdin):
+	case !no && !c.json && !c.rebuild && isTerminal(stdin):
 		c.o.Repair, c.ask = fsck.RepairAll, true
 	}
 	for _, arg := range devices {
@@ -201,15 +207,18 @@ func run(ctx context.Context, args []string, stdin *os.File, stdout, stderr io.W
 		}
 		c.staging = make([]string, len(c.stores))
 	}
+	exit := fsck.ExitClean
 	if c.rebuild {
-		return c.rebuildRegions(ctx, stdout, stderr)
+		if exit = c.rebuildRegions(ctx, stdout, stderr); exit&^fsck.ExitRepaired != 0 {
+			return exit
+		}
 	}
 	l, err := c.layout()
 	if err != nil {
 		fmt.Fprintf(stderr, "%s: %v\n", name, err)
-		return fsck.ExitOperational
+		return exit | fsck.ExitOperational
 	}
-	return c.check(ctx, l, stdout, stderr)
+	return exit | c.check(ctx, l, stdout, stderr)
 }
 
 // result is what --json says of a store.

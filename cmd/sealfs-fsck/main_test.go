@@ -75,7 +75,7 @@ func TestUsage(t *testing.T) {
 	for _, args := range [][]string{
 		{}, {"-n", "-y", "d"}, {"-p", "-n", "d"}, {"--wrong", "d"}, {"--data", "x", "d"}, {"--data", "x", "--region", "y"},
 		{"--region", "r", "d", "e"}, {"--shards", "12", "d"}, {"--shards", "x", "d"}, {"-t", "sealfs", "d"},
-		{"--region", "r", "d,region=q"}, {"--rebuild-region", "-y", "d"}, {"d,region="}, {",region=r"}, {"d,region=a,staging=b,region=c"}, {""},
+		{"--region", "r", "d,region=q"}, {"--rebuild-region", "-y", "d"}, {"--rebuild-region", "--cut-log", "d"}, {"--cut-log", "-p", "d"}, {"d,region="}, {",region=r"}, {"d,region=a,staging=b,region=c"}, {""},
 	} {
 		if code, out, errs := fsckOf(t, args...); code != fsck.ExitUsage || out != "" || !strings.HasPrefix(errs, "sealfs-fsck: ") {
 			t.Errorf("%q: exit status %d, %q, %q", args, code, out, errs)
@@ -350,8 +350,61 @@ func TestConfirm(t *testing.T) {
 	}
 }
 
-// What cannot be done yet is refused, and nothing is touched.
+// nobody owns nothing.
+type nobody struct{}
+
+func (nobody) Live(pmem.Reader, sealfs.Ino, uint64, sealfs.LSN, uint32, func(lsfs.Part)) error {
+	return nil
+}
+
+func (nobody) Move(*lsfs.Tx, sealfs.Ino, lsfs.Part, sealfs.LSN) (bool, error) { return false, nil }
+
+// Regions that are lost or damaged are made again and checked; the old one is kept.
 func TestRebuildRegion(t *testing.T) {
+	dir := t.TempDir()
+	devices := []string{makeStore(t, dir+"/stores/1"), makeStore(t, dir+"/stores/2")}
+	for _, device := range devices {
+		dev, err := disk.Open(device, disk.OpenOptions{Exclusive: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		region, err := pmem.OpenFile(filepath.Join(filepath.Dir(device), fsck.RegionName), false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := lsfs.Open(dev, region, nil, nobody{}, lsfs.Options{FarBytes: 1 << 40})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(s.FarCheckpoint(), s.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	lost, bad := dir+"/stores/1/region", dir+"/stores/2/region"
+	damage(t, bad, 3*4096+9)
+	old, err := os.ReadFile(bad)
+	if err := errors.Join(err, os.Remove(lost)); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, errs := fsckOf(t, "-y", "--data", dir); code&fsck.ExitOperational == 0 || !strings.Contains(errs, "--rebuild-region") {
+		t.Errorf("exit status %d, %q", code, errs)
+	}
+	code, out, errs := fsckOf(t, "--rebuild-region", "--data", dir)
+	if code != fsck.ExitRepaired || errs != "" || strings.Count(out, "made again, from ") != 2 || strings.Count(out, ": clean, ") < 2 {
+		t.Errorf("exit status %d, %q, %q", code, out, errs)
+	}
+	if kept, err := filepath.Glob(bad + ".old-*"); err != nil || len(kept) != 1 {
+		t.Errorf("the old region is kept in %q (%v)", kept, err)
+	} else if b, err := os.ReadFile(kept[0]); err != nil || !bytes.Equal(b, old) {
+		t.Errorf("the old region is not what was kept (%v)", err)
+	}
+	if code, out, errs := fsckOf(t, "--rebuild-region", "--json", devices[0]); code != fsck.ExitRepaired || !json.Valid([]byte(out)) || !strings.Contains(errs, "made again") {
+		t.Errorf("exit status %d, %q, %q", code, out, errs)
+	}
+}
+
+// Where there is nothing to make a region from, nothing is touched.
+func TestRebuildOfNothing(t *testing.T) {
 	dir := t.TempDir()
 	device := makeStore(t, dir)
 	before, err := os.ReadFile(dir + "/region")
@@ -359,8 +412,11 @@ func TestRebuildRegion(t *testing.T) {
 		t.Fatal(err)
 	}
 	code, out, errs := fsckOf(t, "--rebuild-region", device)
-	if code != fsck.ExitOperational || out != "" || !strings.Contains(errs, device) {
+	if code != fsck.ExitOperational || out != "" || !strings.Contains(errs, device) || !strings.Contains(errs, "far checkpoint") {
 		t.Errorf("exit status %d, %q, %q", code, out, errs)
+	}
+	if files, _ := os.ReadDir(dir); len(files) != 2 {
+		t.Errorf("%d files are left", len(files))
 	}
 	after, err := os.ReadFile(dir + "/region")
 	if err != nil || !bytes.Equal(before, after) {
