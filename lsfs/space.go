@@ -26,12 +26,10 @@ type collector struct {
 	window []byte    // the same
 	gain   int64     // bytes by which rounds emptied more than they filled
 
-	// What was free and live when a round last gained nothing (Store.mu).
-	rested struct {
-		yes  bool
-		free int
-		live int64
-	}
+	// After a round that gained nothing (Store.mu): cleaning again would move for
+	// ever, where CleanLow is out of reach, what its own records take.
+	rests   bool
+	changes uint64 // by requests, when it began to rest
 
 	waiting atomic.Int32 // requests that wait for Store.mu
 
@@ -125,21 +123,16 @@ func (s *Store) needsCollection() bool {
 	return len(s.free) < s.o.CleanLow && (s.cleaningPays() || s.dying > 0) || s.checkpointDue() || s.region.NeedsGrowth() || s.farWanted()
 }
 
-// cleaningPays reports whether there may be something to gain since a round last
-// gained nothing: a segment was used or died. Else the cleaner would move for ever,
-// where CleanLow is out of reach, what its own records take. Needs mu, shared.
-func (s *Store) cleaningPays() bool {
-	r := &s.gc.rested
-	return !r.yes || len(s.free) < r.free || s.live <= r.live-s.seg
-}
+// cleaningPays reports whether there may be something to gain: requests have
+// changed something since a round last gained nothing. Needs mu, shared.
+func (s *Store) cleaningPays() bool { return !s.gc.rests || s.changes != s.gc.changes }
 
 // cleaningEnds notes what a round of cleaning came to that began with before free
-// segments.
-func (s *Store) cleaningEnds(before int) {
+// segments, after so many changes.
+func (s *Store) cleaningEnds(before int, changes uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r := &s.gc.rested
-	r.yes, r.free, r.live = len(s.free) <= before, len(s.free), s.live
+	s.gc.rests, s.gc.changes = len(s.free) <= before, changes
 }
 
 // checkpointDue reports whether log or changed pages ask for a checkpoint: a
@@ -223,13 +216,14 @@ func (s *Store) collect(force bool) (stuck bool, err error) {
 	}
 	var before, target int
 	var far, due, pays bool
+	var changes uint64
 	err = s.View(func(pmem.Reader) error {
 		before, target = len(s.free), s.o.CleanLow
 		if far = s.farWanted(); far {
 			target += s.farTarget()
 		}
 		due = force || s.checkpointDue() || s.crowded.Load()
-		pays = force || s.cleaningPays()
+		pays, changes = force || s.cleaningPays(), s.changes
 		return nil
 	})
 	if err != nil || !due && !far && before >= target {
@@ -268,7 +262,7 @@ func (s *Store) collect(force bool) (stuck bool, err error) {
 		s.gc.gain = 0
 	}
 	if pays && before < target {
-		s.cleaningEnds(before)
+		s.cleaningEnds(before, changes)
 	}
 	s.mu.RLock()
 	far = s.farWanted() // it may have been given up meanwhile

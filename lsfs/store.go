@@ -70,6 +70,7 @@ type Store struct {
 	slotOf    map[uint32]uint32 // seq → slot, of all segments that are not free
 	free      []uint32          // slots that may be opened
 	live      int64             // sum of live bytes
+	changes   uint64            // that requests have made
 	dying     int               // sealed segments that lost their last live bytes since the last checkpoint began
 	tx        Tx
 	redo      []byte

@@ -185,6 +185,9 @@ func (s *Store) append(in *Intent, ch Change) (sealfs.LSN, error) {
 			s.publish(&rec, in.Op, in.Payload, s.redo)
 			tx.commitSegments()
 			tx.Commit()
+			if in.Class != cleaning {
+				s.changes++
+			}
 			return s.tail(), nil
 		}
 		tx.Reset()

@@ -66,7 +66,7 @@ func TestLostCommit(t *testing.T) {
 	if a := w.must(op.Request{Type: op.Getattr, Ino: w.far}); a.Nlink != 3 || a.Size != 1 || a.Mtime != at {
 		t.Errorf("a directory that got a subdirectory: %+v", a)
 	}
-	at = w.moveDirectory("b")
+	w.moveDirectory("b")
 	if rep := w.reply(op.Request{Type: op.Readdir, Dir: w.far, Len: 1 << 20}); len(rep.Entries) != 2 {
 		t.Errorf("entries %v", rep.Entries)
 	}
@@ -106,7 +106,7 @@ func TestLateCommit(t *testing.T) {
 	if a := plus(); a.Ino != 0 {
 		t.Errorf("Readdir tells attributes that a transaction has in hand: %+v", a)
 	}
-	at := w.moveDirectory("d")
+	w.moveDirectory("d")
 	if rep := w.reply(op.Request{Type: op.Create, Dir: w.far, Name: "new", Mode: 0o644}); rep.Dir.Ino != 0 {
 		t.Errorf("Create tells attributes of a directory that a transaction has in hand: %+v", rep.Dir)
 	}
@@ -124,7 +124,7 @@ func TestLateCommit(t *testing.T) {
 	}
 
 	// What changes something else than entries is no change of entries.
-	at = w.moveDirectory("e")
+	at := w.moveDirectory("e")
 	w.must(op.Request{Type: op.Setxattr, Ino: w.far, Name: "user.a", Data: []byte("b")})
 	w.silence(nil)
 	w.settle()

@@ -118,11 +118,6 @@ func (st *store) extents(r pmem.Reader, d place, off, n uint64, fn func(*meta.Ex
 	return attr.Size, attr.Size, err
 }
 
-// readAt is readData for what stands at home.
-func (st *store) readAt(ino sealfs.Ino, off uint64, dst []byte) (int, uint64, error) {
-	return st.readData(atHome(ino), off, dst)
-}
-
 // readData fills dst with a file's bytes from off on, verified, and returns how
 // many there are and the file's size.
 func (st *store) readData(d place, off uint64, dst []byte) (int, uint64, error) {

@@ -160,7 +160,6 @@ type run struct {
 	rec     *recorder
 	h       *history
 	now     view
-	writes  int
 	refused int
 }
 
