@@ -280,7 +280,7 @@ func (h *hurt) must(err error) {
 }
 
 // elsewhere are the numbers that tests of their own expect.
-var elsewhere = []ID{RegionRing, LogStaging, StagingLost, ShardTwice, ShardForeign, PreparedWrong, DecisionWrong,
+var elsewhere = []ID{RegionRing, LogHeader, LogStaging, StagingLost, ShardTwice, ShardForeign, PreparedWrong, DecisionWrong,
 	ChunkPlace, ChunkNoPart, PartNoFile, PartBytes, PartVolume, PartGen, PartBound}
 
 // zooImages returns a closed store with one of everything.

@@ -252,7 +252,36 @@ func (f *follower) successor() (uint32, *layout.SegmentHeader, error) {
 			}
 		}
 	}
+	if _, err := layout.DecodeSegmentHeader(f.buf, sb.Store, f.c.dev.Name(), slot, sb.SlotOffset(slot)); err != nil {
+		h, e := f.headless(slot, least)
+		if h != nil {
+			f.c.problem(LogHeader, f.c.device(slot, 0), "segment %d: %v", h.Seq, err)
+			f.c.mendBy(LogHeader, f.c.device(slot, 0), f.c.recover)
+		}
+		return slot, h, e
+	}
 	return slot, nil, nil
+}
+
+// headless makes up the header of the segment in slot if its first record continues the
+// log, and the log is known to have been durable beyond; else a power cut took the header.
+func (f *follower) headless(slot, least uint32) (*layout.SegmentHeader, error) {
+	sb := f.c.sb
+	if err := f.load(slot, layout.BlockSize+recordReach); err != nil {
+		return nil, err
+	}
+	first := f.buf[layout.BlockSize:]
+	at := sealfs.LSN(binary.LittleEndian.Uint64(first[8:]))
+	if at.Off() != layout.BlockSize || at.Seq() <= f.end.lsn.Seq() || f.witnessed() <= f.end.lsn {
+		return nil, nil
+	}
+	for _, inc := range []uint32{sb.Incarnation, max(f.incarnation, 1)} {
+		rec, _, _, _, _, err := layout.DecodeRecord(first, layout.ChainSeed(sb.Store, inc), at, f.end.chain)
+		if err == nil && rec.Kind == layout.KindOpen && inc >= least {
+			return &layout.SegmentHeader{Kind: layout.Hot, Slot: slot, Seq: at.Seq(), Incarnation: inc, Prev: f.end.lsn, Chain: f.end.chain}, nil
+		}
+	}
+	return nil, nil
 }
 
 // load reads the front of the segment in slot, at least n bytes of it, to buf.
@@ -295,6 +324,9 @@ func (f *follower) segment(slot, seq, from, incarnation uint32) error {
 	}
 	if seedErr == nil && h.Seq != seq {
 		seedErr = fmt.Errorf("slot %d holds segment %d, not %d", slot, h.Seq, seq)
+	}
+	if seedErr != nil && incarnation != 0 { // it was made up
+		h, seedErr = &layout.SegmentHeader{Seq: seq, Incarnation: incarnation, Chain: f.end.chain}, nil
 	}
 	if seedErr != nil {
 		return stop(LogStartHeader, c.device(slot, 0), "%v", seedErr)

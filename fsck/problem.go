@@ -84,6 +84,7 @@ const (
 	LogStaging     ID = 306
 	StagingLost    ID = 307
 	LogUnreadable  ID = 308
+	LogHeader      ID = 309
 	TableEntry     ID = 311
 	TableTwice     ID = 312
 	TableNextSeq   ID = 313
@@ -205,6 +206,8 @@ var problems = []Problem{
 		"the file of the ring is moved aside"},
 	{LogUnreadable, "log-unreadable", Fatal, None, "the log cannot be read",
 		"copy the device to another one and try again: it fails to be read"},
+	{LogHeader, "log-header", Warning, Safe, "the header of a segment of the log is not sound: the log is followed without it",
+		"the store is recovered as it is: its log goes on in a new segment"},
 	{TableEntry, "table-entry", Error, Ask, "an entry of the segment table is impossible",
 		"the entry is made again from the segment, or freed if there is none"},
 	{TableTwice, "table-twice", Error, Ask, "two slots hold the same segment",

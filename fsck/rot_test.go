@@ -333,3 +333,82 @@ func TestRotRegion(t *testing.T) {
 	}
 	t.Log(count)
 }
+
+// TestCutLog: a store whose log has rotted is left alone, unless what was done after
+// that place may be lost.
+func TestCutLog(t *testing.T) {
+	for _, ring := range []bool{false, true} {
+		r := newRotten(t, ring)
+		cuts := 0
+		try := func(what string, m images) {
+			o := m.options()
+			rep := judge(t, o)
+			if rep.Counts[LogCut]+rep.Counts[LogStaging] == 0 {
+				return
+			}
+			cuts++
+			before := m.clone()
+			o.Repair, o.SaveDir = RepairAll, t.TempDir()
+			if rep := judge(t, o); len(rep.Fixed) > 0 || !m.same(before) {
+				t.Errorf("%s: repaired without consent: %v", what, rep.Fixed)
+			}
+			x := m.clone()
+			if _, err := lsfs.Open(x.dev, pmem.NewMemory(x.region), x.ring, owner{}, rotOptions()); err == nil || !strings.Contains(err.Error(), "--cut-log") {
+				t.Errorf("%s: the store says %v", what, err)
+			}
+			o.CutLog = true
+			if rep := judge(t, o); !rep.Sound() || rep.Exit()&ExitRepaired == 0 || rep.Fixed[LogCut]+rep.Fixed[LogStaging] == 0 {
+				t.Errorf("%s: exit status %d, %v", what, rep.Exit(), rep.IDs())
+			}
+			m.ring = nil
+			s, err := lsfs.Open(m.dev, pmem.NewMemory(m.region), nil, owner{}, rotOptions())
+			if err != nil {
+				t.Fatalf("%s: after the repair: %v", what, err)
+			}
+			have := 0
+			for ino, want := range r.files {
+				got, err := readFile(s, ino)
+				if err == nil && bytes.Equal(got, want) {
+					have++
+				}
+			}
+			if have < 15 || have == len(r.files) { // those below the checkpoint
+				t.Errorf("%s: %d of %d files are left", what, have, len(r.files))
+			}
+			if err := s.Close(); err != nil {
+				t.Errorf("%s: close: %v", what, err)
+			}
+		}
+		if ring {
+			for i := range int(r.ring.Header().Chunks) {
+				for off := layout.BlockSize; r.ring.ChunkSeq(i) != 0 && off < testSegment && cuts < 5; off += 1999 {
+					m := r.clone()
+					m.ring.Chunk(i)[off] ^= 4
+					try(fmt.Sprintf("byte %d of chunk %d", off, i), m)
+				}
+			}
+		} else {
+			for off := int64(layout.DataStart); off < r.dev.Size() && cuts < 5; off += 1999 {
+				m := r.clone()
+				m.dev.FlipBit(off, 2)
+				try(fmt.Sprintf("byte %d of the device", off), m)
+			}
+		}
+		if !ring { // one that costs nothing
+			sb := (&hurt{images: r.clone(), t: t}).super()
+			m := r.clone()
+			m.dev.FlipBit(sb.SlotOffset(2)+41, 2)
+			o := m.options()
+			o.Repair, o.SaveDir = RepairAll, t.TempDir()
+			if rep := judge(t, o); rep.Fixed[LogHeader] != 1 || rep.Exit() != ExitRepaired {
+				t.Errorf("header of a segment: exit status %d, %v", rep.Exit(), rep.IDs())
+			}
+			if digest, bad, err := r.look(t, m); err != nil || len(bad) > 0 || digest != r.digest {
+				t.Errorf("header of a segment: %v, %v", bad, err)
+			}
+		}
+		if cuts < 3 {
+			t.Errorf("with a ring %v: only %d places of the log were cut", ring, cuts)
+		}
+	}
+}
