@@ -24,6 +24,7 @@ type coldSegment struct {
 	chain     uint32
 	moves     []move
 	age       ageSum
+	want      uint32 // when filled so far it may end before a victim does
 }
 
 // move is a live part and where its copy stands.
@@ -85,6 +86,7 @@ func (s *Store) clean() (bool, error) {
 		return false, nil
 	}
 	full := false                 // the cold segment is
+	next := int64(0)              // what the first takes that is not emptied
 	emptied, paid := 0, uint32(0) // victims that are empty then, and what of the cold segment is theirs
 	for _, v := range victims {
 		full, err = s.gather(cold, v)
@@ -96,22 +98,25 @@ func (s *Store) clean() (bool, error) {
 			return false, errors.Join(err, s.closeCold(cold))
 		}
 		if full {
+			next = int64(v.cost())
 			break
 		}
 		emptied++
 		paid = cold.filled
+		cold.want = 0
+		if emptied == 1 {
+			cold.want = paid + uint32(s.seg/cleanGain)
+		}
 	}
 	// Copies of small files take more than the table knows.
-	if !gains(emptied, full, int64(paid), s.seg) {
+	if !gains(emptied, int64(paid), int64(cold.filled-paid), next, s.seg) {
 		return false, s.closeCold(cold)
 	}
 	if err := s.writeCold(cold, true); err != nil {
 		return false, err
 	}
-	if err := s.move(cold.moves); err != nil {
-		return false, errors.Join(err, s.closeCold(cold))
-	}
-	if err := s.closeCold(cold); err != nil {
+	all, err := s.move(cold.moves)
+	if err = errors.Join(err, s.closeCold(cold)); err != nil || !all {
 		return false, err
 	}
 	s.stats.cleaned.Add(uint64(emptied))
@@ -120,9 +125,12 @@ func (s *Store) clean() (bool, error) {
 }
 
 // gains reports whether a round empties more than it fills: two victims, or one
-// and a part of the next. What costs as much as it frees is left undone.
-func gains(emptied int, full bool, paid, segment int64) bool {
-	return (full || emptied >= 2) && int64(emptied)*segment-paid >= segment/cleanGain
+// that takes paid bytes and part of the next, so that this takes less then than
+// the one did. Else two segments would take each other's places again and again,
+// until the log of the moves has used up all that is free.
+func gains(emptied int, paid, part, next, segment int64) bool {
+	least := segment / cleanGain
+	return emptied >= 2 || emptied == 1 && part >= least && next-part <= paid-least
 }
 
 // worthwhile estimates, before anything is read, whether a round gains anything.
@@ -130,12 +138,12 @@ func (s *Store) worthwhile(victims []victim) bool {
 	room, paid, emptied := s.seg-layout.BlockSize, int64(0), 0
 	for _, v := range victims {
 		if paid+int64(v.cost()) > room {
-			return gains(emptied, true, paid, s.seg)
+			return gains(emptied, paid, room-paid, int64(v.cost()), s.seg)
 		}
 		paid += int64(v.cost())
 		emptied++
 	}
-	return gains(emptied, false, paid, s.seg)
+	return gains(emptied, paid, 0, 0, s.seg)
 }
 
 // cleanGain is the least that a cleaning must gain: a twentieth of a segment.
@@ -152,10 +160,17 @@ func (s *Store) spoil(slot, seq uint32, err error) {
 	}
 }
 
-// move appends the records that make extents refer to their copies. What the
-// namespace finds damaged is left behind, one by one.
-func (s *Store) move(moves []move) error {
+// move appends the records that make extents refer to their copies, and reports
+// whether there was room for all. What the namespace finds damaged is left
+// behind, one by one.
+func (s *Store) move(moves []move) (all bool, err error) {
 	for n := moveBatch; len(moves) > 0; {
+		s.mu.RLock()
+		fits := s.logFits()
+		s.mu.RUnlock()
+		if !fits {
+			return false, nil
+		}
 		n = min(n, len(moves))
 		s.letPass()
 		ch := &moving{s: s, moves: moves[:n]}
@@ -173,13 +188,27 @@ func (s *Store) move(moves []move) error {
 				s.spoil(slot, seq, err)
 			}
 		case err != nil:
-			return err
+			return false, err
 		}
 		s.stats.moved.Add(ch.n)
 		s.stats.movedBytes.Add(ch.bytes)
 		moves = moves[n:]
 	}
-	return nil
+	return true, nil
+}
+
+// logFits reports whether the log takes a batch of moves and what ends a cold
+// segment. Needs mu, shared.
+func (s *Store) logFits() bool {
+	if s.nextSlot != layout.NoSlot || s.seg-int64(s.open().filled) >= 4*layout.BlockSize {
+		return true
+	}
+	for _, slot := range s.free {
+		if s.pins[slot].Load() == 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // letPass lets the requests go first that wait for the lock: who asks for it
@@ -198,7 +227,8 @@ func (s *Store) letPass() {
 const tablePart = 1024
 
 // victims chooses segments to clean. Those in the ring are left alone: what is
-// young dies soon, and the device may not hold all of it yet.
+// young dies soon, and the device may not hold all of it yet. So are those that
+// far checkpoints need: emptying them takes a segment and frees none.
 func (s *Store) victims() []victim {
 	now := time.Now().UnixNano()
 	c := &s.gc.choice
@@ -206,7 +236,7 @@ func (s *Store) victims() []victim {
 	part := make([]segment, tablePart)
 	for lo := 0; lo < len(s.segs); lo += tablePart {
 		s.mu.RLock()
-		oldest := s.hot[0].seq
+		oldest := min(s.hot[0].seq, s.farKeep())
 		n := copy(part, s.segs[lo:])
 		s.mu.RUnlock()
 		for i := range part[:n] {
@@ -240,13 +270,16 @@ func (o *opening) Apply(tx *Tx) error {
 	return tx.openSegment(o.slot, o.seq, layout.Cold, time.Now().UnixNano())
 }
 
-// openCold takes a slot and a sequence number; nil when no slot is free. The
+// openCold takes a slot and a sequence number; nil when there is no room. The
 // segment table knows the segment before it is used, so that a crash leaves a
 // sealed segment without live bytes at worst.
 func (s *Store) openCold() (*coldSegment, error) {
 	s.mu.Lock()
 	slot, ok := s.takeFree(0)
-	if !ok {
+	if !ok || !s.logFits() {
+		if ok {
+			s.free = append(s.free, slot)
+		}
 		s.mu.Unlock()
 		return nil, nil
 	}
@@ -307,7 +340,7 @@ func (s *Store) gather(c *coldSegment, v victim) (full bool, err error) {
 				return err
 			}
 		}
-		if full {
+		if full && c.filled >= c.want {
 			return errFull
 		}
 		return nil
