@@ -25,6 +25,7 @@ type coldSegment struct {
 	chain     uint32
 	moves     []move
 	age       ageSum
+	want      uint32 // when filled so far it may end before a victim does
 }
 
 // move is a live part and where its copy stands.
@@ -101,18 +102,20 @@ func (s *Store) clean() (bool, error) {
 		}
 		emptied++
 		paid = cold.filled
+		cold.want = 0
+		if emptied == 1 {
+			cold.want = paid + uint32(s.seg/cleanGain)
+		}
 	}
 	// Copies of small files take more than the table knows.
-	if !gains(emptied, full, int64(paid), s.seg) {
+	if !gains(emptied, int64(cold.filled-paid), s.seg) {
 		return false, s.closeCold(cold)
 	}
 	if err := s.writeCold(cold, true); err != nil {
 		return false, err
 	}
-	if err := s.move(cold.moves); err != nil {
-		return false, errors.Join(err, s.closeCold(cold))
-	}
-	if err := s.closeCold(cold); err != nil {
+	all, err := s.move(cold.moves)
+	if err = errors.Join(err, s.closeCold(cold)); err != nil || !all {
 		return false, err
 	}
 	s.stats.cleaned.Add(uint64(emptied))
@@ -121,9 +124,10 @@ func (s *Store) clean() (bool, error) {
 }
 
 // gains reports whether a round empties more than it fills: two victims, or one
-// and a part of the next. What costs as much as it frees is left undone.
-func gains(emptied int, full bool, paid, segment int64) bool {
-	return (full || emptied >= 2) && int64(emptied)*segment-paid >= segment/cleanGain
+// and a part of the next that is worth it.
+func gains(emptied int, part, segment int64) bool {
+	least := segment / cleanGain
+	return emptied >= 2 || emptied == 1 && part >= least
 }
 
 // worthwhile estimates, before anything is read, whether a round gains anything.
@@ -131,12 +135,12 @@ func (s *Store) worthwhile(victims []victim) bool {
 	room, paid, emptied := s.seg-layout.BlockSize, int64(0), 0
 	for _, v := range victims {
 		if paid+int64(v.cost()) > room {
-			return gains(emptied, true, paid, s.seg)
+			return gains(emptied, room-paid, s.seg)
 		}
 		paid += int64(v.cost())
 		emptied++
 	}
-	return gains(emptied, false, paid, s.seg)
+	return gains(emptied, 0, s.seg)
 }
 
 // cleanGain is the least that a cleaning must gain: a twentieth of a segment.
@@ -153,10 +157,17 @@ func (s *Store) spoil(slot, seq uint32, err error) {
 	}
 }
 
-// move appends the records that make extents refer to their copies. What the
-// namespace finds damaged is left behind, one by one.
-func (s *Store) move(moves []move) error {
+// move appends the records that make extents refer to their copies, and reports
+// whether there was room for all. What the namespace finds damaged is left
+// behind, one by one.
+func (s *Store) move(moves []move) (all bool, err error) {
 	for n := moveBatch; len(moves) > 0; {
+		s.mu.RLock()
+		fits := s.logFits()
+		s.mu.RUnlock()
+		if !fits {
+			return false, nil
+		}
 		n = min(n, len(moves))
 		s.letPass()
 		ch := &moving{s: s, moves: moves[:n]}
@@ -174,13 +185,27 @@ func (s *Store) move(moves []move) error {
 				s.spoil(slot, seq, err)
 			}
 		case err != nil:
-			return err
+			return false, err
 		}
 		s.stats.moved.Add(ch.n)
 		s.stats.movedBytes.Add(ch.bytes)
 		moves = moves[n:]
 	}
-	return nil
+	return true, nil
+}
+
+// logFits reports whether the log takes a batch of moves and what ends a cold
+// segment. Needs mu, shared.
+func (s *Store) logFits() bool {
+	if s.nextSlot != layout.NoSlot || s.seg-int64(s.open().filled) >= 4*layout.BlockSize {
+		return true
+	}
+	for _, slot := range s.free {
+		if s.pins[slot].Load() == 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // letPass lets the requests go first that wait for the lock: who asks for it
@@ -199,7 +224,8 @@ func (s *Store) letPass() {
 const tablePart = 1024
 
 // victims chooses segments to clean. Those in the ring are left alone: what is
-// young dies soon, and the device may not hold all of it yet.
+// young dies soon, and the device may not hold all of it yet. So are those that
+// far checkpoints need: emptying them takes a segment and frees none.
 func (s *Store) victims() []victim {
 	now := time.Now().UnixNano()
 	c := &s.gc.choice
@@ -207,7 +233,7 @@ func (s *Store) victims() []victim {
 	part := make([]segment, tablePart)
 	for lo := 0; lo < len(s.segs); lo += tablePart {
 		s.mu.RLock()
-		oldest := s.hot[0].seq
+		oldest := min(s.hot[0].seq, s.farKeep())
 		n := copy(part, s.segs[lo:])
 		s.mu.RUnlock()
 		for i := range part[:n] {
@@ -241,13 +267,16 @@ func (o *opening) Apply(tx *Tx) error {
 	return tx.openSegment(o.slot, o.seq, layout.Cold, time.Now().UnixNano())
 }
 
-// openCold takes a slot and a sequence number; nil when no slot is free. The
+// openCold takes a slot and a sequence number; nil when there is no room. The
 // segment table knows the segment before it is used, so that a crash leaves a
 // sealed segment without live bytes at worst.
 func (s *Store) openCold() (*coldSegment, error) {
 	s.mu.Lock()
 	slot, ok := s.takeFree(0)
-	if !ok {
+	if !ok || !s.logFits() {
+		if ok {
+			s.free = append(s.free, slot)
+		}
 		s.mu.Unlock()
 		return nil, nil
 	}
@@ -308,7 +337,7 @@ func (s *Store) gather(c *coldSegment, v victim) (full bool, err error) {
 				return err
 			}
 		}
-		if full {
+		if full && c.filled >= c.want {
 			return errFull
 		}
 		return nil

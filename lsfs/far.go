@@ -662,7 +662,8 @@ func (s *Store) makeRoom() (bool, error) {
 			return err == nil, err
 		}
 	}
-	if gained, err := s.clean(); gained || err != nil {
+	// Where nothing fits any more, giving up the far checkpoint still does.
+	if gained, err := s.clean(); gained || err != nil && !errors.Is(err, sealfs.ErrNoSpace) {
 		return gained, err
 	}
 	if !cheap && s.farBlocks() {

@@ -59,20 +59,28 @@ func (s *Store) full() error {
 const waitRounds = 64
 
 // waitSpace waits for the collector to free a segment that a request of class c
-// may use. It returns ErrNoSpace when a whole round since the call gained nothing.
-func (s *Store) waitSpace(c Class) error {
+// may use, or for another request to open a segment after at. It returns
+// ErrNoSpace when a whole round since the call gained nothing.
+func (s *Store) waitSpace(c Class, at uint32) error {
 	s.stats.spaceWaits.Add(1)
 	if c == cleaning {
 		return fmt.Errorf("store on %s has no segment left: %w", s.dev.Name(), sealfs.ErrNoSpace)
 	}
-	enough := func() bool { return s.freeSegments() > s.keepFor(c) }
+	enough := func() bool {
+		s.mu.RLock()
+		defer s.mu.RUnlock()
+		return len(s.free) > s.keepFor(c) || s.open().seq != at && s.nextSlot != layout.NoSlot
+	}
 	if s.bg.off.Load() {
 		for range waitRounds {
 			stuck, err := s.collect(true)
-			if err != nil || enough() {
+			if enough() {
+				return nil
+			}
+			if err != nil && !errors.Is(err, sealfs.ErrNoSpace) {
 				return err
 			}
-			if stuck {
+			if stuck || err != nil {
 				break
 			}
 		}

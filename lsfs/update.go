@@ -84,14 +84,14 @@ func (s *Store) Update(in *Intent, ch Change) (sealfs.LSN, error) {
 		s.slowDown(len(in.Payload) + len(in.Op))
 	}
 	for {
-		end, err := s.appendLocked(in, ch)
+		end, at, err := s.appendLocked(in, ch)
 		switch {
 		case err == nil:
 			return end, nil
 		case err == errRingFull:
 			err = s.waitRing()
 		case err == errNoSlot:
-			err = s.waitSpace(in.Class)
+			err = s.waitSpace(in.Class, at)
 		case errors.Is(err, sealfs.ErrNoSpace) && s.region.NeedsGrowth() && s.region.Grow() == nil:
 			err = nil // the region was too small, and is larger now
 		}
@@ -120,7 +120,7 @@ func undo(ch Change) {
 }
 
 // appendLocked is append with the lock, for which the cleaner lets others go first.
-func (s *Store) appendLocked(in *Intent, ch Change) (end sealfs.LSN, err error) {
+func (s *Store) appendLocked(in *Intent, ch Change) (end sealfs.LSN, at uint32, err error) {
 	if in.Class != cleaning {
 		s.gc.waiting.Add(1)
 	}
@@ -129,9 +129,10 @@ func (s *Store) appendLocked(in *Intent, ch Change) (end sealfs.LSN, err error) 
 			s.gc.waiting.Add(-1)
 		}
 		end, err = s.append(in, ch)
+		at = s.open().seq
 		return err
 	})
-	return end, err
+	return end, at, err
 }
 
 // append executes, publishes and applies one update. Needs mu.
@@ -151,6 +152,19 @@ func (s *Store) append(in *Intent, ch Change) (sealfs.LSN, error) {
 	if in.Class == Normal && s.region.Tight() {
 		return 0, fmt.Errorf("region of the store on %s is full: %w", s.dev.Name(), sealfs.ErrNoSpace)
 	}
+	if in.Class == Normal && len(in.Payload) > 0 && len(s.free) < s.o.ReserveSegments {
+		return 0, errNoSlot // the open segment is the reserve's, too: data in it would not come back
+	}
+	end := s.seg - layout.BlockSize // the last block stays free for a KindNext record
+	if in.Class != cleaning && s.nextSlot == layout.NoSlot {
+		// The next segment may be long in coming, and has to come from the cleaner.
+		if err := s.announce(in.Class); err != nil {
+			if len(in.Payload) > 0 {
+				return 0, err
+			}
+			end -= s.seg / 4
+		}
+	}
 	for rolled := false; ; rolled = true {
 		open := s.open()
 		rec := layout.Record{
@@ -158,10 +172,11 @@ func (s *Store) append(in *Intent, ch Change) (sealfs.LSN, error) {
 			OpLen: uint32(len(in.Op)), PayloadLen: uint32(len(in.Payload)), PayloadCRC: in.PayloadCRC,
 			Ino: in.Ino, Offset: in.Offset,
 		}
-		if int64(open.filled)+rec.Bytes() > s.seg-layout.BlockSize && !rolled {
+		if int64(open.filled)+rec.Bytes() > end && !rolled {
 			if err := s.roll(in.Class); err != nil {
 				return 0, err
 			}
+			end = s.seg - layout.BlockSize
 			continue
 		}
 		tx := s.begin(rec.PayloadLSN())
@@ -180,8 +195,7 @@ func (s *Store) append(in *Intent, ch Change) (sealfs.LSN, error) {
 			undo(ch)
 			return 0, fmt.Errorf("a change of %d bytes is larger than a record may be: %w", rec.Bytes(), sealfs.ErrNoSpace)
 		}
-		// The last block stays free for a KindNext record.
-		if int64(open.filled)+rec.Bytes() <= s.seg-layout.BlockSize {
+		if int64(open.filled)+rec.Bytes() <= end {
 			s.publish(&rec, in.Op, in.Payload, s.redo)
 			tx.commitSegments()
 			tx.Commit()
@@ -198,6 +212,7 @@ func (s *Store) append(in *Intent, ch Change) (sealfs.LSN, error) {
 		if err := s.roll(in.Class); err != nil {
 			return 0, err
 		}
+		end = s.seg - layout.BlockSize
 	}
 }
 
@@ -331,7 +346,7 @@ func (s *Store) enter(next *hotSegment, h *layout.SegmentHeader, tx *Tx, after u
 }
 
 // announce names a successor for the open segment, which had none when it was
-// opened. The record goes into the last block, which is kept free for it.
+// opened. The last block is kept free for the record.
 func (s *Store) announce(c Class) error {
 	slot, ok := s.takeFree(s.keepFor(c))
 	if !ok {
