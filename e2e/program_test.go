@@ -20,7 +20,7 @@ func TestBuild(t *testing.T) {
 	i.up()
 	module := strings.TrimSpace(must(t, "", "go", "list", "-m", "-f", "{{.Dir}}"))
 	src, reference := filepath.Join(i.mnt, "src"), filepath.Join(i.dir, "src")
-	list := must(t, module, "go", "list", "-f", `{{$d := .Dir}}{{range .GoFiles}}{{$d}}/{{.}}{{"\n"}}{{end}}`, "./...")
+	list := must(t, module, "go", "list", "-f", `{{$d := .Dir}}{{range .GoFiles}}{{$d}}/{{.}}{{"\n"}}{{end}}{{range .SFiles}}{{$d}}/{{.}}{{"\n"}}{{end}}`, "./...")
 	for path := range strings.FieldsSeq(list + module + "/go.mod\n" + module + "/go.sum\n") {
 		b, err := os.ReadFile(path)
 		for _, dir := range []string{src, reference} {
