@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"runtime"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -61,7 +60,6 @@ used too: its stores are the disks.`,
 					if !detached {
 						o.Say = func(text string) { fmt.Fprintf(c.stderr, "sealfs: server: %s\n", text) }
 					}
-					shareProcessors()
 					return node.StartServer(ctx, o)
 				})
 			},
@@ -82,17 +80,6 @@ DISK is a device, or a store's id.`,
 			},
 			setup: func(*pflag.FlagSet) func(context.Context, *call) error { return disk },
 		},
-	}
-}
-
-// shareProcessors makes a server run Go code on half of the machine's processors
-// only, unless the environment's GOMAXPROCS says otherwise. Whenever a request
-// comes in, Go's scheduler wakes another thread that looks for more work and mostly finds none;
-// where clients run beside the server that takes from them a tenth of what they could do, and a
-// server's work is mostly in the kernel, which this does not limit.
-func shareProcessors() {
-	if os.Getenv("GOMAXPROCS") == "" {
-		runtime.GOMAXPROCS(max(1, runtime.NumCPU()/2))
 	}
 }
 
