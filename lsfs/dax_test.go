@@ -207,12 +207,9 @@ func newDaxRun(t *testing.T, seed uint64, every int) *daxRun {
 }
 
 func TestCrashDax(t *testing.T) {
-	changes, every := 200, 11
-	if testing.Short() {
-		changes, every = 100, 23
-	}
+	changes, every := unlessShort(200, 100), unlessShort(11, 23)
 	states, nested, rebuilt := 0, 0, 0
-	for seed := range uint64(3) {
+	for seed := range uint64(unlessShort(3, 2)) {
 		c := newDaxRun(t, seed, every)
 		if c.run(t, changes); c.err != nil {
 			t.Fatalf("seed %d: %v", seed, c.err)

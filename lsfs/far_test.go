@@ -174,7 +174,7 @@ func TestCrashFarCheckpoint(t *testing.T) {
 	first, states, none := false, 0, 0
 	look := func(disk.Op) {
 		regions := collect(region, rng, 3)
-		for d := range dev.CrashStates(rng, 3) {
+		for d := range dev.CrashStates(rng, unlessShort(3, 2)) {
 			states++
 			r := regions[rng.IntN(len(regions))]
 			again, err := checkRebuild(d, r)
@@ -419,7 +419,7 @@ func TestFullFar(t *testing.T) {
 // TestFullFarChurn works at the limit with far checkpoints that come and go:
 // whenever there is one, the region can be rebuilt.
 func TestFullFarChurn(t *testing.T) {
-	for seed := range uint64(3) {
+	for seed := range uint64(unlessShort(3, 1)) {
 		fullFarChurn(t, seed)
 	}
 }
@@ -444,11 +444,7 @@ func fullFarChurn(t *testing.T, seed uint64) {
 			return
 		}
 	}
-	changes := 8000
-	if testing.Short() {
-		changes = 3000
-	}
-	for i := range changes {
+	for i := range unlessShort(8000, 3000) {
 		ino := sealfs.Ino(1 + rng.IntN(600))
 		data := content(ino, i, 1+rng.IntN(8000))
 		switch _, err := s.put(ino, data); {

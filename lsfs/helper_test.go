@@ -207,3 +207,11 @@ func open(t testing.TB, dev, region disk.Device, kept *pmem.Staging, o Options) 
 	}
 	return s
 }
+
+// unlessShort returns a test's size, which is less under -short.
+func unlessShort(size, short int) int {
+	if testing.Short() {
+		return short
+	}
+	return size
+}

@@ -241,7 +241,7 @@ func (l *life) finish() {
 func TestCrashLives(t *testing.T) {
 	n := *lives
 	if testing.Short() {
-		n = 8
+		n = 6
 	}
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)

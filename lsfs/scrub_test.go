@@ -119,10 +119,7 @@ func TestScrubSound(t *testing.T) {
 // names the file where a file is damaged, and no other file.
 func TestScrubFinds(t *testing.T) {
 	s, dev, m := scrubbedStore(t)
-	step := int64(101)
-	if testing.Short() {
-		step = 499
-	}
+	step := int64(unlessShort(101, 3989))
 	tail := s.Superblock().Tail
 	kinds := map[string]int{}
 	named := 0

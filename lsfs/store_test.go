@@ -93,7 +93,7 @@ func TestFullOverwrite(t *testing.T) {
 	s := open(t, dev, region, nil, testOptions())
 	m, rng := model{}, rand.New(rand.NewPCG(3, 3))
 	full := 0
-	for i := range 6000 {
+	for i := range unlessShort(6000, 2000) {
 		ino := sealfs.Ino(1 + rng.IntN(400))
 		data := content(ino, i, 1+rng.IntN(8000))
 		_, err := s.put(ino, data)
