@@ -177,11 +177,7 @@ func (s *Server) all() []*store {
 func (s *Server) openStore(so StoreOptions) (*store, error) {
 	if so.Dev != nil {
 		so.Log.StagingPath = so.Staging
-		st, err := s.attach(so.Dev, so.Reg, nil, so)
-		if err != nil {
-			return nil, errors.Join(err, so.Reg.Close(), so.Dev.Close())
-		}
-		return st, nil
+		return s.attach(so.Dev, so.Reg, nil, so)
 	}
 	dev, err := disk.Open(so.Device, disk.OpenOptions{Direct: true, Exclusive: true})
 	if err != nil {
@@ -195,15 +191,11 @@ func (s *Server) openStore(so StoreOptions) (*store, error) {
 	if so.Log.Logger == nil {
 		so.Log.Logger = s.log
 	}
-	st, err := s.attach(dev, region, nil, so)
-	if err != nil {
-		return nil, errors.Join(err, region.Close(), dev.Close())
-	}
-	return st, nil
+	return s.attach(dev, region, nil, so)
 }
 
 // attach opens a store on a device and a region, and rebuilds what the server
-// keeps about it.
+// keeps about it. After an error both are closed.
 func (s *Server) attach(dev disk.Device, region pmem.Backing, kept *pmem.Staging, so StoreOptions) (*store, error) {
 	ls, err := lsfs.Open(dev, region, kept, &owner{s.cfg}, so.Log)
 	if err != nil {

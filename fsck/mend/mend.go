@@ -81,7 +81,7 @@ type Move struct {
 // Result says what became of the moves.
 type Result struct{ Moved, Left int }
 
-// Run carries out a job. It blocks until all of it is durable; after an error some of
+// Run carries out a job, and closes device and region. It blocks until all of it is durable; after an error some of
 // it may have been done. A cancelled context ends it between two changes.
 func Run(ctx context.Context, j *Job) (Result, error) {
 	var res Result
@@ -94,7 +94,7 @@ func Run(ctx context.Context, j *Job) (Result, error) {
 	}
 	s, err := lsfs.Open(j.Dev, j.Region, j.Ring, nobody{}, lsfs.Options{StagingPath: j.Staging, CutLog: j.CutLog, Mend: j.prepare})
 	if err != nil {
-		return res, errors.Join(err, j.Region.Close(), j.Dev.Close())
+		return res, err
 	}
 	m := &mender{ctx, s, j}
 	err = m.pages()
