@@ -1009,7 +1009,7 @@ func TestFarAbandoned(t *testing.T) {
 }
 
 // TestFarNoRoom: a far checkpoint that finds no segment in the middle of a batch
-// leaves the pages of that batch to the next one.
+// goes on where it was when there are some, also one that looks at all pages.
 func TestFarNoRoom(t *testing.T) {
 	dev, region := testDevices(100)
 	format(t, dev, region)
@@ -1022,7 +1022,15 @@ func TestFarNoRoom(t *testing.T) {
 	if err := s.FarCheckpoint(); err != nil {
 		t.Fatal(err)
 	}
-	for round := range 5 {
+	for round := range 6 {
+		if round >= 3 { // what has changed is not known then
+			kept, err := s.Abandon()
+			if err != nil {
+				t.Fatal(err)
+			}
+			dev, region = dev.Reopen(), region.Reopen()
+			s = open(t, dev, region, kept, testOptions())
+		}
 		for ino := sealfs.Ino(1 + round); ino <= 4000; ino += 100 {
 			if _, err := s.put(ino, content(ino, 2+round, 10)); err != nil {
 				t.Fatal(err)
@@ -1035,11 +1043,18 @@ func TestFarNoRoom(t *testing.T) {
 		if err := s.FarCheckpoint(); !errors.Is(err, sealfs.ErrNoSpace) {
 			t.Errorf("without room: %v", err)
 		}
+		if s.far.run == nil || s.Stats().FarFailed == "" {
+			t.Errorf("without room: under way %v, and it says %q", s.far.run != nil, s.Stats().FarFailed)
+		}
+		start := s.far.run.start
 		s.mu.Lock()
 		s.free = append(s.free, free[s.o.ReserveSegments+round%3:]...)
 		s.mu.Unlock()
 		if err := s.FarCheckpoint(); err != nil {
 			t.Fatal(err)
+		}
+		if st := s.Stats(); st.FarStart != start || st.FarFailed != "" {
+			t.Errorf("it began at %v, and completed is one of %v, %q", start, st.FarStart, st.FarFailed)
 		}
 		if _, err := checkRebuild(dev.Clone(), region.Clone()); err != nil {
 			t.Errorf("round %d: %v", round, err)
@@ -1145,4 +1160,46 @@ func TestFarKeptAfterRestart(t *testing.T) {
 	}
 	dev.FlipBit(off, 1)
 	look("read again")
+}
+
+// TestFarAhead: on a store that is full by df a far checkpoint that is due finds
+// its segments before requests do: it is neither put off, while ever more of the log
+// waits for it, nor given up.
+func TestFarAhead(t *testing.T) {
+	dev, region := disk.NewSim("device", 1<<20+256*testSegment), disk.NewSim("region", 4<<20)
+	format(t, dev, region)
+	s := open(t, dev, region, nil, testOptions())
+	rng := rand.New(rand.NewPCG(23, 23))
+	n := int(s.usable() * 9 / 10 / 4000)
+	most := 0
+	for i := range 6 * n {
+		ino := i
+		if i == n {
+			if err := s.FarCheckpoint(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if i >= n {
+			if ino = rng.IntN(n); rng.IntN(10) > 0 {
+				ino %= n / 10
+			}
+		}
+		if _, err := s.put(sealfs.Ino(ino+1), content(1, i, 4000)); err != nil {
+			t.Fatalf("change %d of %d: %v", i, n, err)
+		}
+		if i > 2*n {
+			most = max(most, s.far.rolls-s.far.base)
+		}
+	}
+	st := s.Stats()
+	t.Logf("%d far checkpoints, at most %d segments of the log behind one, %d are due", st.FarCheckpoints, most, s.farRolls())
+	if st.FarGivenUp > 0 || st.FarReason != "" || st.FarFailed != "" {
+		t.Errorf("given up %d times, %q, %q", st.FarGivenUp, st.FarReason, st.FarFailed)
+	}
+	if most > 2*s.farRolls() {
+		t.Errorf("%d segments of the log behind a far checkpoint, one is due after %d", most, s.farRolls())
+	}
+	if st.SpaceWaits == 0 {
+		t.Error("the test did not reach its point")
+	}
 }
