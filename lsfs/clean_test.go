@@ -359,3 +359,45 @@ func TestCleanForWaiting(t *testing.T) {
 	}
 	t.Error("the cleaner does not come to rest")
 }
+
+// TestFarAhead: on a store that is full by df a far checkpoint that is due finds
+// its segments before requests do: it is neither put off, while ever more of the log
+// waits for it, nor given up.
+func TestFarAhead(t *testing.T) {
+	dev, region := disk.NewSim("device", 1<<20+256*testSegment), disk.NewSim("region", 4<<20)
+	format(t, dev, region)
+	s := open(t, dev, region, nil, testOptions())
+	rng := rand.New(rand.NewPCG(23, 23))
+	n := int(s.usable() * 9 / 10 / 4000)
+	most := 0
+	for i := range 6 * n {
+		ino := i
+		if i == n {
+			if err := s.FarCheckpoint(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if i >= n {
+			if ino = rng.IntN(n); rng.IntN(10) > 0 {
+				ino %= n / 10
+			}
+		}
+		if _, err := s.put(sealfs.Ino(ino+1), content(1, i, 4000)); err != nil {
+			t.Fatalf("change %d of %d: %v", i, n, err)
+		}
+		if i > 2*n {
+			most = max(most, s.far.rolls-s.far.base)
+		}
+	}
+	st := s.Stats()
+	t.Logf("%d far checkpoints, at most %d segments of the log behind one, %d are due", st.FarCheckpoints, most, s.farRolls())
+	if st.FarGivenUp > 0 || st.FarReason != "" || st.FarFailed != "" {
+		t.Errorf("given up %d times, %q, %q", st.FarGivenUp, st.FarReason, st.FarFailed)
+	}
+	if most > 2*s.farRolls() {
+		t.Errorf("%d segments of the log behind a far checkpoint, one is due after %d", most, s.farRolls())
+	}
+	if st.SpaceWaits == 0 {
+		t.Error("the test did not reach its point")
+	}
+}

@@ -622,20 +622,20 @@ func (s *Store) giveBackOrHold(dead []uint32) {
 
 // farGiveUp durably lets go of the far checkpoint: from then on the region
 // cannot be rebuilt. It reports whether that freed anything, or made way for
-// requests. Needs gc.mu.
+// cleaner or requests. Needs gc.mu.
 func (s *Store) farGiveUp(why string) (bool, error) {
 	f := &s.far
-	ahead := f.ahead.Swap(0) > 0
+	way := f.ahead.Swap(0) > 0 || f.run != nil
 	if f.run != nil {
 		s.farAbandon(errFarRoom)
 	}
 	if f.root == 0 && len(f.segs) == 0 && len(f.held) == 0 {
-		if ahead { // it has not begun, and shall not for a while
+		if way { // another one shall not begin for a while
 			s.mu.Lock()
 			f.retry = f.rolls + s.farRolls()
 			s.mu.Unlock()
 		}
-		return ahead, nil
+		return way, nil
 	}
 	if f.root != 0 {
 		for range 2 {
