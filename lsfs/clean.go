@@ -200,6 +200,12 @@ func (s *Store) logFits() bool {
 	if s.nextSlot != layout.NoSlot || s.seg-int64(s.open().filled) >= 4*layout.BlockSize {
 		return true
 	}
+	return s.unpinned()
+}
+
+// unpinned reports whether there is a free segment that nobody reads any more.
+// Needs mu, shared.
+func (s *Store) unpinned() bool {
 	for _, slot := range s.free {
 		if s.pins[slot].Load() == 0 {
 			return true

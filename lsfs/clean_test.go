@@ -3,6 +3,7 @@ package lsfs
 import (
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -245,5 +246,158 @@ func TestCleanLow(t *testing.T) {
 		if got := cleanLow(c.segments, 3); got != c.want {
 			t.Errorf("of %d segments %d are kept free, want %d", c.segments, got, c.want)
 		}
+	}
+}
+
+// TestFullOverwriteGoesOn: a store that is full by df takes overwrites for ever,
+// from several clients at once that come as fast as they can, of which the cleaner gains
+// a segment in many rounds only; with and without far checkpoints.
+func TestFullOverwriteGoesOn(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		far  int64
+		live float64 // of what is usable
+		size int
+	}{{"no far checkpoints", -1, 0.99, 4000}, {"far checkpoints", 0, 0.9, 4000}, {"small files", 0, 0.9, 700}} {
+		t.Run(c.name, func(t *testing.T) {
+			dev, region := disk.NewSim("device", 1<<20+256*testSegment), disk.NewSim("region", 8<<20)
+			format(t, dev, region)
+			o := testOptions()
+			o.manual, o.FarBytes = false, c.far
+			s := open(t, dev, region, nil, o)
+			const lanes = 3
+			n := int(c.live * float64(s.Stats().Usable) / float64(c.size))
+			var wg sync.WaitGroup
+			for lane := range lanes {
+				wg.Add(1)
+				go func() {
+					defer wg.Done()
+					rng := rand.New(rand.NewPCG(21, uint64(lane)))
+					for i := range 2 * n / lanes {
+						ino := i
+						if i >= n/lanes { // all are there: a tenth of them takes most
+							if ino = rng.IntN(n / lanes); rng.IntN(10) > 0 {
+								ino %= n / lanes / 10
+							}
+						}
+						ino = ino*lanes + lane + 1
+						if _, err := s.put(sealfs.Ino(ino), content(sealfs.Ino(ino), i, c.size)); err != nil {
+							t.Errorf("change %d: %v", i, err)
+							return
+						}
+					}
+				}()
+			}
+			wg.Wait()
+			st := s.Stats()
+			t.Logf("%d segments cleaned, %d waits, %d far checkpoints, %d given up, %d free", st.Cleaned, st.SpaceWaits, st.FarCheckpoints, st.FarGivenUp, st.Free)
+			if st.Cleaned == 0 || st.SpaceWaits == 0 {
+				t.Error("the test did not reach its point")
+			}
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
+// TestCleanForWaiting: while somebody waits for space, rounds of cleaning go on
+// that leave no more free than before, since several of them gain a segment, and
+// they are no reason to refuse him. Without anybody the cleaner rests.
+func TestCleanForWaiting(t *testing.T) {
+	const segment = 512 << 10
+	dev, region := disk.NewSim("device", 1<<20+96*segment), disk.NewSim("region", 4<<20)
+	if _, err := Format(dev, pmem.NewMemory(region), Geometry{SegmentBytes: segment}); err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, dev, region, nil, Options{StagingBytes: 2 * segment, CheckpointBytes: segment, FarBytes: -1, manual: true})
+	s.free = s.free[:len(s.free)-2] // fuller than usable allows
+	rng := rand.New(rand.NewPCG(22, 22))
+	n := int(s.usable() * 99 / 100 / 8000)
+	i := 0
+	change := func() {
+		ino := sealfs.Ino(i)
+		if i >= n {
+			ino = sealfs.Ino(rng.IntN(n))
+		}
+		if _, err := s.put(ino+1, content(ino, i, 8000)); err != nil {
+			t.Fatalf("change %d of %d: %v", i, n, err)
+		}
+		i++
+	}
+	for i < 2*n {
+		change()
+	}
+	most := 0
+	for range 20 {
+		for s.freeSegments() > s.o.ReserveSegments {
+			change()
+		}
+		rounds := 0
+		s.gc.starved.Store(1)
+		for ; s.freeSegments() <= s.o.ReserveSegments; rounds++ {
+			if stuck, err := s.collect(false); stuck || err != nil {
+				t.Fatalf("after %d rounds: stuck %v, %v", rounds, stuck, err)
+			}
+		}
+		s.gc.starved.Store(0)
+		most = max(most, rounds)
+	}
+	if most < 2 {
+		t.Errorf("at most %d rounds gained a segment: the test did not reach its point", most)
+	}
+	for range 1000 {
+		if _, err := s.collect(false); err != nil {
+			t.Fatal(err)
+		}
+		s.mu.RLock()
+		pays := s.cleaningPays()
+		s.mu.RUnlock()
+		if !pays || s.freeSegments() >= s.o.CleanLow {
+			return
+		}
+	}
+	t.Error("the cleaner does not come to rest")
+}
+
+// TestFarAhead: on a store that is full by df a far checkpoint that is due finds
+// its segments before requests do: it is neither put off, while ever more of the log
+// waits for it, nor given up.
+func TestFarAhead(t *testing.T) {
+	dev, region := disk.NewSim("device", 1<<20+256*testSegment), disk.NewSim("region", 4<<20)
+	format(t, dev, region)
+	s := open(t, dev, region, nil, testOptions())
+	rng := rand.New(rand.NewPCG(23, 23))
+	n := int(s.usable() * 9 / 10 / 4000)
+	most := 0
+	for i := range 6 * n {
+		ino := i
+		if i == n {
+			if err := s.FarCheckpoint(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if i >= n {
+			if ino = rng.IntN(n); rng.IntN(10) > 0 {
+				ino %= n / 10
+			}
+		}
+		if _, err := s.put(sealfs.Ino(ino+1), content(1, i, 4000)); err != nil {
+			t.Fatalf("change %d of %d: %v", i, n, err)
+		}
+		if i > 2*n {
+			most = max(most, s.far.rolls-s.far.base)
+		}
+	}
+	st := s.Stats()
+	t.Logf("%d far checkpoints, at most %d segments of the log behind one, %d are due", st.FarCheckpoints, most, s.farRolls())
+	if st.FarGivenUp > 0 || st.FarReason != "" || st.FarFailed != "" {
+		t.Errorf("given up %d times, %q, %q", st.FarGivenUp, st.FarReason, st.FarFailed)
+	}
+	if most > 2*s.farRolls() {
+		t.Errorf("%d segments of the log behind a far checkpoint, one is due after %d", most, s.farRolls())
+	}
+	if st.SpaceWaits == 0 {
+		t.Error("the test did not reach its point")
 	}
 }

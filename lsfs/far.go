@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"sync/atomic"
 	"time"
 
 	"sealfs"
@@ -27,16 +28,17 @@ type farState struct {
 	nos    []pmem.PageNo // those in it, until their copies are written
 	record []byte
 
-	run    *farRun    // (mu) the one under way
-	root   sealfs.LSN // (mu) of the durable one, 0 if there is none
-	start  sealfs.LSN // (mu) its start
-	sound  bool       // (mu) it has been read, or written
-	reason string     // (mu) why the region cannot be rebuilt; "" if it can
-	failed string     // (mu) why the last attempt was not completed; "" if it was
-	held   []uint32   // (mu) slots of the log that only far checkpoints need
-	rolls  int        // (mu) hot segments opened so far
-	base   int        // (mu) of them, those below the far start
-	retry  int        // (mu) no new attempt before that many
+	run    *farRun      // (mu) the one under way
+	root   sealfs.LSN   // (mu) of the durable one, 0 if there is none
+	start  sealfs.LSN   // (mu) its start
+	sound  bool         // (mu) it has been read, or written
+	reason string       // (mu) why the region cannot be rebuilt; "" if it can
+	failed string       // (mu) why the last attempt was not completed; "" if it was
+	held   []uint32     // (mu) slots of the log that only far checkpoints need
+	ahead  atomic.Int32 // segments that requests leave to one that is due or under way
+	rolls  int          // (mu) hot segments opened so far
+	base   int          // (mu) of them, those below the far start
+	retry  int          // (mu) no new attempt before that many
 }
 
 // farSegment is a segment of copies.
@@ -66,15 +68,20 @@ type farRun struct {
 	rounds      int                 // of thinning
 	pages       uint64
 	began       time.Time
+	told        bool // that it lasts long
 }
 
 const (
 	farRecordPages = 255 // of one record: a megabyte with its first block
 	farStepBatches = 256 // that one step looks at, at most
 	farThinRounds  = 4   // of one far checkpoint
+	farAhead       = 16  // segments that requests leave to one that is due, at most
 )
 
-// errFarRoom ends a far checkpoint that does not fit.
+// farPatience is how long a far checkpoint waits for room before the log tells it.
+const farPatience = time.Minute
+
+// errFarRoom says that a far checkpoint cannot go on before segments are free.
 var errFarRoom = errors.New("there is no room for a far checkpoint")
 
 // farBytes returns how much log a far checkpoint may leave behind it; less than
@@ -147,7 +154,7 @@ func (s *Store) farCost() int64 {
 
 // FarCheckpoint brings copies of all pages of the region to the device, so that a
 // lost region can be made again: see RebuildRegion. It waits for the device;
-// updates go on meanwhile. ErrNoSpace if there is no room.
+// updates go on meanwhile. ErrNoSpace if there is no room: it goes on when there is.
 func (s *Store) FarCheckpoint() error {
 	s.gc.mu.Lock()
 	defer s.gc.mu.Unlock()
@@ -170,8 +177,9 @@ func (s *Store) farFinish() error {
 }
 
 // farStep takes a far checkpoint a step further, and reports whether that
-// completed it. After an error it is not under way any more; the store has
-// failed only if Failure says so. Needs gc.mu.
+// completed it. After an error it is not under way any more, but if that is ErrNoSpace:
+// then it goes on with the next step. The store has failed only if Failure says
+// so. Needs gc.mu.
 func (s *Store) farStep() (done bool, err error) {
 	if err := s.Failure(); err != nil {
 		return false, err
@@ -184,14 +192,33 @@ func (s *Store) farStep() (done bool, err error) {
 	if done, err = s.farCopy(); err == nil && done {
 		err = s.farSeal()
 	}
-	if err == nil {
+	switch {
+	case err == nil:
 		return done, nil
-	}
-	s.farAbandon(err)
-	if errors.Is(err, errFarRoom) {
+	case errors.Is(err, errFarRoom):
+		s.farStarve()
 		return false, fmt.Errorf("store on %s: %w: %w", s.dev.Name(), errFarRoom, sealfs.ErrNoSpace)
 	}
+	s.log.Warn("far checkpoint not completed", "dev", s.dev.Name(), "err", err)
+	s.farAbandon(err)
 	return false, err
+}
+
+// farStarve notes that the far checkpoint under way waits for segments. What it
+// has not written of its batch it looks at again.
+func (s *Store) farStarve() {
+	f := &s.far
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, no := range f.nos {
+		f.run.copy.Add(no)
+	}
+	f.nos = f.nos[:0]
+	f.failed = errFarRoom.Error()
+	if d := time.Since(f.run.began); d > farPatience && !f.run.told {
+		f.run.told = true
+		s.log.Warn("far checkpoint has waited long for room", "dev", s.dev.Name(), "dur", d, "free", len(s.free))
+	}
 }
 
 // farBegin is step 1: from here on the log is needed.
@@ -233,11 +260,11 @@ func (s *Store) farAbandon(err error) {
 		f.whole = false
 	}
 	f.run = nil
+	f.ahead.Store(0)
 	f.retry, f.failed = f.rolls+s.farRolls(), err.Error()
 	if f.root == 0 {
 		f.reason = err.Error()
 	}
-	s.log.Warn("far checkpoint not completed", "dev", s.dev.Name(), "err", err)
 }
 
 // farCopy is steps 2 and 3: it copies pages, up to the bound of a step, and
@@ -383,6 +410,7 @@ func (s *Store) farSeal() error {
 	defer s.mu.Unlock()
 	r.copy.End()
 	f.run, f.root, f.start, f.sound, f.reason, f.failed, f.base, f.retry = nil, at, r.start, true, "", "", r.base, 0
+	f.ahead.Store(0)
 	s.farRelease()
 	s.log.Info("far checkpoint", "dev", s.dev.Name(), "generation", f.gen, "start", r.start.String(), "segments", len(f.segs), "dur", time.Since(r.began))
 	return nil
@@ -511,6 +539,7 @@ func (s *Store) farRoom(blocks int) error {
 	seq := s.nextSeq
 	if ok {
 		s.nextSeq++
+		s.taken.Add(1)
 	}
 	s.mu.Unlock()
 	if !ok {
@@ -592,14 +621,21 @@ func (s *Store) giveBackOrHold(dead []uint32) {
 }
 
 // farGiveUp durably lets go of the far checkpoint: from then on the region
-// cannot be rebuilt. It reports whether that freed anything. Needs gc.mu.
+// cannot be rebuilt. It reports whether that freed anything, or made way for
+// cleaner or requests. Needs gc.mu.
 func (s *Store) farGiveUp(why string) (bool, error) {
 	f := &s.far
+	way := f.ahead.Swap(0) > 0 || f.run != nil
 	if f.run != nil {
 		s.farAbandon(errFarRoom)
 	}
 	if f.root == 0 && len(f.segs) == 0 && len(f.held) == 0 {
-		return false, nil
+		if way { // another one shall not begin for a while
+			s.mu.Lock()
+			f.retry = f.rolls + s.farRolls()
+			s.mu.Unlock()
+		}
+		return way, nil
 	}
 	if f.root != 0 {
 		for range 2 {
@@ -651,9 +687,11 @@ func (s *Store) farBlocks() bool {
 // makeRoom frees segments, or makes them dead for the next checkpoint, by what
 // costs least; false if nothing can be gained. Needs gc.mu.
 func (s *Store) makeRoom() (bool, error) {
-	s.mu.RLock()
-	cheap := len(s.far.held) > 0 && s.farBytes() >= 0 && s.farCost() <= int64(len(s.far.held))*s.seg
-	s.mu.RUnlock()
+	s.mu.Lock()
+	fits := s.farBytes() >= 0 && s.farTarget() < len(s.free)
+	cheap := fits && len(s.far.held) > 0 && s.farCost() <= int64(len(s.far.held))*s.seg
+	s.gc.dry = false
+	s.mu.Unlock()
 	f := &s.far
 	f.hurry = true
 	defer func() { f.hurry = false }()
@@ -666,15 +704,27 @@ func (s *Store) makeRoom() (bool, error) {
 	if gained, err := s.clean(); gained || err != nil && !errors.Is(err, sealfs.ErrNoSpace) {
 		return gained, err
 	}
-	if !cheap && s.farBlocks() {
+	s.mu.RLock()
+	enough := len(s.free)+s.dying > s.keepFor(Normal) // for requests, or a checkpoint must tell
+	read := len(s.free) > 0 && !s.unpinned()
+	s.mu.RUnlock()
+	if read { // what is free is still being read, for a moment
+		s.doze(restMin)
+		return false, nil
+	}
+	if !cheap && (fits || !enough) && s.farBlocks() {
 		if err := s.farFinish(); err == nil || s.Failure() != nil {
 			return err == nil, err
 		}
 	}
-	if s.freeSegments() > s.o.ReserveSegments {
+	if enough {
 		return false, nil
 	}
-	return s.farGiveUp("given up for the last free space of the device")
+	gained, err := s.farGiveUp("given up for the last free space of the device")
+	s.mu.Lock()
+	s.gc.dry = !gained
+	s.mu.Unlock()
+	return gained, err
 }
 
 // ref returns where the newest copy of a page stands.

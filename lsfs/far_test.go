@@ -1005,7 +1005,7 @@ func TestFarAbandoned(t *testing.T) {
 }
 
 // TestFarNoRoom: a far checkpoint that finds no segment in the middle of a batch
-// leaves the pages of that batch to the next one.
+// goes on where it was when there are some, also one that looks at all pages.
 func TestFarNoRoom(t *testing.T) {
 	dev, region := testDevices(100)
 	format(t, dev, region)
@@ -1018,7 +1018,15 @@ func TestFarNoRoom(t *testing.T) {
 	if err := s.FarCheckpoint(); err != nil {
 		t.Fatal(err)
 	}
-	for round := range 5 {
+	for round := range 6 {
+		if round >= 3 { // what has changed is not known then
+			kept, err := s.Abandon()
+			if err != nil {
+				t.Fatal(err)
+			}
+			dev, region = dev.Reopen(), region.Reopen()
+			s = open(t, dev, region, kept, testOptions())
+		}
 		for ino := sealfs.Ino(1 + round); ino <= 4000; ino += 100 {
 			if _, err := s.put(ino, content(ino, 2+round, 10)); err != nil {
 				t.Fatal(err)
@@ -1031,11 +1039,18 @@ func TestFarNoRoom(t *testing.T) {
 		if err := s.FarCheckpoint(); !errors.Is(err, sealfs.ErrNoSpace) {
 			t.Errorf("without room: %v", err)
 		}
+		if s.far.run == nil || s.Stats().FarFailed == "" {
+			t.Errorf("without room: under way %v, and it says %q", s.far.run != nil, s.Stats().FarFailed)
+		}
+		start := s.far.run.start
 		s.mu.Lock()
 		s.free = append(s.free, free[s.o.ReserveSegments+round%3:]...)
 		s.mu.Unlock()
 		if err := s.FarCheckpoint(); err != nil {
 			t.Fatal(err)
+		}
+		if st := s.Stats(); st.FarStart != start || st.FarFailed != "" {
+			t.Errorf("it began at %v, and completed is one of %v, %q", start, st.FarStart, st.FarFailed)
 		}
 		if _, err := checkRebuild(dev.Clone(), region.Clone()); err != nil {
 			t.Errorf("round %d: %v", round, err)

@@ -52,7 +52,7 @@ func (s *Store) urgency() float64 {
 	s.mu.RLock()
 	spare := s.spare()
 	s.mu.RUnlock()
-	high, low := float64(s.o.CleanLow), float64(s.o.ReserveSegments+1)
+	high, low := float64(s.o.CleanLow), float64(s.keepFor(Normal)+1)
 	return min(1, max(1./16, 2*(high-spare)/max(high-low, 1)))
 }
 
@@ -110,7 +110,7 @@ const gainsMin = 1 << 20
 // reserve they may come four times as fast as cleaning gains at first, and half
 // as fast in the end. Needs mu.
 func (s *Store) setBrake() {
-	high, low := float64(s.o.CleanLow), float64(s.o.ReserveSegments)
+	high, low := float64(s.o.CleanLow), float64(s.keepFor(Normal))
 	p := &s.gc.pace
 	rate := max(p.gains.Load(), gainsMin)
 	x := (s.spare() - low) / max((high-low)/8, 1)

@@ -107,6 +107,16 @@ func (s *Store) takeFree(keep int) (uint32, bool) {
 	return layout.NoSlot, false
 }
 
+// takeFor removes a slot from the free list for the log, if a request of class c
+// may have one. Needs mu.
+func (s *Store) takeFor(c Class) (uint32, bool) {
+	slot, ok := s.takeFree(s.keepFor(c))
+	if ok && c != cleaning {
+		s.taken.Add(1)
+	}
+	return slot, ok
+}
+
 // keepFor returns how many free slots a request of class c must leave.
 func (s *Store) keepFor(c Class) int {
 	switch c {
@@ -115,7 +125,7 @@ func (s *Store) keepFor(c Class) int {
 	case cleaning:
 		return 0
 	}
-	return s.o.ReserveSegments
+	return s.o.ReserveSegments + int(s.far.ahead.Load())
 }
 
 // setSegment writes a table entry through the transaction. The mirror follows

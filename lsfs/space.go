@@ -26,12 +26,16 @@ type collector struct {
 	window []byte    // the same
 	gain   int64     // bytes by which rounds emptied more than they filled
 
-	// After a round that gained nothing (Store.mu): cleaning again would move for
-	// ever, where CleanLow is out of reach, what its own records take.
+	// After a round that left no more free than before (Store.mu): cleaning again
+	// would move for ever, where CleanLow is out of reach, what its own records
+	// take. For somebody who waits for space it goes on, until a round is dry:
+	// several of them may add up to a segment.
 	rests   bool
+	dry     bool   // there was nothing at all to be gained, last (Store.mu)
 	changes uint64 // by requests, when it began to rest
 
 	waiting atomic.Int32 // requests that wait for Store.mu
+	starved atomic.Int32 // requests that wait for space
 
 	wait struct {
 		sync.Mutex
@@ -54,13 +58,13 @@ func (s *Store) full() error {
 	return fmt.Errorf("store on %s is full: %w", s.dev.Name(), sealfs.ErrNoSpace)
 }
 
-// waitRounds bounds how many rounds of the collector a change waits for. At 92 %
-// utilisation cleaning must move a dozen segments to gain one.
+// waitRounds bounds how many rounds of the collector a change waits for in which
+// nobody gets a segment. At 92 % utilisation cleaning must move a dozen segments to gain one.
 const waitRounds = 64
 
 // waitSpace waits for the collector to free a segment that a request of class c
 // may use, or for another request to open a segment after at. It returns
-// ErrNoSpace when a whole round since the call gained nothing.
+// ErrNoSpace when there was nothing to be gained in a whole round since the call.
 func (s *Store) waitSpace(c Class, at uint32) error {
 	s.stats.spaceWaits.Add(1)
 	if c == cleaning {
@@ -89,8 +93,11 @@ func (s *Store) waitSpace(c Class, at uint32) error {
 	w := &s.gc.wait
 	w.Lock()
 	defer w.Unlock()
+	s.gc.starved.Add(1)
+	defer s.gc.starved.Add(-1)
 	// A round under way may have begun before the need: its verdict does not count.
-	for from := w.round; w.round < from+waitRounds && !s.bg.off.Load(); {
+	valid, taken := w.round+2, s.taken.Load()
+	for until := w.round + waitRounds; w.round < until && !s.bg.off.Load(); {
 		s.pokeCollector()
 		w.cond.Wait()
 		if err := s.Failure(); err != nil {
@@ -99,8 +106,11 @@ func (s *Store) waitSpace(c Class, at uint32) error {
 		if enough() {
 			return nil
 		}
-		if w.stuck > from+1 {
+		if w.stuck >= valid {
 			break
+		}
+		if now := s.taken.Load(); now != taken {
+			until, taken = w.round+waitRounds, now // it does gain, for others that come first
 		}
 	}
 	return s.full()
@@ -131,16 +141,20 @@ func (s *Store) needsCollection() bool {
 	return len(s.free) < s.o.CleanLow && (s.cleaningPays() || s.dying > 0) || s.checkpointDue() || s.region.NeedsGrowth() || s.farWanted()
 }
 
-// cleaningPays reports whether there may be something to gain: requests have
-// changed something since a round last gained nothing. Needs mu, shared.
-func (s *Store) cleaningPays() bool { return !s.gc.rests || s.changes != s.gc.changes }
+// cleaningPays reports whether there may be something to gain that is wanted:
+// requests have changed something since a round last left no more free than
+// before, or one waits for what several rounds gain. Needs mu, shared.
+func (s *Store) cleaningPays() bool {
+	return !s.gc.rests || s.changes != s.gc.changes || s.gc.starved.Load() > 0 && !s.gc.dry
+}
 
 // cleaningEnds notes what a round of cleaning came to that began with before free
-// segments, after so many changes.
-func (s *Store) cleaningEnds(before int, changes uint64) {
+// segments, after so many changes, and reports whether nothing was to be gained.
+func (s *Store) cleaningEnds(before int, changes uint64) (stuck bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.gc.rests, s.gc.changes = len(s.free) <= before, changes
+	return s.gc.dry && s.gc.rests
 }
 
 // checkpointDue reports whether log or changed pages ask for a checkpoint: a
@@ -227,9 +241,13 @@ func (s *Store) collect(force bool) (stuck bool, err error) {
 	var changes uint64
 	err = s.View(func(pmem.Reader) error {
 		before, target = len(s.free), s.o.CleanLow
+		ahead := 0
 		if far = s.farWanted(); far {
-			target += s.farTarget()
+			need := s.farTarget()
+			target += need
+			ahead = max(min(need, (s.o.CleanLow-s.o.ReserveSegments)/2, farAhead), 0)
 		}
+		s.far.ahead.Store(int32(ahead))
 		due = force || s.checkpointDue() || s.crowded.Load()
 		pays, changes = force || s.cleaningPays(), s.changes
 		return nil
@@ -262,15 +280,13 @@ func (s *Store) collect(force bool) (stuck bool, err error) {
 			return false, err
 		}
 		if !gained {
-			free := s.freeSegments()
-			stuck = free < s.o.CleanLow && free <= before
 			break
 		}
 		s.gc.pace.end(s.gc.gain)
 		s.gc.gain = 0
 	}
 	if pays && before < target {
-		s.cleaningEnds(before, changes)
+		stuck = s.cleaningEnds(before, changes)
 	}
 	s.mu.RLock()
 	far = s.farWanted() // it may have been given up meanwhile

@@ -71,6 +71,7 @@ type Store struct {
 	free      []uint32          // slots that may be opened
 	live      int64             // sum of live bytes
 	changes   uint64            // that requests have made
+	taken     atomic.Uint64     // segments that requests and far checkpoints took
 	dying     int               // sealed segments that lost their last live bytes since the last checkpoint began
 	tx        Tx
 	redo      []byte

@@ -269,7 +269,7 @@ func (s *Store) roll(c Class) error {
 			return err
 		}
 	}
-	after, ok := s.takeFree(s.keepFor(c))
+	after, ok := s.takeFor(c)
 	if !ok && c != cleaning {
 		return errNoSlot
 	}
@@ -348,7 +348,7 @@ func (s *Store) enter(next *hotSegment, h *layout.SegmentHeader, tx *Tx, after u
 // announce names a successor for the open segment, which had none when it was
 // opened. The last block is kept free for the record.
 func (s *Store) announce(c Class) error {
-	slot, ok := s.takeFree(s.keepFor(c))
+	slot, ok := s.takeFor(c)
 	if !ok {
 		return errNoSlot
 	}

@@ -13,8 +13,9 @@ import (
 )
 
 var (
-	soak    = flag.Duration("soak", 2*time.Second, "how long TestSoakClean works on a nearly full store")
-	cleanMB = flag.Int64("clean-mb", 320, "size of TestCleanAmplification's device in MiB")
+	soak     = flag.Duration("soak", 2*time.Second, "how long TestSoakClean works on a nearly full store")
+	soakSeed = flag.Uint64("soak-seed", 0, "what TestSoakClean draws from; 0: another one each time")
+	cleanMB  = flag.Int64("clean-mb", 320, "size of TestCleanAmplification's device in MiB")
 )
 
 // TestCleanAmplification holds the store to what overwriting 64 KiB files costs,
@@ -68,8 +69,11 @@ func TestSoakClean(t *testing.T) {
 	if testing.Short() {
 		size /= 2
 	}
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	seed := *soakSeed
+	if seed == 0 {
+		seed = rand.Uint64()
+	}
+	t.Logf("seed %d (-soak-seed)", seed)
 	r := newRig(t, size, 256<<10)
 	r.fill(t, 0.9*float64(r.stores[0].Stats().Usable)/float64(size), 16<<10)
 	var cleaned, brakes uint64

@@ -205,7 +205,7 @@ func TestTroubleDirBlocked(t *testing.T) {
 	s.o.Peers = opFunc(func(c context.Context, req *op.Request, rep *op.Reply) error { return sealfs.ErrUnavailable })
 	tx := op.Tx{Age: 9, Nonce: 9}
 	w.ask(op.Request{Type: op.Prepare, Part: op.PartName, Dir: d, Name: "x", Ino: f, Mode: 0o100000, Shard: sh, Coord: 3, Tx: tx})
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), testPace.attributes*8/10)
 	defer cancel()
 	if err := w.Do(ctx, &op.Request{Type: op.Getattr, Ino: d, Shard: sh, Volume: 1}, &op.Reply{}); err != nil {
 		t.Error("stat of the root of the volume hangs:", err)
@@ -224,7 +224,7 @@ func TestTroubleDangling(t *testing.T) {
 	tx := op.Tx{Age: 9, Nonce: 9}
 	w.ask(op.Request{Type: op.Prepare, Part: op.PartName, Dir: d, Name: "x", Ino: ino, Mode: 0o100000, Shard: sh, Coord: sh, Tx: tx})
 	w.ask(op.Request{Type: op.Commit, Shard: sh, Coord: 3, Tx: tx, Mtime: time.Now().UnixNano()})
-	ctx, cancel := context.WithTimeout(context.Background(), 8*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	var rep op.Reply
 	err := w.Do(ctx, &op.Request{Type: op.Unlink, Dir: d, Shard: sh, Name: "x", Volume: 1}, &rep)
