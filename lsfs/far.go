@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"time"
 
 	"sealfs"
@@ -569,6 +570,7 @@ func (s *Store) farRelease() {
 			dead = append(dead, g.slot)
 		}
 	}
+	slices.Sort(dead)
 	s.giveBack(dead)
 	held := s.far.held
 	s.far.held = nil
