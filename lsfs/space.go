@@ -92,7 +92,7 @@ func (s *Store) waitSpace(c Class, at uint32) error {
 	// A round under way may have begun before the need: its verdict does not count.
 	for from := w.round; w.round < from+waitRounds && !s.bg.off.Load(); {
 		s.pokeCollector()
-		w.cond.Wait()
+		s.o.Turns.Wait(&w.cond)
 		if err := s.Failure(); err != nil {
 			return err
 		}
@@ -162,7 +162,7 @@ func (s *Store) waitMemory() {
 	defer w.Unlock()
 	for until := w.round + 2; w.round < until && s.crowded.Load() && s.Failure() == nil && !s.bg.off.Load(); {
 		s.pokeCollector()
-		w.cond.Wait()
+		s.o.Turns.Wait(&w.cond)
 	}
 }
 
@@ -177,12 +177,15 @@ func (s *Store) wake() {
 // runCollector runs until the store is closed.
 func (s *Store) runCollector() {
 	defer s.bg.done.Done()
+	lane := s.o.Turns.Lane(turnCollector)
+	lane.Take()
 	for {
 		select {
 		case <-s.bg.stop:
 			return
 		case <-s.gc.wake:
 		}
+		lane.Take()
 		stuck, err := s.collect(false)
 		if err != nil && !errors.Is(err, sealfs.ErrNoSpace) {
 			s.log.Error("collector", "dev", s.dev.Name(), "err", err)
