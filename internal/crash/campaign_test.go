@@ -164,8 +164,7 @@ func (c *campaign) unit(seq *sequence, seed uint64) {
 	}
 }
 
-// replay judges one state again. The run is repeated until the media saw the same
-// operations: what goes on at the same time may come in another order.
+// replay judges one state again.
 func replay(t *testing.T, p *place) error {
 	seq := sequenceNamed(p.seq)
 	if seq == nil {
@@ -348,7 +347,8 @@ func (c *campaign) advance(r *run, l *life, p place) error {
 	return fmt.Errorf("no cut of life %d ends between two operations", p.life)
 }
 
-// alone makes goroutines take turns, so that the same seed gives the same run.
+// alone keeps the campaign to one processor: there is a process for each, and the
+// goroutines of a simulation take turns anyway.
 func alone(t *testing.T) {
 	procs, percent := runtime.GOMAXPROCS(1), debug.SetGCPercent(400)
 	t.Cleanup(func() {

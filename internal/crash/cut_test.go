@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"sealfs/disk"
+	"sealfs/internal/turn"
 )
 
 // exhaustive is up to how many pending sectors all subsets are judged.
@@ -76,7 +77,12 @@ func (r *recorder) note(i int, o disk.Op) time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	h := fnv.New64a()
-	fmt.Fprint(h, r.trace, i, o)
+	fmt.Fprint(h, r.trace, i, o, time.Now().UnixNano())
+	if o.Kind == disk.OpWrite {
+		b := make([]byte, o.Len)
+		r.m[i].ReadAt(b, o.Off)
+		h.Write(b)
+	}
 	r.trace = h.Sum64()
 	if o.Kind == disk.OpFlush {
 		r.epochs[i]++
@@ -91,7 +97,7 @@ func (r *recorder) note(i int, o disk.Op) time.Duration {
 	if r.rng == nil || r.rng.IntN(3) != 0 {
 		return 0
 	}
-	return time.Duration(r.rng.IntN(4000)) * time.Microsecond
+	return time.Duration(r.rng.IntN(400)) * turn.Period
 }
 
 func (r *recorder) rings() rings {

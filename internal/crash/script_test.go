@@ -13,6 +13,7 @@ import (
 
 	"sealfs"
 	"sealfs/internal/oracle"
+	"sealfs/internal/turn"
 	"sealfs/lsfs"
 	"sealfs/op"
 )
@@ -257,7 +258,7 @@ func (r *run) work() (*life, error) {
 			return nil, fmt.Errorf("operation %d: %w", r.rec.begun, err)
 		}
 		synctest.Wait()
-		<-time.After(10 * time.Microsecond) // no two operations have the same time, on whatever store
+		<-time.After(turn.Period) // no two operations have the same time, on whatever store
 	}
 	if len(r.rec.moments) == 0 {
 		for s := range g.stores {
