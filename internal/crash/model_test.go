@@ -113,28 +113,47 @@ func (h *history) find(texts []string, synced []int, begun int) ([]position, err
 			return nil, fmt.Errorf("store %d is in no state from operation %d, which was synced, to %d: %s", s, synced[s], begun, h.explain(s, text))
 		}
 	}
-	if h.stores == 1 {
-		return []position{slices.Max(may[0])}, nil
-	}
-	var best []position
-	for _, a := range may[0] {
-		for _, b := range may[1] {
-			if h.consistent(a, b) && (best == nil || a+b > best[0]+best[1]) {
-				best = []position{a, b}
-			}
-		}
-	}
+	best := h.latest(nil, may)
 	if best == nil {
-		return nil, fmt.Errorf("store 0 is at %v, store 1 at %v: an operation on both has happened on one of them", may[0], may[1])
+		return nil, fmt.Errorf("the stores are at %v: an operation on several has happened on some of them only", may)
 	}
 	return best, nil
 }
 
-// consistent reports whether no operation on both stores lies between two positions.
-func (h *history) consistent(a, b position) bool {
+// latest returns of all positions that the stores may be in together, when the first
+// are in those given, the ones that lie furthest; nil if there are none.
+func (h *history) latest(first []position, may [][]position) (best []position) {
+	s := len(first)
+	if s == len(may) {
+		return slices.Clone(first)
+	}
+	sum := func(list []position) (n position) {
+		for _, p := range list {
+			n += p
+		}
+		return n
+	}
+	for _, p := range may[s] {
+		fits := true
+		for other, q := range first {
+			fits = fits && h.consistent(1<<s|1<<other, p, q)
+		}
+		if !fits {
+			continue
+		}
+		if list := h.latest(append(first[:s:s], p), may); list != nil && (best == nil || sum(list) > sum(best)) {
+			best = list
+		}
+	}
+	return best
+}
+
+// consistent reports whether no operation on both of two stores lies between their
+// positions.
+func (h *history) consistent(both uint, a, b position) bool {
 	lo, hi := min(a, b), max(a, b)
 	for k := int(lo)/2 + 1; position(2*k) <= hi; k++ {
-		if h.done[k-1].joint() {
+		if h.done[k-1].parts&both == both {
 			return false
 		}
 	}

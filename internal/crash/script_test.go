@@ -32,6 +32,7 @@ type sequence struct {
 	blocks int  // writes begin at one of the first so many blocks; 0: anywhere
 	kill   bool // lives also end by the death of the process
 	large  bool // writes may take several records
+	far    bool // of some states the regions are lost, too
 	fill   int  // files with attributes that are there before the first cut: a tree of some pages
 	// of is how often each kind of step comes, relative to the others.
 	of map[string]int
@@ -61,9 +62,8 @@ func options(segment int64, more func(*lsfs.Options)) lsfs.Options {
 
 const kib = 1 << 10
 
-// sequences are all kinds of runs. A far checkpoint, when there is one, comes with
-// an option of the log in one of its own; an upgrade of a format with a
-// geometry whose media begin in the older one.
+// sequences are all kinds of runs. An upgrade of a format, when there is one, comes
+// with a geometry whose media begin in the older one.
 var sequences = []sequence{
 	{
 		name: "names", about: "every operation, on one store",
@@ -107,10 +107,21 @@ var sequences = []sequence{
 		lives: 3, steps: 40, sync: 14, wait: 10, files: 20, write: 7000, of: namespace, kill: true,
 	},
 	{
+		name: "far", about: "far checkpoints one after another; the regions are lost with the power, or when the process is killed",
+		g:     geometry{stores: 1, segment: 32 * kib, segments: 48, region: 640 * kib, log: options(32*kib, func(o *lsfs.Options) { o.FarBytes = 32 * kib })},
+		lives: 3, steps: 80, sync: 10, wait: 12, files: 20, write: 7000, fill: 6, kill: true, far: true, of: namespace,
+	},
+	{
 		name: "pair", about: "every operation, on two stores: two-phase commits",
 		g:     geometry{stores: 2, segment: 32 * kib, segments: 24, region: 640 * kib, log: options(32*kib, func(o *lsfs.Options) { o.LagMax = time.Second })},
 		lives: 3, steps: 25, sync: 12, wait: 8, files: 24, write: 5000,
 		of: map[string]int{"create": 5, "mkdir": 6, "symlink": 1, "link": 4, "unlink": 4, "rmdir": 4, "rename": 8, "write": 4, "truncate": 1, "setattr": 1, "tmpfile": 1, "setxattr": 1},
+	},
+	{
+		name: "three", about: "every operation, on three stores: transactions of which not all are parties",
+		g:     geometry{stores: 3, segment: 32 * kib, segments: 24, region: 640 * kib, log: options(32*kib, func(o *lsfs.Options) { o.LagMax = time.Second })},
+		lives: 3, steps: 25, sync: 10, wait: 8, files: 24, write: 5000,
+		of: map[string]int{"create": 5, "mkdir": 7, "link": 4, "unlink": 4, "rmdir": 4, "rename": 10, "write": 4, "setattr": 1, "setxattr": 1},
 	},
 	{
 		name: "pairchurn", about: "two small stores that are cleaned while transactions go on",
