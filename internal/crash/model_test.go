@@ -1,6 +1,7 @@
 package crash
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -21,7 +22,7 @@ type position int
 // history is what the stores went through in one life: what each holds after each
 // operation, as text, from operation 0, the state at the life's begin.
 type history struct {
-	stores int
+	stores int                     // and one more if files have chunks; see look
 	at     []map[string][]position // by store
 	last   []string
 	done   []entry             // of operation k: done[k-1]
@@ -41,8 +42,11 @@ func (e *entry) String() string {
 		r.Type, r.Ino, r.Dir, r.Name, r.Dir2, r.Name2, r.Shard2, r.Off, r.Len, len(r.Data), r.Size, r.Flags, r.Time, e.ino, e.parts)
 }
 
-// joint reports whether the operation happened on several stores.
-func (e *entry) joint() bool { return e.parts&(e.parts-1) != 0 }
+// joint reports whether the operation happened on several of so many stores.
+func (e *entry) joint(stores int) bool {
+	parts := e.parts & (1<<stores - 1)
+	return parts&(parts-1) != 0
+}
 
 func newHistory(begin []string) *history {
 	h := &history{stores: len(begin), last: begin, torn: map[sealfs.Ino]bool{}}
@@ -215,9 +219,11 @@ func (h *history) survivors(at []position) []entry {
 }
 
 // rebuild makes a model by repeating operations.
-func rebuild(past []entry) (*oracle.FS, error) {
+func rebuild(past []entry, chunks bool) (*oracle.FS, error) {
 	o := oracle.New(shards)
-	o.Whole()
+	if !chunks {
+		o.Whole()
+	}
 	for i := range past {
 		e := &past[i]
 		if e.ino != 0 {
@@ -244,9 +250,16 @@ type view struct {
 
 var table = crc64.MakeTable(crc64.ECMA)
 
-// look asks for everything about all inodes that ever were.
+// chunkWindow is how much at the begin of home and chunks of a file is written to.
+const chunkWindow = 64 << 10
+
+// look asks for everything about all inodes that ever were. If files have chunks, what
+// these hold is told apart, as if by one more store: it depends on the file's home, too.
 func look(h op.Handler, g *geometry, inos []sealfs.Ino) (view, error) {
-	text := make([][]byte, g.stores)
+	text := make([][]byte, g.stores, g.stores+1)
+	if g.chunks {
+		text = text[:g.stores+1]
+	}
 	v := view{inodes: make([]int64, g.stores)}
 	var rep op.Reply
 	ask := func(req op.Request) error {
@@ -287,8 +300,16 @@ func look(h op.Handler, g *geometry, inos []sealfs.Ino) (view, error) {
 			}
 		case typeFile:
 			if a.Size > 0 {
-				err = ask(op.Request{Type: op.Read, Ino: ino, Len: a.Size})
+				n := a.Size
+				if g.chunks {
+					n = min(n, chunkWindow)
+				}
+				err = ask(op.Request{Type: op.Read, Ino: ino, Len: n})
 				b = fmt.Append(b, " data ", len(rep.Data), " ", crc64.Checksum(rep.Data, table))
+			}
+			for off := uint64(sealfs.HomeBytes); off < min(a.Bound, sealfs.HomeBytes+chunksUsed*sealfs.ChunkBytes) && err == nil && rep.Code == 0; off += sealfs.ChunkBytes {
+				err = ask(op.Request{Type: op.Read, Ino: ino, Off: off, Len: chunkWindow, Gen: a.Gen})
+				text[g.stores] = fmt.Append(text[g.stores], uint64(ino), " at ", off, " data ", crc64.Checksum(bytes.TrimRight(rep.Data, "\x00"), table), "\n")
 			}
 		case typeLink:
 			err = ask(op.Request{Type: op.Readlink, Ino: ino})

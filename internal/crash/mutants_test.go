@@ -113,6 +113,9 @@ var mutants = []mutant{
 	{"transaction: decisions are forgotten at a start", "server/parties.go",
 		"st.unfinished = append(st.unfinished, txn.Decide(shard, tx, d.Time, d.Parties))", "_ = txn.Decide", "pair"},
 	{"transaction: a party that asks hears that it is aborted", "server/parties.go", "if fate.Off == op.FateCommitted {", "if fate.Off == op.FateCommitted && t == 0 {", "pair"},
+
+	// Chunks.
+	{"purge: chunks go before the end of their file is durable", "server/purge.go", "if err = st.Sync(); err == nil {", "if err = error(nil); err == nil {", "chunks"},
 }
 
 // moduleRoot returns the directory of go.mod.

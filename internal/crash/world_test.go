@@ -42,6 +42,7 @@ type geometry struct {
 	region   int64  // bytes
 	log      lsfs.Options
 	durable  bool // every answer survives a power cut
+	chunks   bool // files may have chunks
 	// dir is where the rings of the stores lie, "": in memory. Only in files do they
 	// survive the death of the process.
 	dir string
@@ -224,7 +225,11 @@ func address(req *op.Request) {
 	if at == 0 {
 		at = req.Ino
 	}
-	if at != 0 {
+	switch {
+	case at == 0:
+	case req.Type == op.Read || req.Type == op.Write:
+		req.Shard = at.DataShard(req.Off, shards)
+	default:
 		req.Shard = at.Home(shards)
 	}
 	req.Volume = volume
