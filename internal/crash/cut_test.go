@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -98,6 +99,13 @@ func (r *recorder) note(i int, o disk.Op) time.Duration {
 		return 0
 	}
 	return time.Duration(r.rng.IntN(400)) * turn.Period
+}
+
+// taken returns the moments so far.
+func (r *recorder) taken() []moment {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.moments)
 }
 
 func (r *recorder) rings() rings {

@@ -109,7 +109,11 @@ func lived(t *testing.T, seq *sequence) (all []moment) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for life := range 2 {
+	lives := 2
+	if testing.Short() {
+		lives = 1
+	}
+	for life := range lives {
 		l, err := r.live()
 		if err != nil {
 			t.Fatal(err)

@@ -277,7 +277,7 @@ func (r *run) work() (*life, error) {
 		synctest.Wait()
 		<-time.After(turn.Period) // no two operations have the same time, on whatever store
 	}
-	if len(r.rec.moments) == 0 {
+	if len(r.rec.taken()) == 0 {
 		for s := range g.stores {
 			if err := r.sync(s); err != nil {
 				return nil, err
@@ -287,7 +287,7 @@ func (r *run) work() (*life, error) {
 	if err := r.same(); err != nil {
 		return nil, fmt.Errorf("at the end of life %d: %w", r.no, err)
 	}
-	return &life{claim: claim{h: r.h, inos: slices.Clone(r.inos)}, moments: r.rec.moments}, nil
+	return &life{claim: claim{h: r.h, inos: slices.Clone(r.inos)}, moments: r.rec.taken()}, nil
 }
 
 // fill makes files with attributes.
