@@ -463,7 +463,13 @@ func TestWorker(t *testing.T) {
 	for name := range strings.FieldsFuncSeq(*firstSeqs, func(r rune) bool { return r == ',' }) {
 		first = append(first, sequenceNamed(name))
 	}
-	for named, n := 0, *part; !c.over(); {
+	for named, n := 0, *part; ; {
+		if c.goal = *share; c.over() {
+			break
+		}
+		if *budget > 0 { // each sequence has its part
+			c.goal = min(*share, c.states+max(1, *share**of/len(sequences)))
+		}
 		// Each process has seeds of its own. What is named comes first, and then every
 		// other time.
 		seq, seed := &sequences[n%len(sequences)], uint64(1+n/len(sequences))
