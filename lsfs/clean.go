@@ -394,7 +394,9 @@ func (s *Store) writeCold(c *coldSegment, end bool) error {
 		}
 	} else {
 		c.writing = make(chan error, 1)
+		lane := s.o.Turns.Mine().Child(0)
 		go func() {
+			lane.Take()
 			_, err := s.dev.WriteAt(piece, off)
 			c.writing <- err
 		}()
@@ -417,7 +419,9 @@ func (s *Store) settleCold(c *coldSegment) error {
 	if c.writing == nil {
 		return nil
 	}
+	lane := s.o.Turns.Mine()
 	err := <-c.writing
+	lane.Take()
 	c.writing = nil
 	if err != nil {
 		return s.fail(fmt.Errorf("write of a cold segment: %w", err))
@@ -567,6 +571,7 @@ func (w *window) read(buf []byte) {
 	}
 	b, off := buf[w.to-w.from:][:w.piece], w.s.slotOffset(w.slot)+int64(w.to)
 	w.coming = make(chan error, 1)
+	lane := w.s.o.Turns.Mine().Child(1)
 	read := func() {
 		_, err := w.s.dev.ReadAt(b, off)
 		w.coming <- err
@@ -575,7 +580,10 @@ func (w *window) read(buf []byte) {
 		read()
 		return
 	}
-	go read()
+	go func() {
+		lane.Take()
+		read()
+	}()
 }
 
 // settle waits for the piece that is being read. It must be called before the
@@ -584,7 +592,9 @@ func (w *window) settle() error {
 	if w.coming == nil {
 		return nil
 	}
+	lane := w.s.o.Turns.Mine()
 	err := <-w.coming
+	lane.Take()
 	w.coming = nil
 	if err != nil {
 		return fmt.Errorf("read of slot %d of %s: %w: %w", w.slot, w.s.dev.Name(), err, sealfs.ErrIO)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -598,6 +599,7 @@ func (s *Store) farRelease() {
 			dead = append(dead, g.slot)
 		}
 	}
+	slices.Sort(dead)
 	s.giveBack(dead)
 	held := s.far.held
 	s.far.held = nil

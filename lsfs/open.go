@@ -194,8 +194,10 @@ func (s *Store) Abandon() (*pmem.Staging, error) {
 func (s *Store) stopBackground() {
 	s.closeScrub()
 	if !s.bg.off.Swap(true) {
+		lane := s.o.Turns.Mine()
 		close(s.bg.stop)
 		s.bg.done.Wait()
+		lane.Take()
 		// Nobody ends rounds any more: let those go who wait for one.
 		w := &s.gc.wait
 		w.Lock()

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"sealfs"
+	"sealfs/internal/turn"
 	"sealfs/pmem"
 )
 
@@ -43,9 +44,21 @@ type Options struct {
 	// needs: everything that was done after it is lost, also what was synced.
 	CutLog bool
 
+	// Turns are the lanes of the store's goroutines in a simulation, which numbers
+	// them; its owner has those from TurnsUsed on for its own.
+	Turns turn.Turns
+
 	manual  bool  // tests: no background goroutines
 	farStep int64 // tests: bytes of one step of a far checkpoint, 16 MiB otherwise
 }
+
+// The lanes of a store's goroutines.
+const (
+	turnDrainer = iota
+	turnCollector
+
+	TurnsUsed // how many lanes of Options.Turns a store uses itself
+)
 
 func (o Options) withDefaults(segments uint32) Options {
 	def := func(p *int64, v int64) {

@@ -94,12 +94,14 @@ func (s *Store) rest() {
 
 // doze waits for a while, or until the store is closed.
 func (s *Store) doze(d time.Duration) {
+	lane := s.o.Turns.Mine()
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-t.C:
 	case <-s.bg.stop:
 	}
+	lane.Take()
 }
 
 // gainsMin is a rate below which changes are not slowed down: they wait for

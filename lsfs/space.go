@@ -99,7 +99,7 @@ func (s *Store) waitSpace(c Class, at uint32) error {
 	valid, taken := w.round+2, s.taken.Load()
 	for until := w.round + waitRounds; w.round < until && !s.bg.off.Load(); {
 		s.pokeCollector()
-		w.cond.Wait()
+		s.o.Turns.Wait(&w.cond)
 		if err := s.Failure(); err != nil {
 			return err
 		}
@@ -176,7 +176,7 @@ func (s *Store) waitMemory() {
 	defer w.Unlock()
 	for until := w.round + 2; w.round < until && s.crowded.Load() && s.Failure() == nil && !s.bg.off.Load(); {
 		s.pokeCollector()
-		w.cond.Wait()
+		s.o.Turns.Wait(&w.cond)
 	}
 }
 
@@ -191,12 +191,15 @@ func (s *Store) wake() {
 // runCollector runs until the store is closed.
 func (s *Store) runCollector() {
 	defer s.bg.done.Done()
+	lane := s.o.Turns.Lane(turnCollector)
+	lane.Take()
 	for {
 		select {
 		case <-s.bg.stop:
 			return
 		case <-s.gc.wake:
 		}
+		lane.Take()
 		stuck, err := s.collect(false)
 		if err != nil && !errors.Is(err, sealfs.ErrNoSpace) {
 			s.log.Error("collector", "dev", s.dev.Name(), "err", err)

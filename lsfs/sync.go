@@ -68,7 +68,7 @@ func (s *Store) flushTo(end sealfs.LSN) error {
 			return err
 		}
 		if y.busy {
-			y.cond.Wait()
+			s.o.Turns.Wait(&y.cond)
 			continue
 		}
 		s.lead(true)
@@ -196,15 +196,18 @@ func (b *background) init() {
 // under load, never per record, and not at all when nothing happens.
 func (s *Store) drainer() {
 	defer s.bg.done.Done()
+	lane := s.o.Turns.Lane(turnDrainer)
+	lane.Take()
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for {
+		// Much that waits is something, too, and is seen below.
 		select {
 		case <-s.bg.stop:
 			return
 		case <-s.bg.wake:
-		case <-s.bg.now:
 		}
+		lane.Take()
 		for begun := time.Now(); s.Failure() == nil; {
 			timer.Reset(s.o.DrainInterval)
 			select {
@@ -213,6 +216,7 @@ func (s *Store) drainer() {
 			case <-s.bg.now:
 			case <-timer.C:
 			}
+			lane.Take()
 			if s.drainStep(time.Since(begun) >= s.o.LagMax) {
 				break
 			}

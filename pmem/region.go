@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/bits"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -208,7 +210,8 @@ func erase(b Backing) error {
 // writePages writes the pages of a fresh region, and their sums.
 func writePages(b Backing, h *Header, pages map[uint64][]byte) error {
 	seed, sums := layout.SumSeed(h.Store), map[uint64][]byte{}
-	for n, p := range pages {
+	for _, n := range slices.Sorted(maps.Keys(pages)) {
+		p := pages[n]
 		if err := writeFull(b, p, n); err != nil {
 			return err
 		}
@@ -221,8 +224,8 @@ func writePages(b Backing, h *Header, pages map[uint64][]byte) error {
 	if h.Incompat&layout.FeatureNoSums != 0 {
 		return nil
 	}
-	for n, p := range sums {
-		if err := writeFull(b, p, n); err != nil {
+	for _, n := range slices.Sorted(maps.Keys(sums)) {
+		if err := writeFull(b, sums[n], n); err != nil {
 			return err
 		}
 	}

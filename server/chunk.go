@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"sealfs"
+	"sealfs/internal/turn"
 	"sealfs/meta"
 	"sealfs/op"
 	"sealfs/pmem"
@@ -64,12 +65,14 @@ func (s *settling) end(ino sealfs.Ino) {
 }
 
 // wait returns when what was seen of ino before survives a power cut.
-func (s *settling) wait(ino sealfs.Ino) {
+func (s *settling) wait(ino sealfs.Ino, turns turn.Turns) {
 	s.mu.Lock()
 	f := s.of[ino]
 	s.mu.Unlock()
 	if f != nil {
+		mine := turns.Mine()
 		<-f.done
+		mine.Take()
 	}
 }
 
@@ -104,7 +107,7 @@ func (st *store) inode(ino sealfs.Ino, in *meta.Inode) error {
 func (st *store) getattr(ctx context.Context, req *op.Request, rep *op.Reply) error {
 	err := st.query(ctx, req, rep)
 	if err == nil && rep.Attr.Bound != 0 {
-		st.chunks.settling.wait(req.Ino)
+		st.chunks.settling.wait(req.Ino, st.turns())
 	}
 	return err
 }
@@ -122,9 +125,7 @@ func (st *store) writePart(ctx context.Context, req *op.Request, rep *op.Reply, 
 	}
 	w := st.writing(d)
 	defer w.free()
-	mu := st.stripe(req.Ino)
-	mu.Lock()
-	defer mu.Unlock()
+	defer st.lockStripe(req.Ino).Unlock()
 	var err error
 	if w.bound, err = st.admit(ctx, req, d, end); err != nil {
 		return err
@@ -134,9 +135,7 @@ func (st *store) writePart(ctx context.Context, req *op.Request, rep *op.Reply, 
 
 // punchPart answers a Fallocate that makes holes in a chunk.
 func (st *store) punchPart(ctx context.Context, req *op.Request, rep *op.Reply, d place) error {
-	mu := st.stripe(req.Ino)
-	mu.Lock()
-	defer mu.Unlock()
+	defer st.lockStripe(req.Ino).Unlock()
 	execute := func(step *op.Request) error {
 		rep.Reset()
 		return st.change(step, rep, nil)
@@ -187,7 +186,7 @@ func (st *store) admit(ctx context.Context, req *op.Request, d place, end uint64
 	for {
 		mu.Unlock()
 		attr, err := st.askHome(ctx, req)
-		mu.Lock()
+		st.turns().Lock(mu)
 		if err != nil {
 			return 0, err
 		}
@@ -212,7 +211,7 @@ func (st *store) admit(ctx context.Context, req *op.Request, d place, end uint64
 		}
 		mu.Unlock()
 		err = st.awaitPurge(waiting, d.ino, purged)
-		mu.Lock()
+		st.turns().Lock(mu)
 		if err != nil {
 			return 0, err
 		}
@@ -260,6 +259,8 @@ func (st *store) holdsFrom(d place, off uint64) (data bool, err error) {
 // awaitPurge returns when something of ino was purged. It waits at most as long as ctx
 // lives, and then says ErrUnavailable, unless ctx was ended.
 func (st *store) awaitPurge(ctx context.Context, ino sealfs.Ino, purged chan struct{}) error {
+	mine := st.turns().Mine()
+	defer mine.Take()
 	select {
 	case <-purged:
 	case <-ctx.Done():
@@ -309,9 +310,7 @@ func (st *store) purge(req *op.Request, rep *op.Reply) error {
 }
 
 func (st *store) purgeStep(req *op.Request, rep *op.Reply) error {
-	mu := st.stripe(req.Ino)
-	mu.Lock()
-	defer mu.Unlock()
+	defer st.lockStripe(req.Ino).Unlock()
 	// Most shards that are asked hold nothing: that takes no record.
 	p, err := st.part(place{req.Ino, req.Shard, true})
 	if err != nil && !errors.Is(err, sealfs.ErrNotExist) {
@@ -348,7 +347,7 @@ func (st *store) clearChunks(ctx context.Context, in *meta.Inode) error {
 	defer cancel()
 	mu := st.stripe(ino)
 	mu.Unlock()
-	defer mu.Lock()
+	defer st.turns().Lock(mu)
 	for {
 		var now meta.Inode
 		if err := st.inode(ino, &now); err != nil || now.Cut == 0 {

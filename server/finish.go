@@ -1,11 +1,15 @@
 package server
 
 import (
+	"bytes"
 	"context"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
 	"sealfs"
+	"sealfs/internal/turn"
 	"sealfs/op"
 	"sealfs/txn"
 )
@@ -33,7 +37,7 @@ func (f *finisher) add(st *store, d *txn.Decision) {
 	if f.todo == nil {
 		f.todo = map[*store][]*txn.Decision{}
 		f.ctx, f.end = context.WithCancel(context.Background())
-		f.done.Go(func() { f.run(st.srv.pace.finish) })
+		f.done.Go(func() { f.run(st.srv.pace.finish, st.srv.o.Turns.Lane(turnFinisher)) })
 	}
 	f.todo[st] = append(f.todo[st], d)
 }
@@ -49,7 +53,8 @@ func (f *finisher) stop() {
 	}
 }
 
-func (f *finisher) run(every time.Duration) {
+func (f *finisher) run(every time.Duration, lane turn.Lane) {
+	lane.Take()
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
@@ -58,17 +63,24 @@ func (f *finisher) run(every time.Duration) {
 			return
 		case <-tick.C:
 		}
+		lane.Take()
 		f.mu.Lock()
 		work := f.todo
 		f.todo = make(map[*store][]*txn.Decision, len(work))
 		f.mu.Unlock()
-		for st, list := range work {
-			left := f.finish(st, list)
+		for _, st := range slices.SortedFunc(maps.Keys(work), byID) {
+			left := f.finish(st, work[st])
 			f.mu.Lock()
 			f.todo[st] = append(left, f.todo[st]...)
 			f.mu.Unlock()
 		}
 	}
+}
+
+// byID orders stores.
+func byID(a, b *store) int {
+	x, y := a.ID(), b.ID()
+	return bytes.Compare(x[:], y[:])
 }
 
 // finish does what can be done for the decisions of a store, and returns those that are left.
@@ -86,7 +98,7 @@ func (f *finisher) finish(st *store, list []*txn.Decision) (left []*txn.Decision
 			commits[at] = append(commits[at], &commit{d: d, shard: s})
 		}
 	}
-	eachStore(commits, func(c *commit) (answered bool) {
+	eachStore(st.srv.o.Turns, commits, func(c *commit) (answered bool) {
 		c.life, answered = f.ask(st, op.Request{Type: op.Commit, Shard: c.shard, Coord: c.d.Coord, Tx: c.d.Tx, Mtime: c.d.Time})
 		return answered
 	})
@@ -111,7 +123,7 @@ func (f *finisher) finish(st *store, list []*txn.Decision) (left []*txn.Decision
 			}
 		}
 	}
-	eachStore(syncs, func(y *durable) (answered bool) {
+	eachStore(st.srv.o.Turns, syncs, func(y *durable) (answered bool) {
 		y.life, answered = f.ask(st, op.Request{Type: op.Sync, Shard: y.shard})
 		return answered
 	})
@@ -147,11 +159,13 @@ func (f *finisher) ask(st *store, req op.Request) (life uint64, answered bool) {
 
 // eachStore calls ask for each of the requests to each store, for all stores at
 // once, and for one store one after another until an answer stays away: the rest can wait for the next round.
-func eachStore[T any](requests map[int][]T, ask func(T) bool) {
+func eachStore[T any](turns turn.Turns, requests map[int][]T, ask func(T) bool) {
 	var all sync.WaitGroup
-	for _, some := range requests {
+	mine := turns.Mine()
+	for i, at := range slices.Sorted(maps.Keys(requests)) {
 		all.Go(func() {
-			for _, r := range some {
+			mine.Child(i).Take()
+			for _, r := range requests[at] {
 				if !ask(r) {
 					return
 				}
@@ -159,4 +173,5 @@ func eachStore[T any](requests map[int][]T, ask func(T) bool) {
 		})
 	}
 	all.Wait()
+	mine.Take()
 }

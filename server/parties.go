@@ -1,7 +1,9 @@
 package server
 
 import (
+	"cmp"
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -69,6 +71,8 @@ func (p *parties) stop() {
 }
 
 func (p *parties) run() {
+	lane := p.st.turns().Lane(turnParties)
+	lane.Take()
 	tick := time.NewTicker(p.st.srv.pace.doubt / 4)
 	defer tick.Stop()
 	for {
@@ -77,12 +81,13 @@ func (p *parties) run() {
 			at := p.st.srv.primary(d.coord)
 			asks[at] = append(asks[at], d)
 		}
-		eachStore(asks, p.resolve)
+		eachStore(p.st.turns(), asks, p.resolve)
 		select {
 		case <-p.ctx.Done():
 			return
 		case <-tick.C:
 		}
+		lane.Take()
 	}
 }
 
@@ -118,6 +123,9 @@ func (p *parties) doubtful() []doubt {
 		left[tx] = at
 	})
 	p.since = left
+	slices.SortFunc(list, func(a, b doubt) int { // each store's in the order of age
+		return cmp.Or(cmp.Compare(a.tx.Age, b.tx.Age), cmp.Compare(a.tx.Nonce, b.tx.Nonce))
+	})
 	return list
 }
 
@@ -148,6 +156,7 @@ func (p *parties) hurry(tx op.Tx) {
 	p.asked[tx] = struct{}{}
 	// A request is under way, so nobody waits for p's end yet.
 	p.done.Go(func() {
+		p.st.turns().Lane(turnHurry).Take()
 		p.ask(doubt{tx, coord, in}) // who does not answer is told of by resolve
 		p.mu.Lock()
 		defer p.mu.Unlock()

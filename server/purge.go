@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"sealfs"
+	"sealfs/internal/turn"
 	"sealfs/meta"
 	"sealfs/op"
 )
@@ -27,7 +28,8 @@ const (
 type purger struct {
 	ctx     context.Context
 	cancel  context.CancelFunc
-	running int           // purges that are not waiting to try again
+	running int // purges that are not waiting to try again
+	begun   int
 	slots   chan struct{} // as many as may run
 }
 
@@ -72,7 +74,9 @@ func (q *reclaimer) purge(ino sealfs.Ino) bool {
 		p.running = true
 		q.running++
 		q.done.Add(1)
-		go q.runPurge(ino, p)
+		lane := st.turns().Lane(turnPurges + q.begun%turnsPurge)
+		q.begun++
+		go q.runPurge(ino, p, lane)
 	}
 	home, _ := in.Tails()
 	return !home && (in.Nlink != 0 || in.Bytes == 0 || st.holds.any(ino))
@@ -100,12 +104,14 @@ func shardsOf(ino sealfs.Ino, from, to uint64, shards uint32) []sealfs.Shard {
 }
 
 // runPurge asks all shards that are left, once.
-func (q *reclaimer) runPurge(ino sealfs.Ino, p *purge) {
+func (q *reclaimer) runPurge(ino sealfs.Ino, p *purge, lane turn.Lane) {
 	defer q.done.Done()
+	lane.Take()
 	st := q.st
 	var err error
 	select {
 	case q.slots <- struct{}{}:
+		lane.Take()
 		// What others are told must not be undone by a power cut here.
 		if err = st.Sync(); err == nil {
 			err = q.askAll(ino, p)
@@ -129,13 +135,13 @@ func (q *reclaimer) runPurge(ino sealfs.Ino, p *purge) {
 	case q.quit:
 	case err == nil:
 		delete(q.purges, ino)
-		q.todo[ino] = struct{}{}
+		q.put(ino)
 	default:
 		if p.back == 0 {
 			st.srv.log.Warn("chunks are not purged yet", "ino", uint64(ino), "shards", len(p.left), "err", err)
 		}
 		p.back = min(max(2*p.back, purgeBackMin), purgeBackMax)
-		time.AfterFunc(p.back, func() { q.add(ino) })
+		time.AfterFunc(p.back, func() { q.addAgain(ino) })
 	}
 }
 
@@ -147,9 +153,12 @@ func (q *reclaimer) askAll(ino sealfs.Ino, p *purge) error {
 	var first error
 	next := make(chan sealfs.Shard)
 	var workers sync.WaitGroup
-	for range min(purgeAtOnce, len(p.left)) {
+	mine := q.st.turns().Mine()
+	for i := range min(purgeAtOnce, len(p.left)) {
 		workers.Go(func() {
+			mine.Child(i).Take()
 			for s := range next {
+				mine.Child(i).Take()
 				if err := q.askOne(ino, p, s); err != nil {
 					mu.Lock()
 					failed = append(failed, s)
@@ -163,9 +172,11 @@ func (q *reclaimer) askAll(ino sealfs.Ino, p *purge) error {
 	}
 	for _, s := range p.left {
 		next <- s
+		mine.Take()
 	}
 	close(next)
 	workers.Wait()
+	mine.Take()
 	p.left = failed
 	return first
 }

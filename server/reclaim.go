@@ -32,6 +32,7 @@ type reclaimer struct {
 	mu   sync.Mutex
 	cond sync.Cond
 	todo map[sealfs.Ino]struct{}
+	line []sealfs.Ino            // todo in the order in which they came
 	kept map[sealfs.Ino]struct{} // nameless, but held open
 	busy bool
 	quit bool
@@ -48,10 +49,24 @@ func (q *reclaimer) add(ino sealfs.Ino) {
 		q.todo = map[sealfs.Ino]struct{}{}
 		q.kept = map[sealfs.Ino]struct{}{}
 	}
-	q.todo[ino] = struct{}{}
+	q.put(ino)
 	if q.st != nil {
 		q.cond.Broadcast()
 	}
+}
+
+// put is add with the lock held, without waking anybody.
+func (q *reclaimer) put(ino sealfs.Ino) {
+	if _, in := q.todo[ino]; !in {
+		q.todo[ino] = struct{}{}
+		q.line = append(q.line, ino)
+	}
+}
+
+// addAgain is add for timers.
+func (q *reclaimer) addAgain(ino sealfs.Ino) {
+	q.st.turns().Lane(turnRetry).Take()
+	q.add(ino)
 }
 
 // nameless reports whether ino waits for its last release.
@@ -108,19 +123,19 @@ func (q *reclaimer) settle() {
 
 func (q *reclaimer) run() {
 	defer q.done.Done()
+	turns := q.st.turns()
+	turns.Lane(turnReclaimer).Take()
 	for {
 		q.mu.Lock()
 		for len(q.todo) == 0 && !q.quit {
-			q.cond.Wait()
+			turns.Wait(&q.cond)
 		}
 		if q.quit {
 			q.mu.Unlock()
 			return
 		}
-		var ino sealfs.Ino
-		for ino = range q.todo {
-			break
-		}
+		ino := q.line[0]
+		q.line = q.line[1:]
 		delete(q.todo, ino)
 		q.busy = true
 		q.mu.Unlock()
@@ -133,7 +148,7 @@ func (q *reclaimer) run() {
 			q.kept[ino] = struct{}{}
 			// It may have been released before it stood here.
 			if !q.st.holds.any(ino) {
-				q.todo[ino] = struct{}{}
+				q.put(ino)
 			}
 		} else {
 			delete(q.kept, ino)
@@ -164,7 +179,7 @@ func (q *reclaimer) free(ino sealfs.Ino) (keep bool) {
 			if !errors.Is(err, sealfs.ErrUnavailable) {
 				st.srv.log.Error("reclaim", "ino", uint64(ino), "err", err)
 			}
-			time.AfterFunc(reclaimRetry, func() { q.add(ino) })
+			time.AfterFunc(reclaimRetry, func() { q.addAgain(ino) })
 			return false
 		}
 		if done {

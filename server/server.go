@@ -13,6 +13,7 @@ import (
 	"sealfs"
 	"sealfs/cluster"
 	"sealfs/disk"
+	"sealfs/internal/turn"
 	"sealfs/lsfs"
 	"sealfs/meta"
 	"sealfs/op"
@@ -56,7 +57,27 @@ type Options struct {
 	Grace time.Duration
 	// Others returns what other servers hold of a volume, for its limits; nil: nothing.
 	Others func(sealfs.Volume) (bytes, inodes int64)
+
+	// Random names transactions, and spreads those that begin again. Default
+	// math/rand; a simulation numbers them.
+	Random func() uint64
+	// Turns are the lanes of the server's goroutines in a simulation; each store has
+	// its own, in StoreOptions.Log.
+	Turns turn.Turns
 }
+
+// The lanes of a server's goroutines, and of those for a store.
+const (
+	turnFinisher = 0
+
+	turnReclaimer = lsfs.TurnsUsed + iota - 1
+	turnParties
+	turnRetry
+	turnHurry
+	turnPurges // the first of turnsPurge
+
+	turnsPurge = 12
+)
 
 // Server owns stores and answers requests. It implements op.Handler.
 type Server struct {
@@ -226,6 +247,9 @@ func (st *store) run() {
 	}
 	st.unfinished = nil
 }
+
+// turns are the lanes of what runs for the store.
+func (st *store) turns() turn.Turns { return st.opts.Log.Turns }
 
 // close ends what runs for the store, and makes it durable.
 func (st *store) close() error {

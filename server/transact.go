@@ -69,6 +69,8 @@ func (st *store) await(ctx context.Context, err error, tx op.Tx) error {
 	if blocked.Dies(tx) {
 		return errDie
 	}
+	mine := st.turns().Mine()
+	defer mine.Take()
 	select {
 	case <-blocked.Done:
 		return nil
@@ -87,7 +89,7 @@ func (st *store) transact(ctx context.Context, req *op.Request, rep *op.Reply) e
 	same := 0 // attempts in which the parties did not know what the plan was made for
 	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
 		rep.Reset()
-		a := attempt{st: st, tx: op.Tx{Age: age, Nonce: rand.Uint64()}}
+		a := attempt{st: st, tx: op.Tx{Age: age, Nonce: st.srv.random()}}
 		again, err := a.run(ctx, req, rep)
 		if err != nil || !again {
 			return err
@@ -99,7 +101,8 @@ func (st *store) transact(ctx context.Context, req *op.Request, rep *op.Reply) e
 			return fmt.Errorf("%v of %q in directory %d: its inode is not as the name says: %w", req.Type, req.Name, req.Dir, sealfs.ErrCorrupt)
 		}
 		same++
-		timer := time.NewTimer(wait/2 + rand.N(wait))
+		mine := st.turns().Mine()
+		timer := time.NewTimer(wait/2 + time.Duration(st.srv.random()%uint64(wait)))
 		select {
 		case <-timer.C:
 		case <-ctx.Done():
@@ -109,6 +112,7 @@ func (st *store) transact(ctx context.Context, req *op.Request, rep *op.Reply) e
 			timer.Stop()
 			return fmt.Errorf("server: %w", sealfs.ErrClosed)
 		}
+		mine.Take()
 		// It may have become an ordinary change meanwhile, or one to be refused.
 		rep.Reset()
 		if end, err := st.execute(ctx, req, rep, nil); !isForeign(err) {
@@ -118,6 +122,14 @@ func (st *store) transact(ctx context.Context, req *op.Request, rep *op.Reply) e
 			return err
 		}
 	}
+}
+
+// random returns a number that nobody else has.
+func (s *Server) random() uint64 {
+	if s.o.Random != nil {
+		return s.o.Random()
+	}
+	return rand.Uint64()
 }
 
 func isForeign(err error) bool {
@@ -280,13 +292,18 @@ func (st *store) collect(outer context.Context, c *txn.Coordinator) {
 // each calls fn for 0 to n-1 at the same time.
 func (st *store) each(n int, fn func(i int)) {
 	var others sync.WaitGroup
+	mine := st.turns().Mine()
 	for i := 1; i < n; i++ {
-		others.Go(func() { fn(i) })
+		others.Go(func() {
+			mine.Child(i).Take()
+			fn(i)
+		})
 	}
 	if n > 0 {
 		fn(0)
 	}
 	others.Wait()
+	mine.Take()
 }
 
 // codeOf returns why a request was not done, 0 if it was.

@@ -26,6 +26,13 @@ func (st *store) stripe(ino sealfs.Ino) *sync.Mutex {
 	return &st.stripes[uint64(ino)*0x9e3779b97f4a7c15>>56]
 }
 
+// lockStripe locks it.
+func (st *store) lockStripe(ino sealfs.Ino) *sync.Mutex {
+	mu := st.stripe(ino)
+	st.turns().Lock(mu)
+	return mu
+}
+
 // write answers Write. Data is cut into payloads that a record can hold; each
 // is merged with what the file has in the blocks at its ends. An Append with a Len must
 // not go beyond HomeBytes: its sender wants the file to get chunks then. The inode's
@@ -48,9 +55,7 @@ func (st *store) write(ctx context.Context, req *op.Request, rep *op.Reply) erro
 			return st.writePart(ctx, req, rep, d)
 		}
 	}
-	mu := st.stripe(req.Ino)
-	mu.Lock()
-	defer mu.Unlock()
+	defer st.lockStripe(req.Ino).Unlock()
 	size, chunked, err := st.size(req.Ino)
 	if err != nil {
 		return err
@@ -213,9 +218,7 @@ func (st *store) setattr(ctx context.Context, req *op.Request, rep *op.Reply) er
 
 // resize answers what changes the size of a file, or how far its chunks reach.
 func (st *store) resize(ctx context.Context, req *op.Request, rep *op.Reply) error {
-	mu := st.stripe(req.Ino)
-	mu.Lock()
-	defer mu.Unlock()
+	defer st.lockStripe(req.Ino).Unlock()
 	return st.grow(ctx, req, rep)
 }
 
@@ -262,9 +265,7 @@ func (st *store) fallocate(ctx context.Context, req *op.Request, rep *op.Reply) 
 			return st.punchPart(ctx, req, rep, d)
 		}
 	}
-	mu := st.stripe(req.Ino)
-	mu.Lock()
-	defer mu.Unlock()
+	defer st.lockStripe(req.Ino).Unlock()
 	size, _, err := st.size(req.Ino)
 	if err != nil {
 		return err

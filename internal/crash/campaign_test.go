@@ -98,6 +98,7 @@ type campaign struct {
 	stop    bool // at the first violation
 	states  int
 	nested  int
+	lost    int // regions that were made again
 	moments int
 	found   []*violation
 	watch   *time.Timer
@@ -164,8 +165,7 @@ func (c *campaign) unit(seq *sequence, seed uint64) {
 	}
 }
 
-// replay judges one state again. The run is repeated until the media saw the same
-// operations: what goes on at the same time may come in another order.
+// replay judges one state again.
 func replay(t *testing.T, p *place) error {
 	seq := sequenceNamed(p.seq)
 	if seq == nil {
@@ -222,6 +222,9 @@ func (c *campaign) again(r *run, l *life, p *place) error {
 	m, rings := mo.left(cuts, p.keep, p.end)
 	at, err := r.seq.g.verdict(c.t, m, rings, first, rec)
 	c.t.Logf("found positions %v: %v", at, err)
+	if err == nil {
+		err = c.lose(r, mo, cuts, p.keep, p.end, first, p.key(mo, cuts))
+	}
 	if err != nil || rec == nil {
 		return err
 	}
@@ -232,8 +235,37 @@ func (c *campaign) again(r *run, l *life, p *place) error {
 	if !of.fits(p.keep2) {
 		return fmt.Errorf("moment %d of the recovery (%s) does not have what %v chooses from", p.again, rec.moments[0].what, p.keep2)
 	}
-	_, err = r.seq.g.verdict(c.t, of.state(p.keep2), nil, cl, nil)
-	return err
+	if _, err = r.seq.g.verdict(c.t, of.state(p.keep2), nil, cl, nil); err != nil {
+		return err
+	}
+	return c.lose(r, &rec.moments[0], of, p.keep2, power, cl, rec.moments[0].key(of, p.keep2))
+}
+
+// key identifies the state of a moment that p names, within a life.
+func (p *place) key(mo *moment, cuts *cuts) uint64 {
+	if p.end == power {
+		return mo.key(cuts, p.keep)
+	}
+	return uint64(p.at)<<8 | uint64(p.end)
+}
+
+// lose judges a state without its regions.
+func (c *campaign) lose(r *run, mo *moment, cuts *cuts, ch choice, how end, cl *claim, key uint64) error {
+	if !r.seq.far {
+		return nil
+	}
+	copied, err := cuts.copied(&r.seq.g)
+	if err != nil {
+		return err
+	}
+	m, rings := mo.left(cuts, ch, how)
+	n, err := r.seq.g.lost(c.t, m, rings, cl, copied, rand.New(rand.NewPCG(r.seed, key)))
+	c.states += n
+	c.lost += n
+	if err != nil {
+		return fmt.Errorf("without the regions: %w", err)
+	}
+	return nil
 }
 
 // life judges the moments of a life.
@@ -258,7 +290,7 @@ func (c *campaign) life(r *run, l *life, p place) {
 		if mo.rings != nil {
 			for _, how := range []end{kill, oldRing} {
 				p.at, p.keep, p.end, p.again = i, cuts.random(rng), how, -1
-				c.judge(r, l, mo, cuts, p, uint64(i)<<8|uint64(how))
+				c.judge(r, l, mo, cuts, p, p.key(mo, cuts))
 				if c.over() {
 					return
 				}
@@ -300,6 +332,12 @@ func (c *campaign) judge(r *run, l *life, mo *moment, cuts *cuts, p place, key u
 		c.violated(&violation{p, mo, err})
 		return nil
 	}
+	if key%lostOf == 0 {
+		if err := c.lose(r, mo, cuts, p.keep, p.end, first, key); err != nil {
+			c.violated(&violation{p, mo, err})
+			return nil
+		}
+	}
 	if again != nil {
 		for i := range again.moments {
 			sub := &again.moments[i]
@@ -309,7 +347,11 @@ func (c *campaign) judge(r *run, l *life, mo *moment, cuts *cuts, p place, key u
 				c.note(&p)
 				c.states++
 				c.nested++
-				if _, err := r.seq.g.verdict(c.t, of.state(ch), nil, cl, nil); err != nil {
+				_, err := r.seq.g.verdict(c.t, of.state(ch), nil, cl, nil)
+				if key2 := sub.key(of, ch); err == nil && key2%lostOf2 == 0 {
+					err = c.lose(r, sub, of, ch, power, cl, key2)
+				}
+				if err != nil {
 					c.violated(&violation{p, mo, fmt.Errorf("after a second cut at %s: %w", sub.what, err)})
 				}
 				return !c.over()
@@ -348,7 +390,8 @@ func (c *campaign) advance(r *run, l *life, p place) error {
 	return fmt.Errorf("no cut of life %d ends between two operations", p.life)
 }
 
-// alone makes goroutines take turns, so that the same seed gives the same run.
+// alone keeps the campaign to one processor: there is a process for each, and the
+// goroutines of a simulation take turns anyway.
 func alone(t *testing.T) {
 	procs, percent := runtime.GOMAXPROCS(1), debug.SetGCPercent(400)
 	t.Cleanup(func() {
@@ -360,19 +403,25 @@ func alone(t *testing.T) {
 // TestCampaign judges a sample of the states that `make crash` judges.
 func TestCampaign(t *testing.T) {
 	alone(t)
-	c := &campaign{t: t, per: 3, goal: 5000}
+	goal := 5000
 	if testing.Short() {
-		c.goal = 600
+		goal = 600
 	}
-	for seed := uint64(1); !c.over(); seed++ {
-		for i := range sequences {
+	c := &campaign{t: t, per: 2}
+	for seed := uint64(1); c.states < goal; seed++ {
+		begin := c.states
+		for i := range sequences { // each has its part
+			c.goal = begin + (goal-begin)*(i+1)/len(sequences)
 			c.unit(&sequences[i], seed)
 		}
 	}
 	for _, v := range c.found {
 		t.Error(v)
 	}
-	t.Logf("%d states at %d moments, %d of them of a second cut", c.states, c.moments, c.nested)
+	t.Logf("%d states at %d moments, %d of them of a second cut, %d of regions that were made again", c.states, c.moments, c.nested, c.lost)
+	if c.lost == 0 {
+		t.Error("no region was made again")
+	}
 }
 
 // TestReplay judges the state that -replay names.
@@ -414,7 +463,13 @@ func TestWorker(t *testing.T) {
 	for name := range strings.FieldsFuncSeq(*firstSeqs, func(r rune) bool { return r == ',' }) {
 		first = append(first, sequenceNamed(name))
 	}
-	for named, n := 0, *part; !c.over(); {
+	for named, n := 0, *part; ; {
+		if c.goal = *share; c.over() {
+			break
+		}
+		if *budget > 0 { // each sequence has its part
+			c.goal = min(*share, c.states+max(1, *share**of/len(sequences)))
+		}
 		// Each process has seeds of its own. What is named comes first, and then every
 		// other time.
 		seq, seed := &sequences[n%len(sequences)], uint64(1+n/len(sequences))
@@ -426,7 +481,7 @@ func TestWorker(t *testing.T) {
 		}
 		c.unit(seq, seed)
 	}
-	fmt.Printf("crash: progress %d %d done, %d moments, %d cuts within recoveries\n", c.states, len(c.found), c.moments, c.nested)
+	fmt.Printf("crash: progress %d %d done, %d moments, %d cuts within recoveries, %d regions made again\n", c.states, len(c.found), c.moments, c.nested, c.lost)
 	if len(c.found) > 0 {
 		t.Fail()
 	}

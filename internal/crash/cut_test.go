@@ -4,11 +4,13 @@ import (
 	"fmt"
 	"hash/fnv"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"sealfs/disk"
+	"sealfs/internal/turn"
 )
 
 // exhaustive is up to how many pending sectors all subsets are judged.
@@ -76,7 +78,12 @@ func (r *recorder) note(i int, o disk.Op) time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	h := fnv.New64a()
-	fmt.Fprint(h, r.trace, i, o)
+	fmt.Fprint(h, r.trace, i, o, time.Now().UnixNano())
+	if o.Kind == disk.OpWrite {
+		b := make([]byte, o.Len)
+		r.m[i].ReadAt(b, o.Off)
+		h.Write(b)
+	}
 	r.trace = h.Sum64()
 	if o.Kind == disk.OpFlush {
 		r.epochs[i]++
@@ -91,7 +98,14 @@ func (r *recorder) note(i int, o disk.Op) time.Duration {
 	if r.rng == nil || r.rng.IntN(3) != 0 {
 		return 0
 	}
-	return time.Duration(r.rng.IntN(4000)) * time.Microsecond
+	return time.Duration(r.rng.IntN(400)) * turn.Period
+}
+
+// taken returns the moments so far.
+func (r *recorder) taken() []moment {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.moments)
 }
 
 func (r *recorder) rings() rings {

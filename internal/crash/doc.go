@@ -10,6 +10,7 @@
 //	cut       the moments of a life, and the subsets of what was pending (cut_test.go)
 //	verdict   fsck before recovery, recovery, comparison, fsck afterwards, and a second
 //	          cut within the recovery (verdict_test.go)
+//	region    the same when the regions are lost with the power (region_test.go)
 //	campaign  runs sequences over seeds and processes, replays one state (campaign_test.go)
 //	mutants   one-line sabotages of the source, each of which must be found (mutants_test.go)
 //

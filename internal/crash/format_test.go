@@ -2,6 +2,7 @@ package crash
 
 import (
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"testing"
 	"testing/synctest"
@@ -84,26 +85,59 @@ func sound(t *fsck.Together) bool {
 	return true
 }
 
-// TestDeterministic: the same seed gives the same operations of media, or a state
-// could not be judged again.
+// TestDeterministic: the same seed gives the same operations of media, with the same
+// bytes at the same time, in life and in recovery, or a state could not be judged
+// again. Goroutines take turns, so the number of processors does not matter.
 func TestDeterministic(t *testing.T) {
-	alone(t)
 	for i := range sequences {
 		seq := &sequences[i]
-		var traces []uint64
-		for range 2 {
-			r, err := newRun(t, seq, 3)
-			if err != nil {
-				t.Fatal(err)
+		first, again := lived(t, seq), lived(t, seq)
+		for n := range max(len(first), len(again)) {
+			if n < len(first) && n < len(again) && first[n].trace == again[n].trace {
+				continue
 			}
-			l, err := r.live()
-			if err != nil {
-				t.Fatal(err)
-			}
-			traces = append(traces, l.moments[len(l.moments)-1].trace)
-		}
-		if traces[0] != traces[1] {
-			t.Errorf("sequence %s: two runs with the same seed differ", seq.name)
+			t.Errorf("sequence %s: two runs with the same seed differ from moment %d on:\n%s\n%s", seq.name, n, about(first, n), about(again, n))
+			break
 		}
 	}
+}
+
+// lived returns the moments of two lives of a sequence, and of a recovery from each.
+func lived(t *testing.T, seq *sequence) (all []moment) {
+	c := &campaign{t: t, goal: 1 << 60}
+	r, err := newRun(t, seq, 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lives := 2
+	if testing.Short() {
+		lives = 1
+	}
+	for life := range lives {
+		l, err := r.live()
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, l.moments...)
+		mo := &l.moments[r.rngFor(6).IntN(len(l.moments))]
+		cuts, rec := mo.cuts(), &recorder{}
+		cl := l.claim.at(mo)
+		if _, err := r.seq.g.verdict(t, cuts.state(cuts.random(r.rngFor(7))), nil, cl, rec); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, rec.moments...)
+		if err := c.advance(r, l, place{seq: seq.name, seed: r.seed, life: life}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return all
+}
+
+// about describes a moment, if there is one.
+func about(moments []moment, n int) string {
+	if n >= len(moments) {
+		return "nothing"
+	}
+	mo := &moments[n]
+	return fmt.Sprintf("%s; %d operations begun, at %d, trace %#x", mo.what, mo.begun, mo.clock, mo.trace)
 }

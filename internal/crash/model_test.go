@@ -1,6 +1,7 @@
 package crash
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -21,7 +22,7 @@ type position int
 // history is what the stores went through in one life: what each holds after each
 // operation, as text, from operation 0, the state at the life's begin.
 type history struct {
-	stores int
+	stores int                     // and one more if files have chunks; see look
 	at     []map[string][]position // by store
 	last   []string
 	done   []entry             // of operation k: done[k-1]
@@ -41,8 +42,11 @@ func (e *entry) String() string {
 		r.Type, r.Ino, r.Dir, r.Name, r.Dir2, r.Name2, r.Shard2, r.Off, r.Len, len(r.Data), r.Size, r.Flags, r.Time, e.ino, e.parts)
 }
 
-// joint reports whether the operation happened on several stores.
-func (e *entry) joint() bool { return e.parts&(e.parts-1) != 0 }
+// joint reports whether the operation happened on several of so many stores.
+func (e *entry) joint(stores int) bool {
+	parts := e.parts & (1<<stores - 1)
+	return parts&(parts-1) != 0
+}
 
 func newHistory(begin []string) *history {
 	h := &history{stores: len(begin), last: begin, torn: map[sealfs.Ino]bool{}}
@@ -113,28 +117,47 @@ func (h *history) find(texts []string, synced []int, begun int) ([]position, err
 			return nil, fmt.Errorf("store %d is in no state from operation %d, which was synced, to %d: %s", s, synced[s], begun, h.explain(s, text))
 		}
 	}
-	if h.stores == 1 {
-		return []position{slices.Max(may[0])}, nil
-	}
-	var best []position
-	for _, a := range may[0] {
-		for _, b := range may[1] {
-			if h.consistent(a, b) && (best == nil || a+b > best[0]+best[1]) {
-				best = []position{a, b}
-			}
-		}
-	}
+	best := h.latest(nil, may)
 	if best == nil {
-		return nil, fmt.Errorf("store 0 is at %v, store 1 at %v: an operation on both has happened on one of them", may[0], may[1])
+		return nil, fmt.Errorf("the stores are at %v: an operation on several has happened on some of them only", may)
 	}
 	return best, nil
 }
 
-// consistent reports whether no operation on both stores lies between two positions.
-func (h *history) consistent(a, b position) bool {
+// latest returns of all positions that the stores may be in together, when the first
+// are in those given, the ones that lie furthest; nil if there are none.
+func (h *history) latest(first []position, may [][]position) (best []position) {
+	s := len(first)
+	if s == len(may) {
+		return slices.Clone(first)
+	}
+	sum := func(list []position) (n position) {
+		for _, p := range list {
+			n += p
+		}
+		return n
+	}
+	for _, p := range may[s] {
+		fits := true
+		for other, q := range first {
+			fits = fits && h.consistent(1<<s|1<<other, p, q)
+		}
+		if !fits {
+			continue
+		}
+		if list := h.latest(append(first[:s:s], p), may); list != nil && (best == nil || sum(list) > sum(best)) {
+			best = list
+		}
+	}
+	return best
+}
+
+// consistent reports whether no operation on both of two stores lies between their
+// positions.
+func (h *history) consistent(both uint, a, b position) bool {
 	lo, hi := min(a, b), max(a, b)
 	for k := int(lo)/2 + 1; position(2*k) <= hi; k++ {
-		if h.done[k-1].joint() {
+		if h.done[k-1].parts&both == both {
 			return false
 		}
 	}
@@ -196,9 +219,11 @@ func (h *history) survivors(at []position) []entry {
 }
 
 // rebuild makes a model by repeating operations.
-func rebuild(past []entry) (*oracle.FS, error) {
+func rebuild(past []entry, chunks bool) (*oracle.FS, error) {
 	o := oracle.New(shards)
-	o.Whole()
+	if !chunks {
+		o.Whole()
+	}
 	for i := range past {
 		e := &past[i]
 		if e.ino != 0 {
@@ -225,9 +250,16 @@ type view struct {
 
 var table = crc64.MakeTable(crc64.ECMA)
 
-// look asks for everything about all inodes that ever were.
+// chunkWindow is how much at the begin of home and chunks of a file is written to.
+const chunkWindow = 64 << 10
+
+// look asks for everything about all inodes that ever were. If files have chunks, what
+// these hold is told apart, as if by one more store: it depends on the file's home, too.
 func look(h op.Handler, g *geometry, inos []sealfs.Ino) (view, error) {
-	text := make([][]byte, g.stores)
+	text := make([][]byte, g.stores, g.stores+1)
+	if g.chunks {
+		text = text[:g.stores+1]
+	}
 	v := view{inodes: make([]int64, g.stores)}
 	var rep op.Reply
 	ask := func(req op.Request) error {
@@ -268,8 +300,16 @@ func look(h op.Handler, g *geometry, inos []sealfs.Ino) (view, error) {
 			}
 		case typeFile:
 			if a.Size > 0 {
-				err = ask(op.Request{Type: op.Read, Ino: ino, Len: a.Size})
+				n := a.Size
+				if g.chunks {
+					n = min(n, chunkWindow)
+				}
+				err = ask(op.Request{Type: op.Read, Ino: ino, Len: n})
 				b = fmt.Append(b, " data ", len(rep.Data), " ", crc64.Checksum(rep.Data, table))
+			}
+			for off := uint64(sealfs.HomeBytes); off < min(a.Bound, sealfs.HomeBytes+chunksUsed*sealfs.ChunkBytes) && err == nil && rep.Code == 0; off += sealfs.ChunkBytes {
+				err = ask(op.Request{Type: op.Read, Ino: ino, Off: off, Len: chunkWindow, Gen: a.Gen})
+				text[g.stores] = fmt.Append(text[g.stores], uint64(ino), " at ", off, " data ", crc64.Checksum(bytes.TrimRight(rep.Data, "\x00"), table), "\n")
 			}
 		case typeLink:
 			err = ask(op.Request{Type: op.Readlink, Ino: ino})

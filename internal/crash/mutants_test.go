@@ -94,6 +94,16 @@ var mutants = []mutant{
 	{"namespace: what loses its last name while it is open is not remembered", "meta/remove.go",
 		"\tif err := ch.setOrphan(in.Ino, orphanNameless); err != nil {", "\tif err := error(nil); err != nil {", "names"},
 
+	// The far checkpoint, from which a lost region is made again.
+	{"far: the root is named before it and its pages are durable", "lsfs/far.go",
+		"\tif err := s.flushLog(); err != nil {\n\t\treturn err\n\t}\n\tif err := s.dev.Flush(); err != nil {\n\t\treturn s.fail(fmt.Errorf(\"flush of a far",
+		"\tif err := error(nil); err != nil {\n\t\treturn s.fail(fmt.Errorf(\"flush of a far", "far"},
+	{"far: copies are ahead of the log", "lsfs/far.go",
+		"\tif err := s.flushLog(); err != nil {\n\t\treturn err\n\t}\n\tif err := s.dev.Flush(); err", "\tif err := s.dev.Flush(); err", "far"},
+	{"far: it starts where the log ends when it is over", "lsfs/far.go",
+		"\tr := f.run\n\tif err := s.farMaps()", "\tr := f.run\n\tr.start, r.slot, r.chain = s.tail(), s.open().slot, s.chain\n\tif err := s.farMaps()", "far"},
+	{"far: after a start only what changes from then on is copied", "lsfs/far.go", "s.region.BeginFar(!f.whole)", "s.region.BeginFar(false)", "far"},
+
 	// Two stores.
 	{"transaction: a vote before its row is durable", "server/transact.go", "\tst.parties.noted(req.Tx)\n\treturn st.SyncTo(end)", "\tst.parties.noted(req.Tx)\n\t_ = end\n\treturn nil", "pair"},
 	{"transaction: an answer before the decision is durable", "server/transact.go", "if err := st.SyncTo(end); err != nil {\n\t\treturn err\n\t}\n\tc.Decided()", "_ = end\n\tc.Decided()", "pair"},
@@ -103,6 +113,9 @@ var mutants = []mutant{
 	{"transaction: decisions are forgotten at a start", "server/parties.go",
 		"st.unfinished = append(st.unfinished, txn.Decide(shard, tx, d.Time, d.Parties))", "_ = txn.Decide", "pair"},
 	{"transaction: a party that asks hears that it is aborted", "server/parties.go", "if fate.Off == op.FateCommitted {", "if fate.Off == op.FateCommitted && t == 0 {", "pair"},
+
+	// Chunks.
+	{"purge: chunks go before the end of their file is durable", "server/purge.go", "if err = st.Sync(); err == nil {", "if err = error(nil); err == nil {", "chunks"},
 }
 
 // moduleRoot returns the directory of go.mod.

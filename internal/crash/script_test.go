@@ -13,6 +13,7 @@ import (
 
 	"sealfs"
 	"sealfs/internal/oracle"
+	"sealfs/internal/turn"
 	"sealfs/lsfs"
 	"sealfs/op"
 )
@@ -31,6 +32,7 @@ type sequence struct {
 	blocks int  // writes begin at one of the first so many blocks; 0: anywhere
 	kill   bool // lives also end by the death of the process
 	large  bool // writes may take several records
+	far    bool // of some states the regions are lost, too
 	fill   int  // files with attributes that are there before the first cut: a tree of some pages
 	// of is how often each kind of step comes, relative to the others.
 	of map[string]int
@@ -60,9 +62,8 @@ func options(segment int64, more func(*lsfs.Options)) lsfs.Options {
 
 const kib = 1 << 10
 
-// sequences are all kinds of runs. A far checkpoint, when there is one, comes with
-// an option of the log in one of its own; an upgrade of a format with a
-// geometry whose media begin in the older one.
+// sequences are all kinds of runs. An upgrade of a format, when there is one, comes
+// with a geometry whose media begin in the older one.
 var sequences = []sequence{
 	{
 		name: "names", about: "every operation, on one store",
@@ -106,10 +107,27 @@ var sequences = []sequence{
 		lives: 3, steps: 40, sync: 14, wait: 10, files: 20, write: 7000, of: namespace, kill: true,
 	},
 	{
+		name: "far", about: "far checkpoints one after another; the regions are lost with the power, or when the process is killed",
+		g:     geometry{stores: 1, segment: 32 * kib, segments: 48, region: 640 * kib, log: options(32*kib, func(o *lsfs.Options) { o.FarBytes = 32 * kib })},
+		lives: 3, steps: 80, sync: 10, wait: 12, files: 20, write: 7000, fill: 6, kill: true, far: true, of: namespace,
+	},
+	{
 		name: "pair", about: "every operation, on two stores: two-phase commits",
 		g:     geometry{stores: 2, segment: 32 * kib, segments: 24, region: 640 * kib, log: options(32*kib, func(o *lsfs.Options) { o.LagMax = time.Second })},
 		lives: 3, steps: 25, sync: 12, wait: 8, files: 24, write: 5000,
 		of: map[string]int{"create": 5, "mkdir": 6, "symlink": 1, "link": 4, "unlink": 4, "rmdir": 4, "rename": 8, "write": 4, "truncate": 1, "setattr": 1, "tmpfile": 1, "setxattr": 1},
+	},
+	{
+		name: "three", about: "every operation, on three stores: transactions of which not all are parties",
+		g:     geometry{stores: 3, segment: 32 * kib, segments: 24, region: 640 * kib, log: options(32*kib, func(o *lsfs.Options) { o.LagMax = time.Second })},
+		lives: 3, steps: 25, sync: 10, wait: 8, files: 24, write: 5000,
+		of: map[string]int{"create": 5, "mkdir": 7, "link": 4, "unlink": 4, "rmdir": 4, "rename": 10, "write": 4, "setattr": 1, "setxattr": 1},
+	},
+	{
+		name: "chunks", about: "files with chunks on two stores: they grow, are cut off and deleted",
+		g:     geometry{stores: 2, segment: 32 * kib, segments: 24, region: 640 * kib, chunks: true, log: options(32*kib, nil)},
+		lives: 3, steps: 30, sync: 15, wait: 8, files: 6, write: 5000,
+		of: map[string]int{"create": 3, "mkdir": 1, "unlink": 2, "rename": 2, "truncate": 4, "write": 3, "chunk": 12},
 	},
 	{
 		name: "pairchurn", about: "two small stores that are cleaned while transactions go on",
@@ -194,7 +212,7 @@ func newRun(t *testing.T, seq *sequence, seed uint64) (*run, error) {
 		r.past = []entry{{ino: r.root, req: op.Request{Type: op.MakeRoot, Volume: volume, Shard: r.root.Home(shards), Mode: 0o755, Time: 1}}, {req: req}}
 	})
 	if err == nil {
-		r.o, err = rebuild(r.past)
+		r.o, err = rebuild(r.past, seq.g.chunks)
 	}
 	r.inos, r.dirs, r.files = []sealfs.Ino{r.root}, []sealfs.Ino{r.root}, []sealfs.Ino{r.root}
 	for i := range r.m {
@@ -244,7 +262,7 @@ func (r *run) work() (*life, error) {
 	if err := r.same(); err != nil {
 		return nil, fmt.Errorf("at the beginning of life %d: %w", r.no, err)
 	}
-	r.rec = &recorder{g: g, rng: r.rngFor(2), synced: make([]int, g.stores)}
+	r.rec = &recorder{g: g, rng: r.rngFor(2), synced: make([]int, len(r.now.texts))}
 	if r.no == 0 {
 		if err := r.fill(); err != nil {
 			return nil, err
@@ -257,9 +275,9 @@ func (r *run) work() (*life, error) {
 			return nil, fmt.Errorf("operation %d: %w", r.rec.begun, err)
 		}
 		synctest.Wait()
-		<-time.After(10 * time.Microsecond) // no two operations have the same time, on whatever store
+		<-time.After(turn.Period) // no two operations have the same time, on whatever store
 	}
-	if len(r.rec.moments) == 0 {
+	if len(r.rec.taken()) == 0 {
 		for s := range g.stores {
 			if err := r.sync(s); err != nil {
 				return nil, err
@@ -269,7 +287,7 @@ func (r *run) work() (*life, error) {
 	if err := r.same(); err != nil {
 		return nil, fmt.Errorf("at the end of life %d: %w", r.no, err)
 	}
-	return &life{claim: claim{h: r.h, inos: slices.Clone(r.inos)}, moments: r.rec.moments}, nil
+	return &life{claim: claim{h: r.h, inos: slices.Clone(r.inos)}, moments: r.rec.taken()}, nil
 }
 
 // fill makes files with attributes.
@@ -310,14 +328,12 @@ func (r *run) same() error {
 func (r *run) next(l *life, at []position, m media, clock int64) (err error) {
 	r.m, r.clock = m, clock
 	r.past = append(r.past, l.h.survivors(at)...)
-	if r.o, err = rebuild(r.past); err != nil {
+	if r.o, err = rebuild(r.past, r.seq.g.chunks); err != nil {
 		return err
 	}
 	gone := func(ino sealfs.Ino) bool {
-		var rep op.Reply
-		req := op.Request{Type: op.Getattr, Ino: ino}
-		address(&req)
-		return r.o.Do(context.Background(), &req, &rep) != nil || rep.Code != 0
+		_, there := r.attr(ino)
+		return !there
 	}
 	r.inos, r.files, r.dirs = slices.DeleteFunc(r.inos, gone), slices.DeleteFunc(r.files, gone), slices.DeleteFunc(r.dirs, gone)
 	return nil
@@ -338,7 +354,7 @@ func (r *run) step() error {
 	for _, kind := range kinds {
 		sum += r.seq.of[kind.name]
 	}
-	n := r.rng.IntN(sum)
+	n := r.rng.IntN(sum + r.seq.of["chunk"])
 	if len(r.files) < 4 {
 		n = 0 // there must be something to work on
 	}
@@ -347,7 +363,7 @@ func (r *run) step() error {
 			return r.change(kind.make(r))
 		}
 	}
-	return nil
+	return r.chunk()
 }
 
 // kinds are the kinds of steps that change something.
@@ -388,7 +404,11 @@ var kinds = []struct {
 			Flags: []op.Flags{0, 0, op.NoReplace, op.Exchange}[r.rng.IntN(4)]}
 	}},
 	{"truncate", func(r *run) op.Request {
-		return op.Request{Type: op.Setattr, Ino: pick(r, r.files), Valid: op.SetSize, Size: r.offset()}
+		req := op.Request{Type: op.Setattr, Ino: pick(r, r.files), Valid: op.SetSize, Size: r.offset()}
+		if r.seq.g.chunks && r.rng.IntN(2) == 0 {
+			req.Size += sealfs.HomeBytes + uint64(r.rng.IntN(2))*sealfs.ChunkBytes
+		}
+		return req
 	}},
 	{"setattr", func(r *run) op.Request {
 		return op.Request{Type: op.Setattr, Ino: pick(r, r.files), Valid: op.SetMode | op.SetUID | op.SetMtime,
@@ -428,6 +448,44 @@ var kinds = []struct {
 	{"release", func(r *run) op.Request {
 		return op.Request{Type: op.Release, Ino: pick(r, r.files), Session: session}
 	}},
+}
+
+// attr returns the attributes of an inode, if it is there.
+func (r *run) attr(ino sealfs.Ino) (op.Attr, bool) {
+	req := op.Request{Type: op.Getattr, Ino: ino}
+	address(&req)
+	var rep op.Reply
+	err := r.o.Do(context.Background(), &req, &rep)
+	return rep.Attr, err == nil && rep.Code == 0
+}
+
+// chunksUsed is how many chunks of a file are written to.
+const chunksUsed = 2
+
+// chunk writes to a chunk of a file as a client does: it reserves room, writes, and
+// tells the home how long the file is.
+func (r *run) chunk() error {
+	ino := pick(r, r.files)
+	a, there := r.attr(ino)
+	if !there || a.Mode&typeMask != typeFile || a.Bound == 0 && a.Size > sealfs.HomeBytes {
+		return nil // it is no file for chunks
+	}
+	off := sealfs.HomeBytes + uint64(r.rng.IntN(chunksUsed))*sealfs.ChunkBytes + uint64(r.rng.IntN(3))*sealfs.BlockSize + uint64(r.rng.IntN(2)*r.rng.IntN(300))
+	data := r.data()
+	data = data[:min(uint64(len(data)), r.seq.payload()-off%sealfs.BlockSize)]
+	end := off + uint64(len(data))
+	if a.Bound < end {
+		if err := r.change(op.Request{Type: op.Extend, Ino: ino, Gen: a.Gen, Off: sealfs.BoundFor(end)}); err != nil {
+			return err
+		}
+	}
+	if err := r.change(op.Request{Type: op.Write, Ino: ino, Gen: a.Gen, Off: off, Data: data}); err != nil {
+		return err
+	}
+	if a.Size < end {
+		return r.change(op.Request{Type: op.Extend, Ino: ino, Gen: a.Gen, Size: end})
+	}
+	return nil
 }
 
 func (r *run) offset() uint64 {
@@ -498,6 +556,7 @@ func (r *run) change(req op.Request) error {
 			}
 		}
 	}
+	was, _ := r.attr(req.Ino)
 	var want op.Reply
 	if err := r.o.Do(context.Background(), &req, &want); err != nil {
 		return err
@@ -516,13 +575,27 @@ func (r *run) change(req op.Request) error {
 	if r.now, err = look(r.o, &r.seq.g, r.inos); err != nil {
 		return err
 	}
+	if chunks := r.seq.g.stores; r.seq.g.chunks && req.Type == op.Setattr && req.Size > was.Size {
+		// First goes what chunks hold beyond the end.
+		r.h.note(chunks, r.now.texts[chunks], position(2*len(r.h.done)+1))
+	}
 	r.h.add(e, r.now.texts)
-	if e := &r.h.done[len(r.h.done)-1]; got.Code == 0 && (e.joint() || r.seq.g.durable) {
-		for s := range before.texts {
+	if e := &r.h.done[len(r.h.done)-1]; got.Code == 0 && (e.joint(r.seq.g.stores) || r.seq.g.durable) {
+		for s := range r.seq.g.stores {
 			if e.parts>>s&1 == 1 {
 				r.rec.durable(s)
 			}
 		}
+	}
+	if chunks := r.seq.g.stores; r.seq.g.chunks && before.texts[chunks] != r.now.texts[chunks] {
+		// What chunks hold depends on several stores: of such changes only one at a time
+		// is not durable.
+		for s := range r.seq.g.stores {
+			if err := r.sync(s); err != nil {
+				return err
+			}
+		}
+		r.rec.durable(chunks)
 	}
 	return nil
 }

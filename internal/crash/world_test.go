@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"testing/synctest"
 	"time"
@@ -18,6 +20,7 @@ import (
 	"sealfs/disk"
 	"sealfs/fsck"
 	"sealfs/internal/enc"
+	"sealfs/internal/turn"
 	"sealfs/lsfs"
 	"sealfs/op"
 	"sealfs/pmem"
@@ -39,6 +42,7 @@ type geometry struct {
 	region   int64  // bytes
 	log      lsfs.Options
 	durable  bool // every answer survives a power cut
+	chunks   bool // files may have chunks
 	// dir is where the rings of the stores lie, "": in memory. Only in files do they
 	// survive the death of the process.
 	dir string
@@ -137,7 +141,8 @@ func (g *geometry) formatStore(i int, dev, reg *disk.Sim) error {
 }
 
 // world is a server on media. It lives in a bubble of testing/synctest: time passes
-// only when all of it waits.
+// only when all of it waits. Its goroutines take turns (internal/turn): who drives it
+// has lane 0, and whatever takes time takes whole turn.Periods.
 type world struct {
 	g    *geometry
 	m    media
@@ -146,12 +151,12 @@ type world struct {
 	cmap atomic.Pointer[cluster.Map]
 }
 
-// open recovers the stores on m, not before the clock says so: in every bubble it
+// open recovers the stores on m, after what the clock says: in every bubble it
 // begins in the same year.
 func (g *geometry) open(m media, clock int64) (*world, error) {
-	<-time.After(time.Until(time.Unix(0, clock)))
+	<-time.After(time.Until(time.Unix(0, clock).Truncate(turn.Period).Add(turn.Period)))
 	w := &world{g: g, m: m}
-	o := server.Options{Shards: shards, Durable: g.durable, Logger: slog.New(slog.DiscardHandler)}
+	o := server.Options{Shards: shards, Durable: g.durable, Logger: slog.New(slog.DiscardHandler), Turns: turn.Simulated(1), Random: numbers(uint64(clock))}
 	if g.stores > 1 {
 		cm := &cluster.Map{Version: 1, Cluster: clusterID, Name: "crash", Shards: shards, Replicas: 1, NextVolume: 2}
 		for i := range g.stores {
@@ -164,7 +169,9 @@ func (g *geometry) open(m media, clock int64) (*world, error) {
 		o.Map = w.cmap.Load
 	}
 	for i := range g.stores {
-		o.Stores = append(o.Stores, server.StoreOptions{Log: g.log, Staging: g.ringPath(i), Dev: m[2*i], Reg: pmem.NewMemory(m[2*i+1])})
+		log := g.log
+		log.Turns = turn.Simulated(20 * (i + 1))
+		o.Stores = append(o.Stores, server.StoreOptions{Log: log, Staging: g.ringPath(i), Dev: m[2*i], Reg: pmem.NewMemory(m[2*i+1])})
 	}
 	var err error
 	if w.srv, err = server.Open(context.Background(), o); err != nil {
@@ -182,6 +189,17 @@ func (g *geometry) open(m media, clock int64) (*world, error) {
 	return w, nil
 }
 
+// numbers returns numbers that depend on the seed alone.
+func numbers(seed uint64) func() uint64 {
+	var mu sync.Mutex
+	rng := rand.New(rand.NewPCG(seed, 5))
+	return func() uint64 {
+		mu.Lock()
+		defer mu.Unlock()
+		return rng.Uint64()
+	}
+}
+
 // Do answers a request.
 func (w *world) Do(ctx context.Context, req *op.Request, rep *op.Reply) error {
 	return w.srv.Do(ctx, req, rep)
@@ -190,6 +208,7 @@ func (w *world) Do(ctx context.Context, req *op.Request, rep *op.Reply) error {
 // settle waits until nothing goes on that does not wait for time to pass; with
 // several stores also until transactions have come to their end.
 func (w *world) settle() {
+	<-time.After(time.Millisecond) // many turns of all goroutines
 	synctest.Wait()
 	if w.g.stores > 1 {
 		<-time.After(3 * time.Second)
@@ -206,7 +225,11 @@ func address(req *op.Request) {
 	if at == 0 {
 		at = req.Ino
 	}
-	if at != 0 {
+	switch {
+	case at == 0:
+	case req.Type == op.Read || req.Type == op.Write:
+		req.Shard = at.DataShard(req.Off, shards)
+	default:
 		req.Shard = at.Home(shards)
 	}
 	req.Volume = volume

@@ -115,7 +115,7 @@ func (fs *FS) symlink(req *op.Request, rep *op.Reply, dir *inode, now int64) sea
 
 func (fs *FS) tmpfile(req *op.Request, rep *op.Reply, dir *inode, now int64) sealfs.Code {
 	in := fs.child(req, dir, req.Shard, typeFile|req.Mode&permMask, now)
-	in.attr.Nlink = 0
+	in.attr.Nlink, in.final = 0, req.Flags&op.Excl != 0
 	fs.open(req, in.attr.Ino)
 	rep.Attr = in.attr
 	fs.free(in)
@@ -129,6 +129,8 @@ func (fs *FS) link(req *op.Request, rep *op.Reply, dir *inode, now int64) sealfs
 		return sealfs.ErrNotExist
 	case in.isDir():
 		return sealfs.ErrPerm
+	case in.final:
+		return sealfs.ErrNotExist
 	case in.volume != dir.volume:
 		return sealfs.ErrCrossDevice
 	case dir.entries[req.Name] != nil:
@@ -173,6 +175,7 @@ func (fs *FS) dropLink(in *inode, now int64) {
 	if in.attr.Nlink--; in.isDir() {
 		in.attr.Nlink = 0
 	}
+	in.final = in.attr.Nlink == 0
 	fs.free(in)
 }
 

@@ -56,6 +56,7 @@ type inode struct {
 	target  string                // symlink
 	xattrs  map[string][]byte
 	locks   []lock
+	final   bool // without a name, and not to get one: it is not a new Tmpfile
 }
 
 type entry struct {

@@ -79,6 +79,16 @@ func TestNames(t *testing.T) {
 	if n := e.do(0, op.Request{Type: op.Link, Dir: b, Name: "l", Ino: f}).Attr.Nlink; n != 2 {
 		t.Fatalf("%d links", n)
 	}
+	// A file that has lost its last name does not get another one; a Tmpfile gets its first.
+	for flags, want := range map[op.Flags]sealfs.Code{0: 0, op.Excl: sealfs.ErrNotExist} {
+		tmp := e.do(0, op.Request{Type: op.Tmpfile, Dir: b, Flags: op.OpenIt | flags, Session: 3}).Attr.Ino
+		e.do(want, op.Request{Type: op.Link, Dir: b, Name: "tmp", Ino: tmp})
+		if want == 0 {
+			e.do(0, op.Request{Type: op.Unlink, Dir: b, Name: "tmp"})
+		}
+		e.do(sealfs.ErrNotExist, op.Request{Type: op.Link, Dir: b, Name: "tmp", Ino: tmp})
+		e.do(0, op.Request{Type: op.Release, Ino: tmp, Session: 3})
+	}
 	// Two names of one file: rename does nothing.
 	e.do(0, op.Request{Type: op.Rename, Dir: a, Name: "f", Dir2: b, Name2: "l"})
 	e.do(0, op.Request{Type: op.Lookup, Dir: a, Name: "f"})
