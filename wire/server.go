@@ -524,8 +524,9 @@ func (c *serverConn) request(h *header, head []byte) (reader bool, err error) {
 	t.id = h.id
 	bad := op.DecodeRequest(&t.req, head)
 	if bad == nil && h.payloadLen > 0 && t.req.Type != op.Write {
+		err := fmt.Errorf("%v request with a payload: %w", t.req.Type, sealfs.ErrInvalid)
 		t.free()
-		return false, fmt.Errorf("%v request with a payload: %w", t.req.Type, sealfs.ErrInvalid)
+		return false, err
 	}
 	if len(t.req.Data) > 0 { // it stands in the inbox, which another reader may use soon
 		t.data = append(t.data[:0], t.req.Data...)
