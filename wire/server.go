@@ -68,8 +68,9 @@ func (o *ServerOptions) setDefaults() {
 const (
 	// inlineMax is how long, up to twice, a request may run on the reader's
 	// goroutine before another one reads on: well above what a request costs that
-	// finds all in memory, well below what a person or a time-out would notice.
-	inlineMax = 2 * time.Millisecond
+	// finds all in memory, well below what a person or a time-out would notice. While there are
+	// requests, each such time costs a thread being woken.
+	inlineMax = 5 * time.Millisecond
 	// pauseTick is how often a server that cannot read on says that it lives.
 	pauseTick = time.Second
 	// lingerMax is how long a refused or dismissed client may take to hang up;
