@@ -41,6 +41,9 @@ type MountOptions struct {
 
 	Debug  bool         // log every request and answer
 	Logger *slog.Logger // nil: nobody
+
+	// Processors is the process's; nil leaves GOMAXPROCS as it is.
+	Processors *Processors
 }
 
 // fsType is how our mounts look in /proc/self/mountinfo.
@@ -87,7 +90,11 @@ func Mount(ctx context.Context, c *Client, o MountOptions) (*MountPoint, error) 
 	m := &MountPoint{c: c, o: o, dir: dir, done: make(chan struct{})}
 	c.layoutAge.Store(int64(o.AttrTimeout))
 	c.lazy.Store(true)
-	m.srv, err = fuse.NewServer(newFilesystem(c, o), dir, m.fuseOptions())
+	err = o.Processors.mount(func() error {
+		var err error
+		m.srv, err = fuse.NewServer(newFilesystem(c, o), dir, m.fuseOptions())
+		return err
+	})
 	if err != nil {
 		// The kernel may have mounted before the protocol failed.
 		if at, ferr := findMount(dir); ferr == nil && at != nil && at.fsType == fsType {
@@ -98,6 +105,7 @@ func Mount(ctx context.Context, c *Client, o MountOptions) (*MountPoint, error) 
 	closeDeviceOnExec()
 	go func() {
 		m.srv.Serve()
+		m.o.Processors.unmount()
 		close(m.done)
 	}()
 	// The test that go-fuse makes here may be forbidden to us by the root's mode.

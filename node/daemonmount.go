@@ -157,7 +157,7 @@ func (m *clusterMount) begin(ctx context.Context) error {
 		Each:  eachOf(r), Quota: quotaOf(m.remote.Map, v.ID),
 	}
 	kc = client.New(r, co)
-	mt, err := mountClient(ctx, kc, v, mo.client(m.spec.Mount, v.Name, log))
+	mt, err := mountClient(ctx, kc, v, mo.client(m.spec.Mount, v.Name, log, &m.d.processors))
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.router = r

@@ -9,6 +9,8 @@ import (
 	"os"
 	"slices"
 	"sync"
+
+	"sealfs/client"
 )
 
 // life is what every long-lived process of SealFS has in common: its directory,
@@ -17,6 +19,8 @@ type life struct {
 	dir    Dir
 	log    *slog.Logger // nil until openLog
 	meters *meters
+
+	processors client.Processors // for the mounts, if it has any
 
 	ctx     context.Context // ends early in Close
 	stop    context.CancelFunc

@@ -98,9 +98,9 @@ func (o *mountOptions) number(opt string) error {
 }
 
 // client returns the options in the client's words.
-func (o mountOptions) client(point, volume string, log *slog.Logger) client.MountOptions {
+func (o mountOptions) client(point, volume string, log *slog.Logger, p *client.Processors) client.MountOptions {
 	return client.MountOptions{
-		Dir: point, Name: volume, ReadOnly: o.readOnly, Suid: o.suid, Dev: o.dev, Debug: o.debug, Logger: log,
+		Dir: point, Name: volume, ReadOnly: o.readOnly, Suid: o.suid, Dev: o.dev, Debug: o.debug, Logger: log, Processors: p,
 		AllowOther: o.allowOther == nil && othersAllowed() || o.allowOther != nil && *o.allowOther,
 	}
 }
@@ -214,7 +214,7 @@ func (n *Node) mountDefault(ctx context.Context, point string, s Settings) error
 		Shards: n.cfg.Shards, Epoch: func(s sealfs.Shard) sealfs.Epoch { return epoch(n.manager.Map(), s) }, Durable: s.Durable, Logger: log,
 		Each: eachOf(n.router), Chunked: len(n.cfg.Stores) > 1, Quota: quotaOf(n.manager.Map, v.ID),
 	}
-	n.mount, err = newMount(ctx, n.server, v, co, o.client(point, v.Name, log))
+	n.mount, err = newMount(ctx, n.server, v, co, o.client(point, v.Name, log, &n.processors))
 	if err != nil {
 		return err
 	}
@@ -301,6 +301,8 @@ type Mounted struct {
 	mount   *mount
 	lost    chan error // why it cannot go on
 	undo    []func() error
+
+	processors client.Processors
 }
 
 // Mount mounts a volume of a data directory on which a main process runs. When it
@@ -394,7 +396,7 @@ func (m *Mounted) connect(ctx context.Context, o MountOptions, s Session, admin 
 		Epoch: func(s sealfs.Shard) sealfs.Epoch { return epoch(cm, s) }, Each: eachIn(cm),
 		Chunked: len(cm.Stores) > 1, Quota: quotaOf(func() *cluster.Map { return cm }, v.ID),
 	}
-	if m.mount, err = newMount(ctx, conn, v, co, mo.client(o.Mount, o.Volume, m.log)); err != nil {
+	if m.mount, err = newMount(ctx, conn, v, co, mo.client(o.Mount, o.Volume, m.log, &m.processors)); err != nil {
 		return err
 	}
 	m.onClose(m.mount.close)

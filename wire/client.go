@@ -156,6 +156,7 @@ func Dial(ctx context.Context, network, address string, o Options) (*Conn, error
 	if err != nil {
 		return nil, fmt.Errorf("server at %s: %w: %w", address, sealfs.ErrUnavailable, err)
 	}
+	nc = newRawSocket(nc)
 	c := &Conn{nc: nc, addr: address, opts: o, calls: make(map[uint64]*call), done: make(chan struct{})}
 	c.out.init(nc, &c.n)
 	c.out.failed = c.writeFailed

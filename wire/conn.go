@@ -438,7 +438,7 @@ func (o *outbox) send(b *batch) error {
 			k++
 		}
 		o.part = vec[:k]
-		n, err := o.part.WriteTo(o.nc)
+		n, err := writeParts(o.nc, &o.part, size)
 		o.n.writes.Add(1)
 		o.n.bytesOut.Add(uint64(n))
 		if err != nil {

@@ -320,7 +320,7 @@ func TestSocketOptions(t *testing.T) {
 	}
 	s.Server.mu.Unlock()
 	for i, nc := range ends {
-		raw, err := nc.(*net.TCPConn).SyscallConn()
+		raw, err := nc.(*rawSocket).Conn.(*net.TCPConn).SyscallConn()
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -68,8 +68,9 @@ func (o *ServerOptions) setDefaults() {
 const (
 	// inlineMax is how long, up to twice, a request may run on the reader's
 	// goroutine before another one reads on: well above what a request costs that
-	// finds all in memory, well below what a person or a time-out would notice.
-	inlineMax = time.Millisecond
+	// finds all in memory, well below what a person or a time-out would notice. While there are
+	// requests, each such time costs a thread being woken.
+	inlineMax = 5 * time.Millisecond
 	// pauseTick is how often a server that cannot read on says that it lives.
 	pauseTick = time.Second
 	// lingerMax is how long a refused or dismissed client may take to hang up;
@@ -88,6 +89,7 @@ type Server struct {
 	opts    ServerOptions
 	memory  budget // of clients
 	peers   budget // of peers
+	lookout lookout
 
 	mu       sync.Mutex
 	conns    map[*serverConn]struct{}
@@ -275,7 +277,7 @@ func (g *group) ended() chan struct{} {
 // the inbox. A request runs on a goroutine of its own if its type waits by
 // nature, or if it may wait for a device and others are under way.
 // Whatever runs on the reader's goroutine for long (see inlineMax) loses it the
-// role: a timer starts another reader. So no handler can block a connection.
+// role: the lookout starts another reader. So no handler can block a connection.
 //
 // Goroutines are bounded by MaxInflightPerConn + MaxWaitersPerConn + 1.
 type serverConn struct {
@@ -295,9 +297,8 @@ type serverConn struct {
 
 	closing atomic.Bool   // the server shuts down
 	turn    atomic.Uint64 // odd: the reader runs a request; who makes it even has the role
-	timer   *time.Timer   // calls look, which takes the role when a request takes long
-	armed   atomic.Bool   // the timer will call
-	seen    atomic.Uint64 // turn at the last look
+	watched atomic.Bool   // the lookout has it; changes under lookout.mu
+	seen    uint64        // turn when the lookout looked last; of the lookout
 
 	open    atomic.Int64 // requests read, but for waiters, and other frames, that are not yet sent
 	stalled atomic.Bool  // the reader waits for open to fall
@@ -317,6 +318,7 @@ type cancellable struct {
 }
 
 func (s *Server) newConn(ctx context.Context, nc net.Conn, g *group) *serverConn {
+	nc = newRawSocket(nc)
 	c := &serverConn{s: s, g: g, nc: nc, peer: "unix", handler: s.handler, memory: &s.memory,
 		fell: make(chan struct{}, 1), cancels: make(map[uint64]cancellable)}
 	if a := nc.RemoteAddr(); a != nil && a.String() != "" {
@@ -329,8 +331,6 @@ func (s *Server) newConn(ctx context.Context, nc net.Conn, g *group) *serverConn
 	c.out.init(nc, &c.n)
 	c.out.wrote = c.wrote
 	c.out.failed = func(error) { nc.Close() }
-	c.timer = time.AfterFunc(time.Hour, c.look)
-	c.timer.Stop()
 	return c
 }
 
@@ -524,8 +524,9 @@ func (c *serverConn) request(h *header, head []byte) (reader bool, err error) {
 	t.id = h.id
 	bad := op.DecodeRequest(&t.req, head)
 	if bad == nil && h.payloadLen > 0 && t.req.Type != op.Write {
+		err := fmt.Errorf("%v request with a payload: %w", t.req.Type, sealfs.ErrInvalid)
 		t.free()
-		return false, fmt.Errorf("%v request with a payload: %w", t.req.Type, sealfs.ErrInvalid)
+		return false, err
 	}
 	if len(t.req.Data) > 0 { // it stands in the inbox, which another reader may use soon
 		t.data = append(t.data[:0], t.req.Data...)
@@ -632,8 +633,8 @@ func (c *serverConn) send(h header, head appender) {
 // reader still. Its reply is left for the reader to send.
 func (c *serverConn) runInline(t *task) bool {
 	turn := c.turn.Add(1)
-	if !c.armed.Load() {
-		c.arm(turn)
+	if !c.watched.Load() {
+		c.s.lookout.add(c)
 	}
 	c.run(c.ctx, t)
 	if c.turn.CompareAndSwap(turn, turn+1) {
@@ -644,33 +645,75 @@ func (c *serverConn) runInline(t *task) bool {
 	return false
 }
 
-// arm lets look come by in inlineMax, to compare the turn of then with this one.
-// To set the timer for each request would cost more than most requests do (an
-// earlier timer wakes the thread that polls the network), so it runs on
-// while there are requests.
-func (c *serverConn) arm(turn uint64) {
-	c.seen.Store(turn)
-	c.armed.Store(true)
-	c.timer.Reset(inlineMax)
+// lookout finds the requests that keep a reader for long, and has another
+// goroutine read on. It looks at the connections of a server that have had requests
+// lately, all at once: a timer for each request, or for each connection, would cost
+// more than most requests do, since every one wakes a thread.
+type lookout struct {
+	mu    sync.Mutex
+	conns []*serverConn
+	timer *time.Timer // set while there are any
 }
 
-// look is the timer's function. It makes its goroutine the reader if the reader
-// has been running the same request since the last look.
-func (c *serverConn) look() {
-	turn := c.turn.Load()
-	if turn != c.seen.Load() {
-		c.arm(turn)
+// add has the connection looked at until it has no requests.
+func (l *lookout) add(c *serverConn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if c.watched.Load() {
 		return
 	}
-	c.armed.Store(false)
-	if turn%2 == 0 || !c.turn.CompareAndSwap(turn, turn+1) {
-		// Nothing runs, or not for long. What began before armed was cleared has
-		// not set the timer.
-		if now := c.turn.Load(); now%2 == 1 && c.armed.CompareAndSwap(false, true) {
-			c.arm(now)
+	c.watched.Store(true)
+	c.seen = c.turn.Load()
+	l.conns = append(l.conns, c)
+	if len(l.conns) > 1 {
+		return
+	}
+	if l.timer == nil {
+		l.timer = time.AfterFunc(inlineMax, l.look)
+	} else {
+		l.timer.Reset(inlineMax)
+	}
+}
+
+// look is the timer's function.
+func (l *lookout) look() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	kept := l.conns[:0]
+	for _, c := range l.conns {
+		if c.look() {
+			kept = append(kept, c)
 		}
-		return
 	}
+	clear(l.conns[len(kept):])
+	if l.conns = kept; len(kept) > 0 {
+		l.timer.Reset(inlineMax)
+	}
+}
+
+// look starts another reader if the reader has been running the same request since
+// the last look. It reports whether it wants to be looked at again. Requires lookout.mu.
+func (c *serverConn) look() bool {
+	turn := c.turn.Load()
+	if turn != c.seen {
+		c.seen = turn
+		return true
+	}
+	c.watched.Store(false)
+	if turn%2 == 1 && c.turn.CompareAndSwap(turn, turn+1) {
+		go c.takeOver()
+		return false
+	}
+	// Nothing runs, or not for long. What began before watched was cleared has not
+	// asked to be looked at.
+	if c.seen = c.turn.Load(); c.seen%2 == 1 {
+		c.watched.Store(true)
+	}
+	return c.watched.Load()
+}
+
+// takeOver makes its goroutine the reader after a look.
+func (c *serverConn) takeOver() {
 	// The other one may leave before it is counted here. That shows nowhere:
 	// only the reader waits for running to be 0, and that is us now.
 	c.mu.Lock()
@@ -822,7 +865,6 @@ func (c *serverConn) finish(cause error) {
 	c.kill()
 	c.out.stop(net.ErrClosed)
 	c.out.drain()
-	c.timer.Stop()
 
 	c.s.mu.Lock()
 	if _, ok := c.s.conns[c]; ok {

@@ -19,7 +19,7 @@ const (
 )
 
 // unsafeFiles are those that meet the kernel or shared memory.
-var unsafeFiles = []string{"disk/raw_linux.go", "pmem/flush_amd64.go", "pmem/simdax.go", "pmem/staging.go"}
+var unsafeFiles = []string{"disk/raw_linux.go", "pmem/flush_amd64.go", "pmem/simdax.go", "pmem/staging.go", "wire/raw.go"}
 
 // panicFiles may panic: they are told off by tests only, or they check what no
 // disk, peer or user can cause.
