@@ -268,6 +268,18 @@ func testLock(r pmem.Reader, c Config, req *op.Request, rep *op.Reply) error {
 	})
 }
 
+// Blockers calls fn for each lock in the way of the one that a SetLock or WaitLock
+// asks for, until it returns false.
+func Blockers(r pmem.Reader, c Config, req *op.Request, fn func(op.Owner) bool) error {
+	w, err := wanted(req)
+	if err != nil {
+		return err
+	}
+	return locks(r, c, req.Ino, w.Class, func(l *LockRow) bool {
+		return !l.blocks(&w) || fn(op.Owner{Session: l.Session, Owner: l.Owner})
+	})
+}
+
 // Sessions calls fn for the sessions that hold anything in a shard that
 // DropSession would free, result rows or locks; for some more than once.
 func Sessions(r pmem.Reader, s sealfs.Shard, fn func(sealfs.Session)) error {

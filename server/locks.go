@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"sealfs"
 	"sealfs/meta"
@@ -18,6 +19,7 @@ type waiters struct {
 	mu     sync.Mutex
 	of     map[sealfs.Ino]map[chan struct{}]struct{}
 	closed bool
+	long   map[uint64]*op.Request // by number: those that have waited for so long that the graph of waits knows them
 }
 
 func (w *waiters) enter(ino sealfs.Ino) chan struct{} {
@@ -97,13 +99,22 @@ func (st *store) setLock(req *op.Request, rep *op.Reply) error {
 	return st.change(req, rep, nil)
 }
 
-// waitLock answers WaitLock: SetLock as soon as nobody is in the way.
+// waitLock answers WaitLock: SetLock as soon as nobody is in the way, or ErrDeadlock.
 func (st *store) waitLock(ctx context.Context, req *op.Request, rep *op.Reply) error {
 	ch := st.locks.enter(req.Ino)
 	if ch == nil {
 		return fmt.Errorf("server: %w", sealfs.ErrClosed)
 	}
 	defer st.locks.leave(req.Ino, ch)
+	// Most waits are over before a deadlock is worth a thought.
+	var late <-chan time.Time
+	var long *longWait
+	if req.Flags&(op.Flock|op.OFD) == 0 {
+		timer := time.NewTimer(st.srv.pace.search)
+		defer timer.Stop()
+		late = timer.C
+	}
+	defer func() { long.end() }()
 	// What is converted is given up once, by the first attempt. Doing so wakes
 	// those who wait, this request too, so a later attempt must not do it again.
 	attempt := st.setLock
@@ -115,9 +126,17 @@ func (st *store) waitLock(ctx context.Context, req *op.Request, rep *op.Reply) e
 			return err
 		}
 		attempt = func(set *op.Request, rep *op.Reply) error { return st.change(set, rep, nil) }
+		long.look()
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("wait for a lock on inode %d: %w: %w", req.Ino, context.Cause(ctx), sealfs.ErrInterrupted)
+		case <-late:
+			long = st.waitLong(ctx, req)
+			late = nil
+		case <-long.dead():
+			rep.Reset()
+			rep.Code = sealfs.ErrDeadlock
+			return nil
 		case <-ch:
 		}
 		if st.srv.closed.Load() {

@@ -88,6 +88,7 @@ type store struct {
 	holds   holds
 	usage   usage
 	locks   waiters
+	circles waitGraph
 	reclaim reclaimer
 	parties parties
 	// unfinished are the decisions that were found at the start, until run takes them.
@@ -347,6 +348,10 @@ func (st *store) do(ctx context.Context, req *op.Request, rep *op.Reply) error {
 		}
 	case op.Register:
 		return st.register(req)
+	case op.WaitFor:
+		return st.noteWait(req, rep)
+	case op.Waiting:
+		return st.stillWaits(req, rep)
 	}
 	if req.Type.Changes() {
 		return st.changeWithin(ctx, req, rep)
