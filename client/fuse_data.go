@@ -76,7 +76,7 @@ func (f *filesystem) Flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Status
 	defer w.over()
 	ino := f.ino(in.NodeId)
 	err := f.c.Flush(ctx, ino)
-	if f.c.nodes.hasLocks(ino) {
+	if f.locks.closed(ino, in.LockOwner) {
 		if derr := f.c.DropOwner(ctx, ino, in.LockOwner, 0); err == nil {
 			err = derr
 		}
