@@ -244,7 +244,7 @@ func TestLocksLikeLocal(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	sum := map[string]int{}
-	for round := range 6 {
+	for round := range 3 {
 		w := &lockTwin{t: t, rng: rand.New(rand.NewPCG(seed, uint64(round))), sum: sum}
 		for i := range 4 {
 			w.ps = append(w.ps, &twinLocker{
@@ -252,7 +252,7 @@ func TestLocksLikeLocal(t *testing.T) {
 				roots: [2]string{filepath.Join(local, fmt.Sprint(round)), filepath.Join(dirs[i%2], fmt.Sprint(round))},
 			})
 		}
-		for range 130 {
+		for range 80 {
 			if !w.step() {
 				break
 			}
@@ -296,6 +296,9 @@ type lockPlace struct{ file, at int }
 func (w *lockTwin) step() bool {
 	w.t.Helper()
 	w.n++
+	if w.rng.IntN(10) == 0 && !slices.ContainsFunc(w.ps, func(p *twinLocker) bool { return p.waits != nil }) {
+		return w.circle(2 + w.rng.IntN(lockFiles-1))
+	}
 	p := w.ps[w.rng.IntN(len(w.ps))]
 	if len(p.open) < 2 || len(p.open) < 6 && w.rng.IntN(8) == 0 {
 		file := w.rng.IntN(lockFiles)
@@ -308,7 +311,7 @@ func (w *lockTwin) step() bool {
 	file := int(name[0] - '0')
 	kind := []string{"posix", "posix", "ofd"}[w.rng.IntN(3)]
 	call, waits := "", -1
-	switch k := w.rng.IntN(24); {
+	switch k := w.rng.IntN(18); {
 	case k == 0 && p.waits == nil:
 		p.open = slices.Delete(p.open, at, at+1)
 		call = "close " + name
@@ -333,29 +336,64 @@ func (w *lockTwin) step() bool {
 		at := w.rng.IntN(3)
 		if w.rng.IntN(4) > 0 {
 			kind = "posix"
-			name, file, at = w.aim(p, name, file, at)
 		}
-		p.mine = append(p.mine, lockPlace{file, at})
 		waits, call = file, fmt.Sprintf("lock %s %s 1 %d 1 wait", name, kind, at)
 	}
 	return w.both(p, call, call, waits)
 }
 
-// aim returns a descriptor of p and a place that somebody who waits has probably locked.
-func (w *lockTwin) aim(p *twinLocker, name string, file, at int) (string, int, int) {
-	for _, o := range w.ps {
-		if o == p || o.waits == nil {
-			continue
+// circle lets processes that hold a byte of one file each wait for the next one's, as POSIX or as OFD
+// locks, the last for the first. It reports as step does.
+func (w *lockTwin) circle(n int) bool {
+	w.t.Helper()
+	ps := slices.Clone(w.ps)
+	w.rng.Shuffle(len(ps), func(i, j int) { ps[i], ps[j] = ps[j], ps[i] })
+	ps = ps[:n]
+	kind := func() string { return []string{"posix", "posix", "posix", "posix", "ofd"}[w.rng.IntN(5)] }
+	names := make([][]string, n) // of each, for each file
+	for i, p := range ps {
+		for file := range n {
+			w.n++
+			name := fmt.Sprintf("%d-%d", file, w.n)
+			names[i] = append(names[i], name)
+			if !w.both(p, "open "+name+" "+p.roots[0]+fmt.Sprint("-", file), "open "+name+" "+p.roots[1]+fmt.Sprint("-", file), -1) {
+				return false
+			}
 		}
-		for _, m := range o.mine {
-			for _, n := range p.open {
-				if int(n[0]-'0') == m.file && w.busy[m.file] == nil && w.rng.IntN(2) == 0 {
-					return n, m.file, m.at
+	}
+	for i, p := range ps {
+		call := fmt.Sprintf("lock %s %s 1 60 1", names[i][i], kind())
+		if !w.both(p, call, call, -1) {
+			return false
+		}
+	}
+	for i, p := range ps {
+		next := (i + 1) % n
+		call := fmt.Sprintf("lock %s %s 1 60 1 wait", names[i][next], kind())
+		if !w.both(p, call, call, next) {
+			return false
+		}
+	}
+	for range n { // what one waited for it gives up then
+		for i, p := range ps {
+			for _, name := range names[i] {
+				for _, kind := range []string{"posix", "ofd"} {
+					call := fmt.Sprintf("lock %s %s 2 60 1", name, kind)
+					if !w.both(p, call, call, -1) {
+						return false
+					}
 				}
 			}
 		}
 	}
-	return name, file, at
+	for i, p := range ps {
+		for _, name := range names[i] {
+			if !w.both(p, "close "+name, "close "+name, -1) {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // both makes a call twice.
