@@ -15,6 +15,9 @@ import (
 	"sealfs/router"
 )
 
+// fencePatience is how long a mount waits for the end of its predecessor's session.
+const fencePatience = 3 * time.Second
+
 // clusterMount is one mount of the daemon, with a session, connections and a
 // kernel mount of its own.
 type clusterMount struct {
@@ -122,8 +125,13 @@ func (m *clusterMount) begin(ctx context.Context) error {
 		return err
 	}
 	if m.old != 0 {
-		// What the killed daemon held must not be in the way of its successor.
-		if err := m.remote.EndSession(mctx, m.old); err != nil && !errors.Is(err, sealfs.ErrNotExist) && !errors.Is(err, sealfs.ErrSession) {
+		// What the killed daemon held must not be in the way of its successor. Requests of it
+		// may still be under way.
+		fctx, cancel := context.WithTimeout(mctx, fencePatience)
+		err := m.remote.FenceSession(fctx, m.old)
+		late := fctx.Err() != nil && mctx.Err() == nil // a server has just died; the session ends by itself
+		cancel()
+		if err != nil && !late && !errors.Is(err, sealfs.ErrNotExist) && !errors.Is(err, sealfs.ErrSession) {
 			return err
 		}
 		m.old = 0

@@ -150,6 +150,10 @@ func (c *change) Apply(tx *lsfs.Tx) error {
 		c.rep.Code = sealfs.ErrSession
 		return errRefused
 	}
+	if c.req.Session != 0 && c.req.Session != volumeSession && c.st.srv.unattended() {
+		c.rep.Code = sealfs.ErrUnavailable
+		return errRefused
+	}
 	if err := meta.Apply(tx.Tx, c, c.cfg, c.req, c.rep); err != nil {
 		return err
 	}

@@ -71,6 +71,8 @@ type Server struct {
 	gate   sync.RWMutex  // held shared by requests under way, so that Close comes after them
 
 	sessions atomic.Pointer[sessionList] // nil: not known yet
+	fenced   atomic.Pointer[map[sealfs.Session]struct{}]
+	attended atomic.Int64 // until when the sessions are known, since the process began; 0: for ever
 	pace     pace
 	active   active
 	finisher finisher
