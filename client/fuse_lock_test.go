@@ -415,7 +415,7 @@ func (w *lockTwin) both(p *twinLocker, local, ours string, file int) bool {
 		if b := p.ours.waits(there); b != "" {
 			w.t.Fatalf("step %d: %s: %s, local it waits", w.n, ours, b)
 		}
-		time.Sleep(120 * time.Millisecond) // until the wait is known, as it is at once on the local file system
+		<-time.After(120 * time.Millisecond) // until the wait is known, as it is at once on the local file system
 		return w.settle()
 	}
 	b := ""

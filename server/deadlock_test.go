@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -29,7 +30,7 @@ func (w *world) begin(ctx context.Context, req op.Request) <-chan error {
 			var rep op.Reply
 			err := w.send(ctx, &req, &rep)
 			if errors.Is(err, sealfs.ErrUnavailable) && ctx.Err() == nil {
-				time.Sleep(time.Millisecond)
+				runtime.Gosched()
 				continue
 			}
 			if err == nil {
@@ -191,10 +192,10 @@ func TestDeadlockStale(t *testing.T) {
 		w.graphs(func(g *waitGraph) { known = known || g.waits[77] != nil })
 		return known
 	}
-	for stale() {
+	poll(t, "a stale wait is not dropped", func() bool {
 		w.never("a wait", got)
-		time.Sleep(time.Millisecond)
-	}
+		return !stale()
+	})
 	w.never("a wait", got)
 	w.must(lockRequest(op.DropOwner, files[1], b, op.Unlock, 0, 0))
 	if err := <-got; err != nil {

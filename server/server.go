@@ -72,7 +72,7 @@ type Server struct {
 
 	sessions atomic.Pointer[sessionList] // nil: not known yet
 	fenced   atomic.Pointer[map[sealfs.Session]struct{}]
-	attended atomic.Int64 // until when the sessions are known, since the process began; 0: for ever
+	attended atomic.Pointer[time.Time] // until when the sessions are known; nil: for ever
 	pace     pace
 	active   active
 	finisher finisher

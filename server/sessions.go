@@ -55,19 +55,19 @@ func (s *Server) Fence(list []sealfs.Session) {
 	}
 }
 
-// began is when the process did: times since then are monotonic.
-var began = time.Now()
-
 // Attend says that the managers were heard of, or sought in vain: sessions are known for a while.
 // After that, as when the process stood still, changes of sessions are put off with ErrUnavailable until the next
 // call: sessions may have ended, and others have what they held. Before the first call
 // nothing is put off.
-func (s *Server) Attend(d time.Duration) { s.attended.Store(int64(time.Since(began) + d)) }
+func (s *Server) Attend(d time.Duration) {
+	until := time.Now().Add(d)
+	s.attended.Store(&until)
+}
 
 // unattended reports whether changes of sessions must wait for Attend.
 func (s *Server) unattended() bool {
 	until := s.attended.Load()
-	return until != 0 && int64(time.Since(began)) > until
+	return until != nil && time.Now().After(*until)
 }
 
 // SetSessions takes the manager's list: all sessions below next that are not
