@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"sealfs"
 )
 
 // lockerEnv makes the test binary a process that opens, locks and closes files as it is told.
@@ -577,5 +579,35 @@ func TestLockGoesWithOpenFile(t *testing.T) {
 		if _, err := os.Stat(filepath.Join(dir, "nothing")); !errors.Is(err, os.ErrNotExist) {
 			t.Error(err)
 		}
+	}
+}
+
+// TestLocksBeyondLimit: a file has so many locks and no more.
+func TestLocksBeyondLimit(t *testing.T) {
+	s := startEngine(t)
+	f, err := os.Create(filepath.Join(s.dir, "f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	lock := func(kind int16, at int64) error {
+		return unix.FcntlFlock(f.Fd(), unix.F_SETLK, &unix.Flock_t{Type: kind, Start: at, Len: 1})
+	}
+	for i := range int64(sealfs.LocksPerFile) {
+		if err := lock(unix.F_WRLCK, 2*i); err != nil {
+			t.Fatalf("lock %d: %v", i, err)
+		}
+	}
+	if err := lock(unix.F_WRLCK, 1<<40); err != unix.ENOLCK {
+		t.Errorf("one more: %v", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		t.Errorf("a flock beside: %v", err)
+	}
+	if err := lock(unix.F_UNLCK, 0); err != nil {
+		t.Error(err)
+	}
+	if err := lock(unix.F_WRLCK, 1<<40); err != nil {
+		t.Errorf("in the place of another: %v", err)
 	}
 }

@@ -284,6 +284,13 @@ func (ch *change) deleteRange(prefix []byte) (n int, bytes int64, err error) {
 			if err := ch.tx.Delete(keys[i][:lens[i]]); err != nil {
 				return n, bytes, err
 			}
+			if Kind(keys[i][2]) == KindLock {
+				key, err := DecodeKey(keys[i][:lens[i]])
+				if err != nil {
+					return n, bytes, err
+				}
+				ch.countLocks(key.Session, -1)
+			}
 		}
 		n += got
 		ch.budget -= got

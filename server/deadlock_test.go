@@ -360,6 +360,9 @@ func TestDeadlockRandom(t *testing.T) {
 		})
 	}
 	all.Wait()
+	if n := w.counted(); n != 0 {
+		t.Errorf("%d locks are left", n)
+	}
 	t.Logf("%d granted, %d refused", granted, refused)
 	if refused == 0 || granted == 0 {
 		t.Error("nothing was tested")

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -78,6 +79,66 @@ func (w *waiters) close() {
 	w.closed = true
 	w.mu.Unlock()
 	w.wakeAll()
+}
+
+// lockCount is how many locks a session has, or gets more.
+type lockCount struct {
+	session sealfs.Session
+	n       int
+}
+
+// lockLimits bound the locks of one store. Zeros stand for the usual limits.
+type lockLimits struct{ session, store int }
+
+// lockCounts counts the locks of a store, so that a limit is checked without looking for them.
+type lockCounts struct {
+	mu  sync.Mutex
+	all int
+	of  map[sealfs.Session]int
+}
+
+// found counts a lock that is there.
+func (k *lockCounts) found(sess sealfs.Session) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.put(lockCount{sess, 1}, 1)
+}
+
+// put counts c so many times. k is locked.
+func (k *lockCounts) put(c lockCount, times int) {
+	if k.of == nil {
+		k.of = map[sealfs.Session]int{}
+	}
+	k.all += times * c.n
+	if k.of[c.session] += times * c.n; k.of[c.session] == 0 {
+		delete(k.of, c.session)
+	}
+}
+
+// add counts what a change adds, unless there would be too many, and reports whether it did.
+func (k *lockCounts) add(cs []lockCount, l *lockLimits) bool {
+	if len(cs) == 0 {
+		return true
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, c := range cs {
+		if c.n > 0 && (k.of[c.session]+c.n > cmp.Or(l.session, sealfs.LocksPerSession) || k.all+c.n > cmp.Or(l.store, sealfs.LocksPerStore)) {
+			return false
+		}
+	}
+	for _, c := range cs {
+		k.put(c, 1)
+	}
+	return true
+}
+
+func (k *lockCounts) undo(cs []lockCount) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, c := range cs {
+		k.put(c, -1)
+	}
 }
 
 // setLock answers SetLock. A flock that is converted is given up first, as

@@ -190,6 +190,9 @@ func (st *store) loadShards(r pmem.Reader) error {
 			return err
 		}
 		last = max(last, info.Time)
+		if err := meta.Locks(r, shard, st.lockCounts.found); err != nil {
+			return err
+		}
 		err = meta.Prepared(r, shard, func(part *op.Request) { st.parties.locks.Add(part) })
 		if err != nil {
 			return err

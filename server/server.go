@@ -74,8 +74,10 @@ type Server struct {
 	fenced   atomic.Pointer[map[sealfs.Session]struct{}]
 	attended atomic.Pointer[time.Time] // until when the sessions are known; nil: for ever
 	pace     pace
-	active   active
-	finisher finisher
+	// lockLimits bound the locks of a store.
+	lockLimits lockLimits
+	active     active
+	finisher   finisher
 }
 
 // store is one open store with what the server keeps about it in memory.
@@ -91,8 +93,10 @@ type store struct {
 	usage   usage
 	locks   waiters
 	circles waitGraph
-	reclaim reclaimer
-	parties parties
+	// lockCounts is how many locks there are.
+	lockCounts lockCounts
+	reclaim    reclaimer
+	parties    parties
 	// unfinished are the decisions that were found at the start, until run takes them.
 	unfinished []*txn.Decision
 	callsMu    sync.Mutex
