@@ -2,6 +2,7 @@ package meta
 
 import (
 	"encoding/binary"
+	"slices"
 
 	"sealfs"
 	"sealfs/op"
@@ -285,7 +286,7 @@ func (ch *change) deleteRange(prefix []byte) (n int, bytes int64, err error) {
 				return n, bytes, err
 			}
 			if Kind(keys[i][2]) == KindLock {
-				key, err := DecodeKey(keys[i][:lens[i]])
+				key, err := DecodeKey(slices.Clone(keys[i][:lens[i]])) // which would put all on the heap
 				if err != nil {
 					return n, bytes, err
 				}
