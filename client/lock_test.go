@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
@@ -127,5 +128,39 @@ func TestUnsureLocks(t *testing.T) {
 	}
 	if len(f.locks.owners) != 0 {
 		t.Errorf("left: %v", f.locks.owners)
+	}
+}
+
+// TestDoubtfulSession: a write is told at once that the session has ended when by the client's own
+// clock it may have, and goes on when it has not.
+func TestDoubtfulSession(t *testing.T) {
+	u := newCluster()
+	c, _ := u.client(t, 7, Options{})
+	a, err := c.Create(context.Background(), u.root, "f", 0o600, Cred{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := newFilesystem(c, MountOptions{})
+	fh := f.handle(a.Ino)
+	write := func() fuse.Status {
+		in := &fuse.WriteIn{Fh: fh}
+		in.NodeId = uint64(a.Ino)
+		_, st := f.Write(make(chan struct{}), in, []byte("x"))
+		return st
+	}
+	if st := write(); !st.Ok() || c.dirtyCount.Load() != 1 {
+		t.Fatalf("write: %v, %d buffers", st, c.dirtyCount.Load())
+	}
+	c.Renewed(time.Now().Add(time.Hour))
+	if st := write(); !st.Ok() || c.dirtyCount.Load() != 1 {
+		t.Fatalf("write: %v, %d buffers", st, c.dirtyCount.Load())
+	}
+	c.Renewed(time.Now().Add(-time.Second)) // no manager has answered since
+	if st := write(); !st.Ok() || c.dirtyCount.Load() != 0 {
+		t.Fatalf("write in doubt: %v, %d buffers", st, c.dirtyCount.Load())
+	}
+	u.model.EndSession(7)
+	if st := write(); st != fuse.EIO {
+		t.Fatalf("write after the end: %v", st)
 	}
 }
