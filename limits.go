@@ -26,6 +26,12 @@ const (
 	// InoCounterMin is the first inode counter of a shard: numbers below it
 	// (FUSE's root is node 1) never name a real inode.
 	InoCounterMin = 16
+	// LocksPerFile bounds the locks of one file, POSIX and OFD ones together and flocks each for
+	// themselves; LocksPerSession those of a mount, and LocksPerStore all, in one store.
+	// More are refused with ErrNoLocks (ENOLCK).
+	LocksPerFile    = 4096
+	LocksPerSession = 1 << 16
+	LocksPerStore   = 1 << 20
 	// IOMax is the largest read or write of one request, in bytes.
 	IOMax = 1 << 20
 	// HomeBytes is how much of a file's data lies with its inode, in bytes;

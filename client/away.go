@@ -15,6 +15,9 @@ import (
 // Whether the request happens is not known then, and its call may be asked on.
 var errGaveUp = fmt.Errorf("gave up waiting for an answer: %w", sealfs.ErrInterrupted)
 
+// errUnsure is errGaveUp of a lock that may have been granted: the server's answer was lost.
+var errUnsure = fmt.Errorf("a lock that may have been granted: %w", errGaveUp)
+
 const (
 	// pauseMin and pauseMax bound the time between two attempts.
 	pauseMin = 5 * time.Millisecond
@@ -65,7 +68,8 @@ func (c *Client) ask(ctx context.Context, k *call) error {
 		case errors.Is(err, sealfs.ErrUnavailable), errors.Is(err, sealfs.ErrTimeout):
 			k.unsure = true
 		case errors.Is(err, sealfs.ErrInterrupted) && (ctx.Err() != nil || c.life.Err() != nil):
-			k.unsure = true
+			// The end of a wait for a lock is the server's word: see wire.Conn.
+			k.unsure = k.unsure || k.Type != op.WaitLock
 			return errGaveUp
 		default:
 			return err

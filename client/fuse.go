@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -15,8 +16,9 @@ import (
 // filesystem answers the kernel. A node id is an inode number, but for the root,
 // which is node 1; so forgetting needs nothing. There are no file handles either:
 // what a handle would remember, the kernel says with each request, and what
-// belongs to a file stands in its node. The number of a handle is that of the session
-// under which the file was opened: it ends with that.
+// belongs to a file stands in its node. The number of a handle contains that of the session
+// under which the file was opened: it ends with that. And it is another one for
+// each open file, for the sake of record locks.
 //
 // The cancel channels matter only where somebody may wait for another, or for a
 // server: see interrupts.
@@ -28,6 +30,8 @@ type filesystem struct {
 	entryTTL, attrTTL, negativeTTL ttl
 	seen                           seenVersions
 	interrupts                     interrupts
+	locks                          recordLocks
+	handles                        atomic.Uint64 // counts them
 }
 
 // ttl is a duration in the form in which the kernel takes it.
@@ -74,21 +78,25 @@ func cred(h *fuse.InHeader) Cred { return Cred{h.Uid, h.Gid} }
 // bg is the context of operations that wait for nobody else.
 var bg = context.Background()
 
+// handleBits is how much of a handle's number counts handles; the rest is of the session's.
+const handleBits = 36
+
 // handle returns the number of a handle of ino, which was just opened.
 func (f *filesystem) handle(ino sealfs.Ino) uint64 {
+	count := f.handles.Add(1) & (1<<handleBits - 1)
 	if f.c.remote {
 		if n := f.c.nodes.get(ino); n != nil {
-			return uint64(n.ses.Load().id)
+			return uint64(n.ses.Load().id)<<handleBits | count
 		}
 	}
-	return 0 // no session's, or one's that has ended already
+	return count // no session's, or one's that has ended already
 }
 
 // lost reports whether a handle was opened under a session that has ended: who
 // has it must not go on as if nothing had happened.
 func (f *filesystem) lost(handle uint64) bool {
 	s := f.c.ses.Load()
-	return handle != uint64(s.id) || s.ended.Load()
+	return (handle^uint64(s.id)<<handleBits)>>handleBits != 0 || s.ended.Load()
 }
 
 // status translates an error. ENOSYS would make the kernel never ask again, so it is not said
@@ -409,26 +417,41 @@ func (f *filesystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 // Release lets a file go. Nobody waits for the answer, but the kernel bounds the
 // requests of that kind: those for servers that are away must not use them up.
 func (f *filesystem) Release(cancel <-chan struct{}, in *fuse.ReleaseIn) {
-	ino, owner, flags := f.ino(in.NodeId), in.LockOwner, in.ReleaseFlags
-	if f.lost(in.Fh) {
-		return // the session's end has let it go
+	const flockUnlock = 1 << 1
+	ino, handle, owner, flocked := f.ino(in.NodeId), in.Fh, in.LockOwner, in.ReleaseFlags&flockUnlock != 0
+	owners := f.locks.released(ino, handle)
+	if flocked {
+		f.locks.leaves(ino, owner)
+	}
+	release := func() {
+		lost := f.lost(handle) // the session's end has let it go
+		for _, o := range owners {
+			if !lost {
+				f.c.DropOwner(bg, ino, o, 0)
+			}
+		}
+		if flocked {
+			if !lost {
+				f.c.DropOwner(bg, ino, owner, op.Flock)
+			}
+			owners = append(owners, owner)
+		}
+		for _, o := range owners {
+			f.locks.left(ino, o)
+		}
+		if lost {
+			return
+		}
+		if err := f.c.Release(bg, ino); err != nil {
+			// Flush told what could be told.
+			f.c.log.Error("release failed", "ino", uint64(ino), "err", err)
+		}
 	}
 	if f.c.remote {
-		go f.release(ino, owner, flags)
+		go release()
 		return
 	}
-	f.release(ino, owner, flags)
-}
-
-func (f *filesystem) release(ino sealfs.Ino, owner uint64, flags uint32) {
-	const flockUnlock = 1 << 1
-	if flags&flockUnlock != 0 {
-		f.c.DropOwner(bg, ino, owner, op.Flock)
-	}
-	if err := f.c.Release(bg, ino); err != nil {
-		// Flush told what could be told.
-		f.c.log.Error("release failed", "ino", uint64(ino), "err", err)
-	}
+	release()
 }
 
 // seenVersions remembers the version that files had when they were opened here

@@ -1,9 +1,7 @@
 package client
 
 import (
-	"errors"
 	"strings"
-	"syscall"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
@@ -105,75 +103,4 @@ func (f *filesystem) RemoveXAttr(cancel <-chan struct{}, h *fuse.InHeader, name 
 		return status(err)
 	}
 	return status(f.c.Removexattr(ctx, f.ino(h.NodeId), name))
-}
-
-// lockOf translates the kernel's lock.
-func lockOf(in *fuse.LkIn) (l op.Lock, flags op.Flags, err error) {
-	l = op.Lock{Start: in.Lk.Start, End: in.Lk.End, Owner: in.Owner, PID: in.Lk.Pid}
-	switch in.Lk.Typ {
-	case syscall.F_RDLCK:
-		l.Type = op.ReadLock
-	case syscall.F_WRLCK:
-		l.Type = op.WriteLock
-	case syscall.F_UNLCK:
-		l.Type = op.Unlock
-	default:
-		err = sealfs.ErrInvalid
-	}
-	if in.LkFlags&fuse.LK_FLOCK != 0 {
-		flags = op.Flock
-	}
-	return l, flags, err
-}
-
-func (f *filesystem) GetLk(cancel <-chan struct{}, in *fuse.LkIn, out *fuse.LkOut) fuse.Status {
-	ctx, w := f.wait(cancel, in.Pid)
-	defer w.over()
-	l, flags, err := lockOf(in)
-	if err == nil {
-		l, err = f.c.TestLock(ctx, f.ino(in.NodeId), l, flags)
-	}
-	if err != nil {
-		return status(err)
-	}
-	out.Lk = fuse.FileLock{Start: l.Start, End: l.End, Typ: syscall.F_UNLCK, Pid: l.PID}
-	switch l.Type {
-	case op.ReadLock:
-		out.Lk.Typ = syscall.F_RDLCK
-	case op.WriteLock:
-		out.Lk.Typ = syscall.F_WRLCK
-	}
-	return fuse.OK
-}
-
-func (f *filesystem) SetLk(cancel <-chan struct{}, in *fuse.LkIn) fuse.Status {
-	ctx, w := f.wait(cancel, in.Pid)
-	defer w.over()
-	l, flags, err := lockOf(in)
-	if f.lost(in.Fh) {
-		err = sealfs.ErrSession
-	}
-	if err == nil {
-		err = f.c.SetLock(ctx, f.ino(in.NodeId), l, flags)
-	}
-	return status(err)
-}
-
-// SetLkw waits for a lock until it is free or the caller gets a signal. It keeps its
-// goroutine meanwhile; go-fuse reads on with another one.
-func (f *filesystem) SetLkw(cancel <-chan struct{}, in *fuse.LkIn) fuse.Status {
-	l, flags, err := lockOf(in)
-	if err != nil {
-		return status(err)
-	}
-	if f.lost(in.Fh) {
-		return fuse.EIO
-	}
-	ctx, w := f.wait(cancel, 0)
-	err = f.c.SetLock(ctx, f.ino(in.NodeId), l, flags)
-	w.over()
-	if errors.Is(err, sealfs.ErrAgain) {
-		err = f.c.WaitLock(&fuse.Context{Cancel: cancel}, f.ino(in.NodeId), l, flags)
-	}
-	return status(err)
 }

@@ -54,6 +54,11 @@ func (f *filesystem) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte
 		flags |= op.KillPriv
 	}
 	n, err := f.c.write(ctx, ino, in.Offset, data, flags)
+	if err == nil && f.c.doubtful() {
+		if err = f.c.Flush(ctx, ino); err != nil {
+			return 0, status(err)
+		}
+	}
 	if err == nil && in.Flags&syscall.O_DSYNC != 0 {
 		if err = f.c.Fsync(ctx, ino); err != nil { // O_SYNC contains O_DSYNC
 			return 0, status(err)
@@ -76,7 +81,7 @@ func (f *filesystem) Flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Status
 	defer w.over()
 	ino := f.ino(in.NodeId)
 	err := f.c.Flush(ctx, ino)
-	if f.c.nodes.hasLocks(ino) {
+	if f.locks.closed(ino, in.LockOwner) {
 		if derr := f.c.DropOwner(ctx, ino, in.LockOwner, 0); err == nil {
 			err = derr
 		}

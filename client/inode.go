@@ -285,7 +285,9 @@ func (c *Client) SetLock(ctx context.Context, ino sealfs.Ino, l op.Lock, flags o
 	return c.lock(ctx, op.SetLock, ino, l, flags)
 }
 
-// WaitLock is SetLock that waits until the lock is free or ctx ends.
+// WaitLock is SetLock that waits until the lock is free or ctx ends. It returns
+// sealfs.ErrDeadlock for a POSIX lock that would be waited for for ever: the owner holds, at
+// the end of a chain, what it waits for. flags op.OFD says that the owner waits in any case.
 func (c *Client) WaitLock(ctx context.Context, ino sealfs.Ino, l op.Lock, flags op.Flags) error {
 	return c.lock(ctx, op.WaitLock, ino, l, flags)
 }
@@ -301,7 +303,15 @@ func (c *Client) lock(ctx context.Context, t op.Type, ino sealfs.Ino, l op.Lock,
 	}
 	k := c.begin(t, ino)
 	k.Ino, k.Lock, k.Flags = ino, l, flags
-	return c.none(ctx, k)
+	if l.Type == op.Unlock {
+		return c.insist(ctx, k)
+	}
+	err := c.do(ctx, k)
+	if err == errGaveUp && k.unsure {
+		err = errUnsure
+	}
+	k.end()
+	return err
 }
 
 // DropOwner releases all POSIX locks of owner on ino, or with flags op.Flock its

@@ -48,6 +48,10 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	if os.Getenv(lockerEnv) != "" {
+		lockerMain()
+		os.Exit(0)
+	}
 	os.Exit(m.Run())
 }
 
@@ -109,6 +113,17 @@ func serve(dir string) (err error) {
 		h, root = newModel()
 	}
 	o.Volume, o.Root, o.Shards = 1, root, testShards
+	if second := os.Getenv(serveEnv + "_SECOND"); second != "" {
+		// Another mount, as of another machine: each has its session.
+		o2 := o
+		o.Session, o2.Session = 7, 8
+		c2 := New(h, o2)
+		m2, err := Mount(context.Background(), c2, MountOptions{Dir: second, Name: "second", AllowOther: os.Geteuid() == 0})
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, m2.Unmount(), c2.Close()) }()
+	}
 	c := New(h, o)
 	if net != nil {
 		net.Register = c.Register

@@ -151,12 +151,6 @@ func (t *table) markLocked(ino sealfs.Ino) {
 	}
 }
 
-// hasLocks reports whether anybody took a POSIX lock on ino since it was opened.
-func (t *table) hasLocks(ino sealfs.Ino) bool {
-	n := t.get(ino)
-	return n != nil && n.locked.Load()
-}
-
 // markCapability notes that ino has a capability attribute now.
 func (t *table) markCapability(ino sealfs.Ino) {
 	if n := t.get(ino); n != nil {

@@ -18,6 +18,7 @@ type identity struct {
 	ended atomic.Bool
 	over  chan struct{} // closed when ended
 	next  chan struct{} // closed when the client has another session
+	until atomic.Pointer[time.Time]
 }
 
 func newIdentity(id sealfs.Session, shards uint32) *identity {
@@ -98,6 +99,17 @@ func (c *Client) Fence(why error) {
 	if c.remote {
 		c.fence(c.ses.Load(), why)
 	}
+}
+
+// Renewed says until when the session cannot have ended: one term after the last renewal that
+// was answered was sent. After that time, until the next call, writes through a mount are not
+// delayed: the server says whether the session lives. Without any call it is believed to live.
+func (c *Client) Renewed(until time.Time) { c.ses.Load().until.Store(&until) }
+
+// doubtful reports whether the session may have ended.
+func (c *Client) doubtful() bool {
+	until := c.ses.Load().until.Load()
+	return until != nil && time.Now().After(*until)
 }
 
 // Resume gives a client whose session has ended another one. It returns

@@ -25,7 +25,8 @@ import (
 //	GET    /v1/sessions                []Session
 //	POST   /v1/sessions                SessionInfo → Session
 //	POST   /v1/sessions/ID/renew
-//	DELETE /v1/sessions/ID
+//	POST   /v1/sessions/ID/fence       ends it when all servers refuse it, and then answers
+//	DELETE /v1/sessions/ID             ends it at once
 //	GET    /v1/volumes                 []VolumeStatus
 //	POST   /v1/volumes                 VolumeSpec → VolumeInfo
 //	POST   /v1/volumes/ID/ready        {"root": n} → VolumeInfo
@@ -340,6 +341,9 @@ func (a *api) sessionRoutes(lead func(string, http.HandlerFunc)) {
 	})
 	lead("POST /v1/sessions/{id}/renew", a.numbered(64, func(ctx context.Context, id uint64) (any, error) {
 		return nil, m.RenewSession(ctx, sealfs.Session(id))
+	}))
+	lead("POST /v1/sessions/{id}/fence", a.numbered(64, func(ctx context.Context, id uint64) (any, error) {
+		return nil, m.FenceSession(ctx, sealfs.Session(id))
 	}))
 	lead("DELETE /v1/sessions/{id}", a.numbered(64, func(ctx context.Context, id uint64) (any, error) {
 		return nil, m.EndSession(ctx, sealfs.Session(id))

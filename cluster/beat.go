@@ -23,6 +23,8 @@ type Beat struct {
 	Stores          []StoreBeat `json:"stores"`
 	SessionsVersion uint64      `json:"sessions_version"`  // of the list that the sender has, 0 for none
 	Leaving         bool        `json:"leaving,omitempty"` // it stops serving: its leases end now
+	// Fenced are sessions of which it takes no requests, though they have not ended.
+	Fenced []sealfs.Session `json:"fenced,omitempty"`
 }
 
 // StoreBeat is what a server says of one of its stores.
@@ -52,6 +54,9 @@ type BeatReply struct {
 	Interval time.Duration `json:"interval"`
 	// Sessions is there if the sender has another version of the list.
 	Sessions *SessionList `json:"sessions,omitempty"`
+	// Fenced are sessions that are about to end: their requests must be refused, and the
+	// next heartbeat must say so. What they hold they keep.
+	Fenced []sealfs.Session `json:"fenced,omitempty"`
 	// Others is what volumes with limits use on all other servers' stores, as far
 	// as the leader has heard of them.
 	Others []VolumeUsage `json:"others,omitempty"`
@@ -138,6 +143,10 @@ func (m *Manager) ServerBeat(ctx context.Context, b Beat) (BeatReply, error) {
 	r := BeatReply{MapVersion: mp.Version, Interval: m.o.SuspectAfter / 3, Others: lead.leases.others(&b, mp.Volumes), Refused: refused}
 	// The sender's clock may be a little slower than this one.
 	r.Term = m.o.DownAfter - m.o.DownAfter/10
+	if lead.fences.confirm(b.Server, b.Fenced) {
+		m.wake()
+	}
+	r.Fenced = lead.fences.list() // before the sessions: one that ends meanwhile is in this list or not in that
 	if t := m.fsm.sessions.Load(); t.version != b.SessionsVersion {
 		l := t.list()
 		r.Sessions = &l

@@ -206,7 +206,12 @@ func (r *Remote) RenewSession(ctx context.Context, id sealfs.Session) error {
 	return r.do(ctx, request{method: http.MethodPost, path: fmt.Sprintf("/v1/sessions/%d/renew", id)})
 }
 
-// EndSession ends a session.
+// FenceSession ends a session of which requests may be under way; see Manager.FenceSession.
+func (r *Remote) FenceSession(ctx context.Context, id sealfs.Session) error {
+	return r.do(ctx, request{method: http.MethodPost, path: fmt.Sprintf("/v1/sessions/%d/fence", id), wait: writeTimeout / 2})
+}
+
+// EndSession ends a session; see Manager.EndSession.
 func (r *Remote) EndSession(ctx context.Context, id sealfs.Session) error {
 	return r.do(ctx, request{method: http.MethodDelete, path: fmt.Sprint("/v1/sessions/", id)})
 }

@@ -20,6 +20,7 @@ type leadership struct {
 	live     *liveness
 	leases   *leases
 	sessions *renewals
+	fences   *fences
 
 	verifying sync.Mutex
 	verified  time.Time // this manager led then, certainly
@@ -123,6 +124,7 @@ func (m *Manager) follow() {
 			m.setLead(&leadership{
 				live:   newLiveness(m.o.SuspectAfter, m.o.DownAfter),
 				leases: newLeases(m.o.DownAfter, now), sessions: newRenewals(m.o.SessionTTL),
+				fences: newFences(2 * m.o.DownAfter),
 			})
 		}
 	}
@@ -164,7 +166,7 @@ func (m *Manager) watch() {
 			continue
 		}
 		m.judgeStores(lead, mp, period)
-		m.judgeSessions(lead, period)
+		m.judgeSessions(lead, mp, period)
 	}
 }
 
@@ -176,18 +178,6 @@ func (m *Manager) judgeStores(lead *leadership, mp *Map, period time.Duration) {
 		}
 		m.o.Logger.Info("a store changed its state", "store", v.id, "state", v.to)
 	}
-}
-
-func (m *Manager) judgeSessions(lead *leadership, period time.Duration) {
-	ended := lead.sessions.due(m.o.now(), period, m.fsm.sessions.Load().live)
-	if len(ended) == 0 {
-		return
-	}
-	if _, err := m.propose(m.ctx, command{kind: cmdEndSessions, ended: ended}); err != nil {
-		m.o.Logger.Warn("the end of sessions is not committed", "sessions", ended, "error", err)
-		return
-	}
-	m.o.Logger.Info("sessions were not renewed and have ended", "sessions", ended)
 }
 
 // wake has watch look at once.

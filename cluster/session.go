@@ -166,16 +166,20 @@ func (m *Manager) RenewSession(_ context.Context, id sealfs.Session) error {
 	if lead == nil {
 		return m.notLeading()
 	}
-	if _, ok := m.fsm.sessions.Load().index(id); !ok {
+	if _, ok := m.fsm.sessions.Load().index(id); !ok || lead.fences.has(id) {
 		return fmt.Errorf("session %d: %w", id, sealfs.ErrSession)
 	}
 	lead.sessions.renew(id, m.o.now())
 	return nil
 }
 
-// EndSession ends a session; one that has ended is none of its business.
+// EndSession ends a session of which nothing is under way any more, as its client says (else
+// see FenceSession); one that has ended is none of its business.
 func (m *Manager) EndSession(ctx context.Context, id sealfs.Session) error {
 	_, err := m.propose(ctx, command{kind: cmdEndSessions, ended: []sealfs.Session{id}})
+	if lead := m.lead.Load(); err == nil && lead != nil {
+		lead.fences.over([]sealfs.Session{id})
+	}
 	return err
 }
 

@@ -29,6 +29,10 @@ var (
 var bin string
 
 func TestMain(m *testing.M) {
+	if os.Getenv(lockerEnv) != "" {
+		lockerMain()
+		return
+	}
 	flag.Parse()
 	os.Exit(func() int {
 		if bin = os.Getenv("SEALFS_BIN"); bin != "" || testing.Short() {

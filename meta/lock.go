@@ -8,12 +8,21 @@ import (
 	"sealfs/pmem"
 )
 
-const (
-	// lockEnd is the last byte that a lock can cover: "to the end".
-	lockEnd = 1<<63 - 1
-	// LocksMax bounds the locks of one inode, POSIX ones and flocks each for themselves.
-	LocksMax = 4096
-)
+// lockEnd is the last byte that a lock can cover: "to the end".
+const lockEnd = 1<<63 - 1
+
+// LockAccount may be implemented by a Space that bounds how many locks there are.
+type LockAccount interface {
+	// CountLocks says that a session has n more locks. Like all of a Space it must be
+	// forgotten with the operation.
+	CountLocks(sess sealfs.Session, n int)
+}
+
+func (ch *change) countLocks(sess sealfs.Session, n int) {
+	if a, ok := ch.sp.(LockAccount); ok {
+		a.CountLocks(sess, n)
+	}
+}
 
 // LockRow is a lock. Its record is type (1), last byte (8), process (4),
 // little-endian; the rest stands in its key. The POSIX locks of one owner on an
@@ -136,6 +145,7 @@ func (ch *change) replaceLocks(ino sealfs.Ino, mine []LockRow, w LockRow, count 
 		if err := ch.tx.Delete(k[:]); err != nil {
 			return err
 		}
+		ch.countLocks(l.Session, -1)
 		count--
 		if l.Type == w.Type {
 			w.Start, w.End = min(w.Start, l.Start), max(w.End, l.End)
@@ -162,7 +172,7 @@ func (ch *change) replaceLocks(ino sealfs.Ino, mine []LockRow, w LockRow, count 
 			return err
 		}
 	}
-	if count > LocksMax {
+	if count > sealfs.LocksPerFile {
 		return refusal(sealfs.ErrNoLocks)
 	}
 	return nil
@@ -171,6 +181,7 @@ func (ch *change) replaceLocks(ino sealfs.Ino, mine []LockRow, w LockRow, count 
 func (ch *change) putLock(ino sealfs.Ino, l *LockRow) error {
 	var b [lockRecordLen]byte
 	k := LockKey(ch.c.Shards, ino, l.Class, l.Start, l.Session, l.Owner)
+	ch.countLocks(l.Session, 1)
 	return ch.tx.Set(k[:], l.Append(b[:0]))
 }
 
@@ -205,6 +216,7 @@ func (ch *change) dropOwner() error {
 				return err
 			}
 		}
+		ch.countLocks(w.Session, -len(mine))
 		return nil
 	}
 	return ch.replaceLocks(ch.req.Ino, mine, w, len(mine))
@@ -237,6 +249,7 @@ func (ch *change) dropSession() error {
 			return err
 		}
 	}
+	ch.countLocks(session, -got)
 	ch.budget -= got
 	k := SessionKey(ch.req.Shard, session, 0)
 	rows, _, err := ch.deleteRange(k[:11])
@@ -268,23 +281,43 @@ func testLock(r pmem.Reader, c Config, req *op.Request, rep *op.Reply) error {
 	})
 }
 
+// Blockers calls fn for each lock in the way of the one that a SetLock or WaitLock
+// asks for, until it returns false.
+func Blockers(r pmem.Reader, c Config, req *op.Request, fn func(op.Owner) bool) error {
+	w, err := wanted(req)
+	if err != nil {
+		return err
+	}
+	return locks(r, c, req.Ino, w.Class, func(l *LockRow) bool {
+		return !l.blocks(&w) || fn(op.Owner{Session: l.Session, Owner: l.Owner})
+	})
+}
+
+// Locks calls fn for the session of every lock in a shard.
+func Locks(r pmem.Reader, s sealfs.Shard, fn func(sealfs.Session)) error {
+	return sessions(r, s, KindLock, fn)
+}
+
 // Sessions calls fn for the sessions that hold anything in a shard that
 // DropSession would free, result rows or locks; for some more than once.
 func Sessions(r pmem.Reader, s sealfs.Shard, fn func(sealfs.Session)) error {
-	for _, kind := range []Kind{KindLock, KindSession} {
-		var head [3]byte
-		putHead(head[:], s, kind)
-		var cur pmem.Cursor
-		for ok := cur.Seek(r, head[:]); ok && inRange(&cur, head[:]); ok = cur.Next() {
-			key, err := DecodeKey(cur.Key())
-			if err != nil {
-				return err
-			}
-			fn(key.Session)
-		}
-		if err := cur.Err(); err != nil {
+	if err := sessions(r, s, KindLock, fn); err != nil {
+		return err
+	}
+	return sessions(r, s, KindSession, fn)
+}
+
+// sessions calls fn for the session of each row of a kind.
+func sessions(r pmem.Reader, s sealfs.Shard, kind Kind, fn func(sealfs.Session)) error {
+	var head [3]byte
+	putHead(head[:], s, kind)
+	var cur pmem.Cursor
+	for ok := cur.Seek(r, head[:]); ok && inRange(&cur, head[:]); ok = cur.Next() {
+		key, err := DecodeKey(cur.Key())
+		if err != nil {
 			return err
 		}
+		fn(key.Session)
 	}
-	return nil
+	return cur.Err()
 }

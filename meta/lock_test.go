@@ -133,7 +133,7 @@ func TestLockLimit(t *testing.T) {
 	f := newFixture(t, 1)
 	ino := f.create("a")
 	tx := f.r.Begin()
-	for i := range uint64(LocksMax) {
+	for i := range uint64(sealfs.LocksPerFile) {
 		l := LockRow{classPOSIX, 1, op.Lock{Type: op.ReadLock, Start: 3 * i, End: 3*i + 1, Owner: i}}
 		if err := f.changing(tx).putLock(ino, &l); err != nil {
 			t.Fatal(err)
@@ -148,7 +148,7 @@ func TestLockLimit(t *testing.T) {
 	for !f.ok(op.Request{Type: op.DropSession, Lock: op.Lock{Owner: 1}}).Eof {
 		steps++
 	}
-	if n := len(f.rows(ino, classPOSIX)); n != 0 || steps != LocksMax/FreeMax {
+	if n := len(f.rows(ino, classPOSIX)); n != 0 || steps != sealfs.LocksPerFile/FreeMax {
 		t.Errorf("%d locks are left after %d steps", n, steps)
 	}
 }

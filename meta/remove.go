@@ -2,6 +2,7 @@ package meta
 
 import (
 	"encoding/binary"
+	"slices"
 
 	"sealfs"
 	"sealfs/op"
@@ -283,6 +284,13 @@ func (ch *change) deleteRange(prefix []byte) (n int, bytes int64, err error) {
 		for i := range got {
 			if err := ch.tx.Delete(keys[i][:lens[i]]); err != nil {
 				return n, bytes, err
+			}
+			if Kind(keys[i][2]) == KindLock {
+				key, err := DecodeKey(slices.Clone(keys[i][:lens[i]])) // which would put all on the heap
+				if err != nil {
+					return n, bytes, err
+				}
+				ch.countLocks(key.Session, -1)
 			}
 		}
 		n += got

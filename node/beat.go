@@ -23,6 +23,8 @@ const beatPatience = 3 * time.Second
 // to, and takes over what the answer says. A store that is refused while it is open ends the
 // process: somebody else has its identity, and serves it.
 func (s *StoreServer) sendBeat(ctx context.Context, leaving bool) (r cluster.BeatReply, err error) {
+	s.beating.Lock() // answers must not overtake each other
+	defer s.beating.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, beatPatience)
 	defer cancel()
 	srv := s.server.Load()
@@ -61,6 +63,12 @@ func (s *StoreServer) sendBeat(ctx context.Context, leaving bool) (r cluster.Bea
 		s.sessions.Store(r.Sessions)
 	}
 	s.tellSessions()
+	// After the list: what is fenced no more has ended in it.
+	s.fenced.Store(&r.Fenced)
+	if srv != nil {
+		srv.Fence(r.Fenced)
+		srv.Attend(time.Until(sent.Add(r.Term)))
+	}
 	return r, err
 }
 
@@ -75,6 +83,9 @@ func (s *StoreServer) tellSessions() {
 // server does not serve it must not claim: the lease would keep those away who do.
 func (s *StoreServer) composeBeat(srv *server.Server) cluster.Beat {
 	b := cluster.Beat{Server: s.id, Instance: s.instance, Addr: s.addr, Host: s.host, Rack: s.rack}
+	if l := s.fenced.Load(); l != nil {
+		b.Fenced = *l
+	}
 	if l := s.sessions.Load(); l != nil {
 		b.SessionsVersion = l.Version
 	}
@@ -170,7 +181,15 @@ func (s *StoreServer) beat() {
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
+		var told []sealfs.Session
+		if l := s.fenced.Load(); l != nil {
+			told = *l
+		}
 		r, err := s.sendBeat(s.ctx, false)
+		if err != nil {
+			// Without managers no session ends.
+			s.server.Load().Attend(4 * beatPatience)
+		}
 		s.mu.Lock()
 		was := s.trust
 		s.trust = ""
@@ -192,6 +211,9 @@ func (s *StoreServer) beat() {
 		case err == nil && r.Interval > 0 && r.Interval != interval:
 			interval = r.Interval
 			tick.Reset(interval)
+		}
+		if err == nil && slices.ContainsFunc(r.Fenced, func(id sealfs.Session) bool { return !slices.Contains(told, id) }) {
+			continue // others wait for what these sessions hold
 		}
 		select {
 		case <-s.ctx.Done():

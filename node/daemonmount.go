@@ -15,6 +15,9 @@ import (
 	"sealfs/router"
 )
 
+// fencePatience is how long a mount waits for the end of its predecessor's session.
+const fencePatience = 3 * time.Second
+
 // clusterMount is one mount of the daemon, with a session, connections and a
 // kernel mount of its own.
 type clusterMount struct {
@@ -26,6 +29,7 @@ type clusterMount struct {
 	state   string
 	reason  string
 	session cluster.Session
+	until   time.Time   // it lives as long, at least
 	cluster sealfs.UUID // zero until it is known; the mount is of no other one ever
 	router  *router.Router
 	mount   *mount
@@ -122,8 +126,13 @@ func (m *clusterMount) begin(ctx context.Context) error {
 		return err
 	}
 	if m.old != 0 {
-		// What the killed daemon held must not be in the way of its successor.
-		if err := m.remote.EndSession(mctx, m.old); err != nil && !errors.Is(err, sealfs.ErrNotExist) && !errors.Is(err, sealfs.ErrSession) {
+		// What the killed daemon held must not be in the way of its successor. Requests of it
+		// may still be under way.
+		fctx, cancel := context.WithTimeout(mctx, fencePatience)
+		err := m.remote.FenceSession(fctx, m.old)
+		late := fctx.Err() != nil && mctx.Err() == nil // a server has just died; the session ends by itself
+		cancel()
+		if err != nil && !late && !errors.Is(err, sealfs.ErrNotExist) && !errors.Is(err, sealfs.ErrSession) {
 			return err
 		}
 		m.old = 0
@@ -157,6 +166,10 @@ func (m *clusterMount) begin(ctx context.Context) error {
 		Each:  eachOf(r), Quota: quotaOf(m.remote.Map, v.ID),
 	}
 	kc = client.New(r, co)
+	m.mu.Lock()
+	until := m.until
+	m.mu.Unlock()
+	kc.Renewed(until)
 	mt, err := mountClient(ctx, kc, v, mo.client(m.spec.Mount, v.Name, log, &m.d.processors))
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -228,12 +241,13 @@ func (m *clusterMount) volume(ctx context.Context, cm *cluster.Map) (cluster.Vol
 
 func (m *clusterMount) openSession(ctx context.Context) (cluster.Session, error) {
 	host, _ := os.Hostname()
+	sent := time.Now()
 	s, err := m.remote.OpenSession(ctx, cluster.SessionInfo{Volume: m.spec.Volume, Host: host, Mount: m.spec.Mount, PID: os.Getpid()})
 	if err != nil {
 		return s, err
 	}
 	m.mu.Lock()
-	m.session = s
+	m.session, m.until = s, sent.Add(s.TTL)
 	m.mu.Unlock()
 	return s, nil
 }
@@ -302,9 +316,14 @@ func (m *clusterMount) renew(ctx context.Context, patience time.Duration) error 
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	m.mu.Lock()
-	id := m.session.ID
+	s := m.session
 	m.mu.Unlock()
-	return m.remote.RenewSession(ctx, id)
+	sent := time.Now()
+	err := m.remote.RenewSession(ctx, s.ID)
+	if err == nil {
+		m.mount.client.Renewed(sent.Add(s.TTL))
+	}
+	return err
 }
 
 // again begins a new session when the old one has ended: files that were open
@@ -320,8 +339,17 @@ func (m *clusterMount) again(ctx context.Context, patience time.Duration) error 
 	if err := m.mount.client.Resume(s.ID); err != nil {
 		return err
 	}
+	m.believe()
 	m.d.log.Warn("the session had ended: files that were open fail with EIO, new ones work", "mount", m.spec.Mount, "lost", uint64(lost), "session", uint64(s.ID))
 	return m.d.remember()
+}
+
+// believe tells the client for how long its new session lives at least.
+func (m *clusterMount) believe() {
+	m.mu.Lock()
+	until := m.until
+	m.mu.Unlock()
+	m.mount.client.Renewed(until)
 }
 
 // gone cleans up after somebody else has unmounted.

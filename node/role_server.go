@@ -51,6 +51,9 @@ type StoreServer struct {
 
 	sessions atomic.Pointer[cluster.SessionList] // the newest list
 	told     atomic.Uint64                       // version of the one that server has
+	fenced   atomic.Pointer[[]sealfs.Session]    // which it refuses although they have not ended
+
+	beating sync.Mutex // held by one heartbeat at a time; taken before mu
 
 	mu    sync.Mutex // taken before no other lock
 	inv   *inventory
@@ -281,6 +284,9 @@ func (s *StoreServer) openStores(ctx context.Context, m *cluster.Map) error {
 	s.server.Store(srv)
 	s.router.Renew()
 	s.tellSessions()
+	if l := s.fenced.Load(); l != nil {
+		srv.Fence(*l)
+	}
 	s.onClose(func() error { s.stop(); s.work.Wait(); return nil })
 	s.work.Go(s.beat)
 	return nil

@@ -101,7 +101,7 @@ func (s *server) failed(err error) {
 func (l *link) conn(req *op.Request) *wire.Conn {
 	if l.control != nil {
 		switch req.Type {
-		case op.Commit, op.Abort, op.Forget, op.Resolve, op.Sync:
+		case op.Commit, op.Abort, op.Forget, op.Resolve, op.Sync, op.WaitFor, op.Waiting:
 			return l.control
 		}
 	}

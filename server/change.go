@@ -25,7 +25,9 @@ type change struct {
 	buf      []byte // the encoded operation
 	cfg      meta.Config
 	charges  []charge
-	paid     bool        // the charges are booked
+	paid     bool // the charges are booked
+	locks    []lockCount
+	counted  bool        // the locks are booked
 	held     sealfs.Ino  // registered as held by this change
 	locked   *op.Request // the part whose locks were taken
 	freed    txn.Dropped // the locks that were given up
@@ -150,6 +152,10 @@ func (c *change) Apply(tx *lsfs.Tx) error {
 		c.rep.Code = sealfs.ErrSession
 		return errRefused
 	}
+	if c.req.Session != 0 && c.req.Session != volumeSession && c.st.srv.unattended() {
+		c.rep.Code = sealfs.ErrUnavailable
+		return errRefused
+	}
 	if err := meta.Apply(tx.Tx, c, c.cfg, c.req, c.rep); err != nil {
 		return err
 	}
@@ -165,6 +171,11 @@ func (c *change) Apply(tx *lsfs.Tx) error {
 	if c.paid = c.st.pay(c.req.Type, c.charges); !c.paid {
 		c.rep.Reset()
 		c.rep.Code = sealfs.ErrNoSpace
+		return errRefused
+	}
+	if c.counted = c.st.lockCounts.add(c.locks, &c.st.srv.lockLimits); !c.counted {
+		c.rep.Reset()
+		c.rep.Code = sealfs.ErrNoLocks
 		return errRefused
 	}
 	if c.req.Flags&op.OpenIt != 0 && c.rep.Attr.Ino != 0 {
@@ -196,6 +207,10 @@ func (c *change) Undo() {
 		c.st.refund(c.charges)
 	}
 	c.charges, c.paid = c.charges[:0], false
+	if c.counted {
+		c.st.lockCounts.undo(c.locks)
+	}
+	c.locks, c.counted = c.locks[:0], false
 	if c.held != 0 {
 		c.st.holds.drop(c.req.Session, c.held, 1)
 		c.held = 0
@@ -220,8 +235,19 @@ func (c *change) Charge(v sealfs.Volume, bytes, inodes int64) {
 	c.charges = append(c.charges, charge{v, bytes, inodes})
 }
 
+// CountLocks counts what sessions hold (meta.LockAccount).
+func (c *change) CountLocks(sess sealfs.Session, n int) {
+	for i := range c.locks {
+		if c.locks[i].session == sess {
+			c.locks[i].n += n
+			return
+		}
+	}
+	c.locks = append(c.locks, lockCount{sess, n})
+}
+
 func (c *change) free() {
-	*c = change{buf: c.buf[:0], charges: c.charges[:0]}
+	*c = change{buf: c.buf[:0], charges: c.charges[:0], locks: c.locks[:0]}
 	changes.Put(c)
 }
 

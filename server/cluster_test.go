@@ -89,7 +89,8 @@ func newWorld(t testing.TB, seed uint64, stores ...int) *world {
 }
 
 // testPace gives no transaction up that can be brought to its end, however slow the machine is.
-var testPace = pace{doubt: 40 * time.Millisecond, finish: 20 * time.Millisecond, attributes: 10 * time.Second, hurry: 10 * time.Millisecond}
+var testPace = pace{doubt: 40 * time.Millisecond, finish: 20 * time.Millisecond, attributes: 10 * time.Second, hurry: 10 * time.Millisecond,
+	search: 2 * time.Millisecond, recheck: 200 * time.Millisecond}
 
 // start starts server i; kept is what staging holds of its stores.
 func (w *world) start(i int, kept []*pmem.Staging) {
@@ -137,6 +138,9 @@ func (w *world) kill(i int) {
 	// What is under way gets no further.
 	s.closed.Store(true)
 	close(s.quit)
+	for _, st := range s.all() {
+		st.locks.close()
+	}
 	w.gate.Lock()
 	defer w.gate.Unlock()
 	s.finisher.stop()

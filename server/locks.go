@@ -1,10 +1,12 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"sealfs"
 	"sealfs/meta"
@@ -18,6 +20,7 @@ type waiters struct {
 	mu     sync.Mutex
 	of     map[sealfs.Ino]map[chan struct{}]struct{}
 	closed bool
+	long   map[uint64]*op.Request // by number: those that have waited for so long that the graph of waits knows them
 }
 
 func (w *waiters) enter(ino sealfs.Ino) chan struct{} {
@@ -78,6 +81,66 @@ func (w *waiters) close() {
 	w.wakeAll()
 }
 
+// lockCount is how many locks a session has, or gets more.
+type lockCount struct {
+	session sealfs.Session
+	n       int
+}
+
+// lockLimits bound the locks of one store. Zeros stand for the usual limits.
+type lockLimits struct{ session, store int }
+
+// lockCounts counts the locks of a store, so that a limit is checked without looking for them.
+type lockCounts struct {
+	mu  sync.Mutex
+	all int
+	of  map[sealfs.Session]int
+}
+
+// found counts a lock that is there.
+func (k *lockCounts) found(sess sealfs.Session) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.put(lockCount{sess, 1}, 1)
+}
+
+// put counts c so many times. k is locked.
+func (k *lockCounts) put(c lockCount, times int) {
+	if k.of == nil {
+		k.of = map[sealfs.Session]int{}
+	}
+	k.all += times * c.n
+	if k.of[c.session] += times * c.n; k.of[c.session] == 0 {
+		delete(k.of, c.session)
+	}
+}
+
+// add counts what a change adds, unless there would be too many, and reports whether it did.
+func (k *lockCounts) add(cs []lockCount, l *lockLimits) bool {
+	if len(cs) == 0 {
+		return true
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, c := range cs {
+		if c.n > 0 && (k.of[c.session]+c.n > cmp.Or(l.session, sealfs.LocksPerSession) || k.all+c.n > cmp.Or(l.store, sealfs.LocksPerStore)) {
+			return false
+		}
+	}
+	for _, c := range cs {
+		k.put(c, 1)
+	}
+	return true
+}
+
+func (k *lockCounts) undo(cs []lockCount) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, c := range cs {
+		k.put(c, -1)
+	}
+}
+
 // setLock answers SetLock. A flock that is converted is given up first, as
 // flock(2) says: two holders that both want more would wait for ever otherwise.
 func (st *store) setLock(req *op.Request, rep *op.Reply) error {
@@ -97,13 +160,22 @@ func (st *store) setLock(req *op.Request, rep *op.Reply) error {
 	return st.change(req, rep, nil)
 }
 
-// waitLock answers WaitLock: SetLock as soon as nobody is in the way.
+// waitLock answers WaitLock: SetLock as soon as nobody is in the way, or ErrDeadlock.
 func (st *store) waitLock(ctx context.Context, req *op.Request, rep *op.Reply) error {
 	ch := st.locks.enter(req.Ino)
 	if ch == nil {
 		return fmt.Errorf("server: %w", sealfs.ErrClosed)
 	}
 	defer st.locks.leave(req.Ino, ch)
+	// Most waits are over before a deadlock is worth a thought.
+	var late <-chan time.Time
+	var long *longWait
+	if req.Flags&(op.Flock|op.OFD) == 0 {
+		timer := time.NewTimer(st.srv.pace.search)
+		defer timer.Stop()
+		late = timer.C
+	}
+	defer func() { long.end() }()
 	// What is converted is given up once, by the first attempt. Doing so wakes
 	// those who wait, this request too, so a later attempt must not do it again.
 	attempt := st.setLock
@@ -115,9 +187,17 @@ func (st *store) waitLock(ctx context.Context, req *op.Request, rep *op.Reply) e
 			return err
 		}
 		attempt = func(set *op.Request, rep *op.Reply) error { return st.change(set, rep, nil) }
+		long.look()
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("wait for a lock on inode %d: %w: %w", req.Ino, context.Cause(ctx), sealfs.ErrInterrupted)
+		case <-late:
+			long = st.waitLong(ctx, req)
+			late = nil
+		case <-long.dead():
+			rep.Reset()
+			rep.Code = sealfs.ErrDeadlock
+			return nil
 		case <-ch:
 		}
 		if st.srv.closed.Load() {

@@ -30,9 +30,11 @@ type pace struct {
 	hurry      time.Duration // how long it waits before the coordinator is asked for its sake
 	finish     time.Duration // how long committed transactions are gathered before they are made durable and forgotten
 	stalled    time.Duration // for how long a device may be silent before the status says so
+	search     time.Duration // how long somebody waits for a lock before a deadlock is looked for
+	recheck    time.Duration // how often it is looked for again
 }
 
-var usualPace = pace{doubt: time.Second, finish: time.Second, attributes: 2 * time.Second, hurry: time.Second / 2, stalled: 5 * time.Second}
+var usualPace = pace{doubt: time.Second, finish: time.Second, attributes: 2 * time.Second, hurry: time.Second / 2, stalled: 5 * time.Second, search: 50 * time.Millisecond, recheck: 10 * time.Second}
 
 // parties are the transactions in which a store is a party: what they hold, and
 // a goroutine that asks for the fate of those that nobody comes back for.
@@ -197,6 +199,9 @@ func (st *store) loadShards(r pmem.Reader) error {
 			return err
 		}
 		last = max(last, info.Time)
+		if err := meta.Locks(r, shard, st.lockCounts.found); err != nil {
+			return err
+		}
 		err = meta.Prepared(r, shard, func(part *op.Request) { st.parties.locks.Add(part) })
 		if err != nil {
 			return err

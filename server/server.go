@@ -92,9 +92,13 @@ type Server struct {
 	gate   sync.RWMutex  // held shared by requests under way, so that Close comes after them
 
 	sessions atomic.Pointer[sessionList] // nil: not known yet
+	fenced   atomic.Pointer[map[sealfs.Session]struct{}]
+	attended atomic.Pointer[time.Time] // until when the sessions are known; nil: for ever
 	pace     pace
-	active   active
-	finisher finisher
+	// lockLimits bound the locks of a store.
+	lockLimits lockLimits
+	active     active
+	finisher   finisher
 }
 
 // store is one open store with what the server keeps about it in memory.
@@ -109,8 +113,11 @@ type store struct {
 	holds   holds
 	usage   usage
 	locks   waiters
-	reclaim reclaimer
-	parties parties
+	circles waitGraph
+	// lockCounts is how many locks there are.
+	lockCounts lockCounts
+	reclaim    reclaimer
+	parties    parties
 	// unfinished are the decisions that were found at the start, until run takes them.
 	unfinished []*txn.Decision
 	callsMu    sync.Mutex
@@ -363,6 +370,10 @@ func (st *store) do(ctx context.Context, req *op.Request, rep *op.Reply) error {
 		}
 	case op.Register:
 		return st.register(req)
+	case op.WaitFor:
+		return st.noteWait(req, rep)
+	case op.Waiting:
+		return st.stillWaits(req, rep)
 	}
 	if req.Type.Changes() {
 		return st.changeWithin(ctx, req, rep)

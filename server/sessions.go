@@ -26,7 +26,49 @@ func (l *sessionList) ended(sess sealfs.Session) bool {
 	return !live
 }
 
-func (s *Server) ended(sess sealfs.Session) bool { return s.sessions.Load().ended(sess) }
+// ended reports whether a session's requests must be refused.
+func (s *Server) ended(sess sealfs.Session) bool {
+	if f := s.fenced.Load(); f != nil && sess != 0 {
+		if _, ok := (*f)[sess]; ok {
+			return true
+		}
+	}
+	return s.sessions.Load().ended(sess)
+}
+
+// Fence replaces the sessions that are about to end. When it returns, no request of
+// them changes anything any more, as if they had ended, but they keep what they hold: other servers
+// may not have heard of it yet.
+func (s *Server) Fence(list []sealfs.Session) {
+	f := make(map[sealfs.Session]struct{}, len(list))
+	for _, id := range list {
+		f[id] = struct{}{}
+	}
+	s.fenced.Store(&f)
+	if len(f) == 0 {
+		return
+	}
+	// What passed the check before it has happened when its store's lock is free.
+	for _, st := range s.all() {
+		st.BeginRead()
+		st.EndRead()
+	}
+}
+
+// Attend says that the managers were heard of, or sought in vain: sessions are known for a while.
+// After that, as when the process stood still, changes of sessions are put off with ErrUnavailable until the next
+// call: sessions may have ended, and others have what they held. Before the first call
+// nothing is put off.
+func (s *Server) Attend(d time.Duration) {
+	until := time.Now().Add(d)
+	s.attended.Store(&until)
+}
+
+// unattended reports whether changes of sessions must wait for Attend.
+func (s *Server) unattended() bool {
+	until := s.attended.Load()
+	return until != nil && time.Now().After(*until)
+}
 
 // SetSessions takes the manager's list: all sessions below next that are not
 // live have ended, and lose what they hold. It does nothing without KeepSessions.

@@ -129,7 +129,7 @@ func (st *store) writePiece(w *writing, req *op.Request, rep *op.Reply, off uint
 	r.Flags &^= op.Append
 	r.Data, r.Off, r.Size, r.Len = data, off, off+uint64(len(data)), w.bound
 	if !last {
-		r.Session, r.Seq, r.Low = 0, 0, 0
+		r.Seq, r.Low = 0, 0
 	}
 	if w.to.part {
 		var err error
@@ -284,14 +284,14 @@ func (st *store) punch(w *writing, req *op.Request, rep *op.Reply, size uint64, 
 		}
 	}
 	// The range may be done in several steps; the reply says how far it got.
-	// All steps but one that reaches the end are without a session: its result
+	// All steps but one that reaches the end are without a number: its result
 	// row must answer a retry for the whole.
 	end := req.Off + req.Len
 	for step := *req; ; {
-		step.Session, step.Seq, step.Low = 0, 0, 0
+		step.Seq, step.Low = 0, 0
 		last := st.fewExtents(w.to, req, step.Off)
 		if last {
-			step.Session, step.Seq, step.Low = req.Session, req.Seq, req.Low
+			step.Seq, step.Low = req.Seq, req.Low
 		}
 		err := execute(&step)
 		req.Time = step.Time
