@@ -153,6 +153,7 @@ func TestDamagedTransactions(t *testing.T) {
 			d.row(op.PartNew, func(p *op.Request) { p.Ino = d.z.empty })
 		}},
 		{"new: mode", "mkdir", wrong, row(op.PartNew, func(p *op.Request) { p.Mode ^= 0o140000 })},
+		{"new: ACL", "mkdir", wrong, row(op.PartNew, func(p *op.Request) { p.Data = []byte("no ACL") })},
 		{"new: no parent", "mkdir", wrong, row(op.PartNew, func(p *op.Request) { p.Dir = 0 })},
 		{"new: other parent", "mkdir", []ID{DirParent}, func(d *damagedTx) {
 			d.row(op.PartNew, func(p *op.Request) { p.Dir = d.z.b })

@@ -279,9 +279,6 @@ func DecodeInode(b []byte, ino sealfs.Ino, in *Inode) error {
 // plausible reports whether the fields fit the file's type.
 func (in *Inode) plausible() bool {
 	flags := in.Flags &^ (flagDying | flagAccess)
-	if in.Flags&(flagAccess|flagDefault) != 0 && in.Names == 0 {
-		return false
-	}
 	switch in.Mode & typeMask {
 	case typeFile:
 		return in.Parent == 0 && in.Target == nil && in.Bytes >= uint64(in.First.Stored()) && flags&flagDefault == 0
