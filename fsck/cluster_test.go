@@ -123,8 +123,11 @@ func (c *stores) transact(w *world, req *op.Request, until stage) (*op.Reply, *t
 		t.parts[i].Tx = req.Tx
 		req.Votes = append(req.Votes, c.of(t.parts[i].Shard).do(&t.parts[i]).Attr)
 	}
-	if req.Type == op.Rename {
+	switch {
+	case req.Type == op.Rename:
 		req.Ino, req.Off, req.Flags = plan.Ino, uint64(plan.Src), req.Flags|op.Walked
+	case req.Type == op.Mkdir && len(plan.Parts) > 0:
+		req.Data = plan.Parts[0].Data
 	}
 	if until == prepared {
 		return nil, t
@@ -212,6 +215,7 @@ func (c *stores) grow() (z tree) {
 		f := c.create(sub, "f")
 		c.home(f).write(f, 0, pattern(byte(i), 3000))
 	}
+	c.run(&op.Request{Type: op.Setxattr, Ino: z.a, Name: op.ACLDefault, Data: testACL})
 	return z
 }
 

@@ -195,6 +195,12 @@ type ids struct {
 	sub, dir2, small, tall, link, hard, held, gone, attr, acl sealfs.Ino
 }
 
+// testACL is an ACL: owner rwx, user 9 rw, group r-x, mask rwx, others --x.
+var testACL = []byte{
+	2, 0, 0, 0, 1, 0, 7, 0, 255, 255, 255, 255, 2, 0, 6, 0, 9, 0, 0, 0, 4, 0, 5, 0, 255, 255, 255, 255,
+	16, 0, 7, 0, 255, 255, 255, 255, 32, 0, 1, 0, 255, 255, 255, 255,
+}
+
 // zoo fills the store with one of everything.
 func (w *world) zoo() (z ids) {
 	w.t.Helper()
@@ -215,9 +221,8 @@ func (w *world) zoo() (z ids) {
 	z.attr = w.create(z.dir2, "attr")
 	w.do(&op.Request{Type: op.Setxattr, Ino: z.attr, Name: "user.a", Data: []byte("one")})
 	w.do(&op.Request{Type: op.Setxattr, Ino: z.attr, Name: "user.big", Data: pattern(9, 3000)})
-	given := []byte{2, 0, 0, 0, 1, 0, 7, 0, 255, 255, 255, 255, 2, 0, 6, 0, 9, 0, 0, 0, 4, 0, 5, 0, 255, 255, 255, 255, 16, 0, 7, 0, 255, 255, 255, 255, 32, 0, 1, 0, 255, 255, 255, 255}
 	z.acl = w.mkdir(w.root, "acl", 3)
-	w.do(&op.Request{Type: op.Setxattr, Ino: z.acl, Name: op.ACLDefault, Data: given})
+	w.do(&op.Request{Type: op.Setxattr, Ino: z.acl, Name: op.ACLDefault, Data: testACL})
 	w.write(w.create(z.acl, "handed down"), 0, pattern(5, 300))
 	w.mkdir(z.acl, "handed on", 7)
 	z.held = w.create(w.root, "held")

@@ -233,3 +233,74 @@ func TestACL(t *testing.T) {
 	}
 	f.check()
 }
+
+// TestACLDecision refuses a decision when the directory hands down something else by
+// now than the other store has prepared for.
+func TestACLDecision(t *testing.T) {
+	f := newFixture(t, 4)
+	f.c.Local = func(s sealfs.Shard) bool { return s != 3 }
+	entries := func(user uint32) []byte {
+		return aclOf([3]uint32{aclUserObj, 7, nobody}, [3]uint32{aclUser, 7, user}, [3]uint32{aclGroupObj, 5, nobody}, [3]uint32{aclMask, 5, nobody}, [3]uint32{aclOther, 0, nobody})
+	}
+	set := func(acl []byte) { f.ok(op.Request{Type: op.Setxattr, Ino: f.root, Name: op.ACLDefault, Data: acl}) }
+	set(entries(1))
+	req := op.Request{Type: op.Mkdir, Dir: f.root, Name: "d", Mode: 0o777, Valid: 0o777, Shard: f.root.Home(4), Shard2: 3}
+	plan := func() Plan {
+		t.Helper()
+		p, err := MakePlan(f.r, f.c, &req, Target{}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	before := plan()
+	if len(before.Parts) != 1 || !bytes.Equal(before.Parts[0].Data, entries(1)) || before.Parts[0].Mode != typeDir|0o750 {
+		t.Fatalf("%+v", before.Parts)
+	}
+	decide := req
+	decide.Tx, decide.Data = op.Tx{Age: 1, Nonce: 1}, before.Parts[0].Data
+	decide.Votes = []op.Attr{{Ino: 4*100 + 3, Mode: typeDir | 0o750 | op.ModeACL, Nlink: 2, Version: 1}}
+	// The modes are the same, the users are not.
+	set(entries(2))
+	if after := plan(); after.Equal(&before) {
+		t.Error("plans with different ACLs are said to be equal")
+	}
+	f.refused(sealfs.ErrStale, decide)
+	set(nil)
+	f.refused(sealfs.ErrStale, decide)
+	// So much that the directory comes to lie at home.
+	long := [][3]uint32{{aclUserObj, 7, nobody}}
+	for i := range uint32(200) {
+		long = append(long, [3]uint32{aclUser, 7, i})
+	}
+	set(aclOf(append(long, [3]uint32{aclGroupObj, 5, nobody}, [3]uint32{aclMask, 5, nobody}, [3]uint32{aclOther, 0, nobody})...))
+	if p := plan(); len(p.Parts) != 0 {
+		t.Errorf("%+v", p.Parts)
+	}
+	f.refused(sealfs.ErrStale, decide)
+	f.ok(req)
+	f.c.Local = nil
+}
+
+// TestACLPrepared has the part of a new directory be refused whose ACL is none.
+func TestACLPrepared(t *testing.T) {
+	f := newFixture(t, 4)
+	part := op.Request{Type: op.Prepare, Part: op.PartNew, Tx: op.Tx{Age: 1, Nonce: 2}, Shard: 2, Dir: f.root, Mode: typeDir | 0o700, Volume: 1, Data: []byte("no ACL")}
+	f.refused(sealfs.ErrInvalid, part)
+	long := [][3]uint32{{aclUserObj, 7, nobody}, {aclGroupObj, 5, nobody}}
+	for i := range uint32(111) {
+		long = append(long, [3]uint32{aclGroup, 7, i})
+	}
+	part.Data = aclOf(append(long, [3]uint32{aclMask, 5, nobody}, [3]uint32{aclOther, 0, nobody})...)
+	f.refused(sealfs.ErrInvalid, part)
+	// The longest that there may be fits into the row, whatever else stands in it.
+	part.Data = aclOf(append(long[:110:110], [3]uint32{aclMask, 5, nobody}, [3]uint32{aclOther, 0, nobody})...)
+	part.Shard, part.Coord, part.UID, part.GID, part.Volume, part.Dir = 3, 3, 1<<32-1, 1<<32-1, 1<<32-1, sealfs.InoMax
+	part.Tx = op.Tx{Age: 1<<63 - 1, Nonce: 1<<64 - 1}
+	part.Time = 1<<63 - 1
+	a := f.ok(part).Attr
+	if again := f.ok(part).Attr; again != a || a.Mode != typeDir|0o700|op.ModeACL {
+		t.Errorf("prepared %+v, again %+v", a, again)
+	}
+	f.ok(op.Request{Type: op.Abort, Shard: 3, Tx: part.Tx})
+}
