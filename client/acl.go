@@ -19,16 +19,13 @@ const bareSlots = 4096
 // already (op.ModeACL), and it is not believed for longer than they are. An inode
 // takes the place of another one with the same hash: then the server is asked.
 type bareInodes struct {
-	changed atomic.Int64 // when this mount has changed an ACL last, since start: what was asked before may be older
+	changed atomic.Pointer[time.Time] // when this mount has changed an ACL last: what was asked before may be older
 	slots   [bareSlots]struct {
 		mu    sync.Mutex
 		ino   sealfs.Ino
 		until time.Time
 	}
 }
-
-// processStart is a moment from which others are counted on the monotonic clock.
-var processStart = time.Now()
 
 func (b *bareInodes) slot(ino sealfs.Ino) int {
 	return int(uint64(ino) * 0x9e3779b97f4a7c15 >> (64 - 12))
@@ -42,12 +39,11 @@ func (b *bareInodes) note(a *op.Attr, asked time.Time, ttl time.Duration) {
 	s := &b.slots[b.slot(a.Ino)]
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	switch {
-	case a.Mode&op.ModeACL != 0:
+	if a.Mode&op.ModeACL != 0 {
 		if s.ino == a.Ino {
 			s.ino = 0
 		}
-	case int64(asked.Sub(processStart)) > b.changed.Load():
+	} else if changed := b.changed.Load(); changed == nil || asked.After(*changed) {
 		s.ino, s.until = a.Ino, asked.Add(ttl)
 	}
 }
@@ -62,7 +58,8 @@ func (b *bareInodes) has(ino sealfs.Ino) bool {
 
 // forget is for who has changed an ACL of ino.
 func (b *bareInodes) forget(ino sealfs.Ino) {
-	b.changed.Store(int64(time.Since(processStart)))
+	now := time.Now()
+	b.changed.Store(&now)
 	s := &b.slots[b.slot(ino)]
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -14,6 +14,7 @@ import (
 func transactions(c *stores, z tree) map[string]*op.Request {
 	return map[string]*op.Request{
 		"mkdir":              {Type: op.Mkdir, Dir: z.a, Name: "new", Mode: 0o700, Shard2: 1},
+		"mkdir with an ACL":  {Type: op.Mkdir, Dir: z.acl, Name: "new", Mode: 0o700, Shard2: 1},
 		"rmdir":              {Type: op.Rmdir, Dir: z.a, Name: "empty"},
 		"link":               {Type: op.Link, Dir: z.b, Name: "linked", Ino: z.file},
 		"first link":         {Type: op.Link, Dir: z.b, Name: "tmp", Ino: z.tmp},

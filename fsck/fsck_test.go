@@ -71,7 +71,7 @@ func TestClosedStoreIsClean(t *testing.T) {
 	w.zoo()
 	w.must(w.s.Close())
 	rep := w.clean("closed", Options{})
-	if rep.Files != 8 || rep.Directories != 3 || rep.Symlinks != 2 || rep.Others != 1 || rep.Orphans != 1 {
+	if rep.Files != 8 || rep.Directories != 5 || rep.Symlinks != 2 || rep.Others != 1 || rep.Orphans != 1 {
 		t.Errorf("%d files, %d directories, %d symlinks, %d others, %d orphans", rep.Files, rep.Directories, rep.Symlinks, rep.Others, rep.Orphans)
 	}
 	if rep.Bytes == 0 || rep.ReadBytes != rep.Bytes {
