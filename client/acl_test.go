@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
 	"sealfs"
@@ -380,4 +381,50 @@ func TestBareInodes(t *testing.T) {
 		b.note(&op.Attr{Ino: ino + 21, Version: 1}, time.Now().Add(time.Second), time.Hour)
 	}
 	want("others took its place", false)
+}
+
+// TestACLQuestions checks that what the kernel asks of an inode without ACLs is answered
+// from its attributes for as long as these are believed, and no longer.
+func TestACLQuestions(t *testing.T) {
+	c, h := newClient(t)
+	f := newFilesystem(c, MountOptions{AttrTimeout: time.Hour})
+	a, err := c.Mknod(t.Context(), c.Root(), "f", modeFile|0o640, 0, Cred{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	look := func() {
+		t.Helper()
+		if s := f.Lookup(nil, &fuse.InHeader{NodeId: fuse.FUSE_ROOT_ID}, "f", &fuse.EntryOut{}); s != fuse.OK {
+			t.Fatal(s)
+		}
+	}
+	want := func(what string, has bool) {
+		t.Helper()
+		n, s := f.GetXAttr(nil, &fuse.InHeader{NodeId: uint64(a.Ino)}, op.ACLAccess, make([]byte, sealfs.ACLMax))
+		if has && (s != fuse.OK || n == 0) || !has && s != fuse.ENODATA {
+			t.Errorf("%s: %d bytes, %v", what, n, s)
+		}
+	}
+	elsewhere := func(acl []byte) {
+		t.Helper()
+		var rep op.Reply
+		err := h.Do(t.Context(), &op.Request{Type: op.Setxattr, Ino: a.Ino, Shard: a.Ino.Home(testShards), Name: op.ACLAccess, Data: acl}, &rep)
+		if err != nil || rep.Code != 0 {
+			t.Fatal(err, rep.Code)
+		}
+	}
+	named := aclBytes([3]uint32{1, 6, noID}, [3]uint32{2, 4, 9}, [3]uint32{4, 4, noID}, [3]uint32{16, 4, noID}, [3]uint32{32, 0, noID})
+	want("a new file", false)
+	look()
+	elsewhere(named)
+	want("set by another client within the time-out", false)
+	look()
+	want("attributes have told of it", true)
+	elsewhere(nil)
+	look()
+	want("removed", false)
+	if s := f.SetXAttr(nil, &fuse.SetXAttrIn{InHeader: fuse.InHeader{NodeId: uint64(a.Ino)}}, op.ACLAccess, named); s != fuse.OK {
+		t.Fatal(s)
+	}
+	want("set here", true)
 }
