@@ -14,6 +14,9 @@ const (
 	XattrValueMax = 65536
 	// XattrListMax bounds the names of all attributes of one inode (Linux's XATTR_LIST_MAX).
 	XattrListMax = 65536
+	// ACLMax bounds a POSIX ACL, in bytes (511 entries): the kernel reads those of a
+	// mount into one page, and nobody could use a file whose ACL is longer.
+	ACLMax = 4096
 	// LinkMax is the largest link count of a file or directory.
 	LinkMax = 1<<31 - 1
 	// FileSizeMax is the largest file size: off_t.

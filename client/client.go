@@ -87,9 +87,10 @@ type Options struct {
 	Logger *slog.Logger
 }
 
-// Cred is on whose behalf something is made: the owner of new inodes. A Client
+// Cred is on whose behalf something is made: the owner of new inodes, and the
+// umask, which the server applies unless the directory has a default ACL. A Client
 // checks no permissions; the kernel does for a mount.
-type Cred struct{ UID, GID uint32 }
+type Cred struct{ UID, GID, Umask uint32 }
 
 // Client speaks to a handler in terms of inodes. It is safe for concurrent use.
 type Client struct {

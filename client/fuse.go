@@ -29,6 +29,8 @@ type filesystem struct {
 
 	entryTTL, attrTTL, negativeTTL ttl
 	seen                           seenVersions
+	bare                           bareInodes
+	aclFlags                       bool // SETXATTR has flags of its own
 	interrupts                     interrupts
 	locks                          recordLocks
 	handles                        atomic.Uint64 // counts them
@@ -57,6 +59,11 @@ func newFilesystem(c *Client, o MountOptions) *filesystem {
 
 func (f *filesystem) String() string { return "sealfs" }
 
+// Init is told what the kernel can do.
+func (f *filesystem) Init(s *fuse.Server) {
+	f.aclFlags = s.KernelSettings().Flags64()&fuse.CAP_SETXATTR_EXT != 0
+}
+
 // ino returns the inode that a node id stands for.
 func (f *filesystem) ino(node uint64) sealfs.Ino {
 	if node == fuse.FUSE_ROOT_ID {
@@ -73,7 +80,7 @@ func (f *filesystem) node(ino sealfs.Ino) uint64 {
 	return uint64(ino)
 }
 
-func cred(h *fuse.InHeader) Cred { return Cred{h.Uid, h.Gid} }
+func cred(h *fuse.InHeader, umask uint32) Cred { return Cred{h.Uid, h.Gid, umask} }
 
 // bg is the context of operations that wait for nobody else.
 var bg = context.Background()
@@ -124,7 +131,7 @@ func fillAttr(out *fuse.Attr, a *op.Attr) {
 	out.Atime, out.Atimensec = splitTime(a.Atime)
 	out.Mtime, out.Mtimensec = splitTime(a.Mtime)
 	out.Ctime, out.Ctimensec = splitTime(a.Ctime)
-	out.Mode = a.Mode
+	out.Mode = a.Mode &^ op.ModeACL
 	out.Nlink = a.Nlink
 	out.Uid = a.UID
 	out.Gid = a.GID
@@ -178,7 +185,9 @@ func (f *filesystem) entry(out *fuse.EntryOut, a *op.Attr, err error) fuse.Statu
 func (f *filesystem) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
 	ctx, w := f.wait(cancel, h.Pid)
 	defer w.over()
+	asked := time.Now()
 	a, err := f.c.Lookup(ctx, f.ino(h.NodeId), name)
+	f.bare.note(&a, asked, f.o.AttrTimeout)
 	if err == sealfs.ErrNotExist && f.negativeTTL != (ttl{}) {
 		// Node 0 lets the kernel remember that there is no such name.
 		out.EntryValid, out.EntryValidNsec = f.negativeTTL.sec, f.negativeTTL.nsec
@@ -189,16 +198,19 @@ func (f *filesystem) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name strin
 
 func (f *filesystem) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
 	if a, left, ok := f.c.dirs.get(f.ino(in.NodeId)); ok {
+		f.bare.note(&a, time.Now().Add(left-f.o.AttrTimeout), f.o.AttrTimeout)
 		fillAttr(&out.Attr, &a)
 		out.AttrValid, out.AttrValidNsec = uint64(left/time.Second), uint32(left%time.Second)
 		return fuse.OK
 	}
 	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
+	asked := time.Now()
 	a, err := f.c.Getattr(ctx, f.ino(in.NodeId))
 	if err != nil {
 		return status(err)
 	}
+	f.bare.note(&a, asked, f.o.AttrTimeout)
 	f.fillAttrOut(out, &a)
 	return fuse.OK
 }
@@ -230,7 +242,7 @@ func (f *filesystem) Statx(cancel <-chan struct{}, in *fuse.StatxIn, out *fuse.S
 func (f *filesystem) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
 	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
-	s := SetAttr{Mode: in.Mode & modePerm, Cred: Cred{in.Owner.Uid, in.Owner.Gid}, Size: in.Size}
+	s := SetAttr{Mode: in.Mode & modePerm, Cred: Cred{UID: in.Owner.Uid, GID: in.Owner.Gid}, Size: in.Size}
 	for _, b := range [...]struct{ kernel, ours uint32 }{
 		{fuse.FATTR_MODE, op.SetMode}, {fuse.FATTR_UID, op.SetUID}, {fuse.FATTR_GID, op.SetGID}, {fuse.FATTR_SIZE, op.SetSize},
 	} {
@@ -278,21 +290,21 @@ func (f *filesystem) Readlink(cancel <-chan struct{}, h *fuse.InHeader) ([]byte,
 func (f *filesystem) Mknod(cancel <-chan struct{}, in *fuse.MknodIn, name string, out *fuse.EntryOut) fuse.Status {
 	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
-	a, err := f.c.Mknod(ctx, f.ino(in.NodeId), name, in.Mode&^(in.Umask&0o777), in.Rdev, cred(&in.InHeader))
+	a, err := f.c.Mknod(ctx, f.ino(in.NodeId), name, in.Mode, in.Rdev, cred(&in.InHeader, in.Umask))
 	return f.entry(out, &a, err)
 }
 
 func (f *filesystem) Mkdir(cancel <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
 	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
-	a, err := f.c.Mkdir(ctx, f.ino(in.NodeId), name, in.Mode&^(in.Umask&0o777), cred(&in.InHeader))
+	a, err := f.c.Mkdir(ctx, f.ino(in.NodeId), name, in.Mode, cred(&in.InHeader, in.Umask))
 	return f.entry(out, &a, err)
 }
 
 func (f *filesystem) Symlink(cancel <-chan struct{}, h *fuse.InHeader, target, name string, out *fuse.EntryOut) fuse.Status {
 	ctx, w := f.wait(cancel, h.Pid)
 	defer w.over()
-	a, err := f.c.Symlink(ctx, f.ino(h.NodeId), name, target, cred(h))
+	a, err := f.c.Symlink(ctx, f.ino(h.NodeId), name, target, cred(h, 0))
 	return f.entry(out, &a, err)
 }
 
@@ -343,7 +355,7 @@ func (f *filesystem) Rename(cancel <-chan struct{}, in *fuse.RenameIn, name, nam
 func (f *filesystem) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
 	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
-	a, err := f.c.Create(ctx, f.ino(in.NodeId), name, in.Mode&^(in.Umask&0o777), cred(&in.InHeader))
+	a, err := f.c.Create(ctx, f.ino(in.NodeId), name, in.Mode, cred(&in.InHeader, in.Umask))
 	if (err == sealfs.ErrExist || err == sealfs.ErrIsDir) && in.Flags&syscall.O_EXCL == 0 {
 		return fuse.Status(syscall.ESTALE)
 	}
@@ -358,7 +370,7 @@ func (f *filesystem) Create(cancel <-chan struct{}, in *fuse.CreateIn, name stri
 func (f *filesystem) Tmpfile(cancel <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
 	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
-	a, err := f.c.Tmpfile(ctx, f.ino(in.NodeId), in.Mode&^(in.Umask&0o777), cred(&in.InHeader))
+	a, err := f.c.Tmpfile(ctx, f.ino(in.NodeId), in.Mode, cred(&in.InHeader, in.Umask))
 	if err != nil {
 		return status(err)
 	}

@@ -10,8 +10,11 @@ import (
 )
 
 // refuseAttr refuses namespaces of attributes that we do not have. The kernel checks
-// permissions for those that we have. POSIX ACLs would stand in "system.".
+// permissions for those that we have. Of "system." that is POSIX ACLs.
 func refuseAttr(name string) error {
+	if isACL(name) {
+		return nil
+	}
 	for _, ns := range [...]string{"user.", "trusted.", "security."} {
 		if strings.HasPrefix(name, ns) {
 			if len(name) == len(ns) {
@@ -28,6 +31,9 @@ func (f *filesystem) GetXAttr(cancel <-chan struct{}, h *fuse.InHeader, name str
 	defer w.over()
 	if err := refuseAttr(name); err != nil {
 		return 0, status(err)
+	}
+	if name == op.ACLAccess && f.bare.has(f.ino(h.NodeId)) {
+		return 0, fuse.ENODATA
 	}
 	b, size, err := f.c.Getxattr(ctx, f.ino(h.NodeId), name, len(dest), dest[:0])
 	if err != nil {
@@ -93,6 +99,14 @@ func (f *filesystem) SetXAttr(cancel <-chan struct{}, in *fuse.SetXAttrIn, name 
 	if in.Flags&xattrReplace != 0 {
 		flags |= op.XReplace
 	}
+	if !isACL(name) {
+		return status(f.c.Setxattr(ctx, f.ino(in.NodeId), name, value, flags))
+	}
+	flags = 0
+	if f.aclFlags && in.SetXAttrFlags&fuse.SETXATTR_ACL_KILL_SGID != 0 {
+		flags = op.KillPriv
+	}
+	defer f.bare.forget(f.ino(in.NodeId))
 	return status(f.c.Setxattr(ctx, f.ino(in.NodeId), name, value, flags))
 }
 

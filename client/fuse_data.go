@@ -5,6 +5,7 @@ import (
 	"errors"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
@@ -207,7 +208,7 @@ var direntLists = sync.Pool{New: func() any { return new([]op.Dirent) }}
 // readDir answers entries after the cookie in.Offset. "." and ".." are ours, with
 // the cookies 1 and 2 that the server never gives.
 func (f *filesystem) readDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList, plus bool) fuse.Status {
-	ino := f.ino(in.NodeId)
+	ino, asked := f.ino(in.NodeId), time.Now()
 	add := func(e *op.Dirent, mode uint32) bool {
 		d := fuse.DirEntry{Name: e.Name, Ino: uint64(e.Ino), Off: e.Cookie, Mode: mode}
 		if !plus {
@@ -215,6 +216,7 @@ func (f *filesystem) readDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.
 		}
 		entry := out.AddDirLookupEntry(d)
 		if entry != nil && e.Attr.Ino != 0 {
+			f.bare.note(&e.Attr, asked, f.o.AttrTimeout)
 			f.fillEntry(entry, &e.Attr)
 		} // else node 0: the kernel looks itself if it needs more
 		return entry != nil

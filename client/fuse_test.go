@@ -114,7 +114,13 @@ func TestCalls(t *testing.T) {
 		{"fifo", func() error { return unix.Mkfifo(p("fifo"), 0o600) }, nil},
 		{"socket", func() error { return unix.Mknod(p("sock"), unix.S_IFSOCK|0o600, 0) }, nil},
 		{"no such attribute", func() error { _, err := unix.Getxattr(p("f"), "user.no", nil); return err }, unix.ENODATA},
-		{"ACLs are not supported", func() error { _, err := unix.Getxattr(p("f"), "system.posix_acl_access", nil); return err }, unix.EOPNOTSUPP},
+		{"no ACL", func() error { _, err := unix.Getxattr(p("f"), "system.posix_acl_access", nil); return err }, unix.ENODATA},
+		{"no such namespace", func() error { _, err := unix.Getxattr(p("f"), "system.other", nil); return err }, unix.EOPNOTSUPP},
+		{"remove no ACL", func() error { return unix.Removexattr(p("f"), "system.posix_acl_access") }, nil},
+		{"default ACL of a file", func() error { return unix.Setxattr(p("f"), "system.posix_acl_default", plainACL, 0) }, unix.EACCES},
+		{"no valid ACL", func() error { return unix.Setxattr(p("f"), "system.posix_acl_access", plainACL[:12], 0) }, unix.EINVAL},
+		{"minimal ACL", func() error { return unix.Setxattr(p("f"), "system.posix_acl_access", plainACL, 0) }, nil},
+		{"it is the mode", func() error { _, err := unix.Getxattr(p("f"), "system.posix_acl_access", nil); return err }, unix.ENODATA},
 		{"attribute", func() error { return unix.Setxattr(p("f"), "user.a", []byte("value"), 0) }, nil},
 		{"attribute exists", func() error { return unix.Setxattr(p("f"), "user.a", nil, unix.XATTR_CREATE) }, unix.EEXIST},
 		{"attribute replaced", func() error { return unix.Setxattr(p("f"), "user.n", nil, unix.XATTR_REPLACE) }, unix.ENODATA},
@@ -386,6 +392,8 @@ func TestRandomCallsMatchLocalFileSystem(t *testing.T) {
 }
 
 var randomSteps = flag.Int("steps", 6000, "calls that TestRandomCallsMatchLocalFileSystem compares")
+
+var permissionSteps = flag.Int("permissions", 6000, "calls that TestPermissionsLikeLocal compares")
 
 func randomCalls(t *testing.T, s *server, steps int) {
 	local, err := os.MkdirTemp("/dev/shm", "sealfs-local-")

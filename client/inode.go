@@ -103,6 +103,7 @@ func (c *Client) Setattr(ctx context.Context, ino sealfs.Ino, s *SetAttr) (op.At
 func (c *Client) Create(ctx context.Context, dir sealfs.Ino, name string, mode uint32, who Cred) (op.Attr, error) {
 	k := c.begin(op.Create, dir)
 	k.Dir, k.Name, k.Mode, k.UID, k.GID, k.Flags = dir, name, mode, who.UID, who.GID, op.Excl|op.OpenIt
+	k.Valid = who.Umask & 0o777
 	return c.open(ctx, k)
 }
 
@@ -111,6 +112,7 @@ func (c *Client) Create(ctx context.Context, dir sealfs.Ino, name string, mode u
 func (c *Client) Tmpfile(ctx context.Context, dir sealfs.Ino, mode uint32, who Cred) (op.Attr, error) {
 	k := c.begin(op.Tmpfile, dir)
 	k.Dir, k.Mode, k.UID, k.GID, k.Flags = dir, mode, who.UID, who.GID, op.OpenIt
+	k.Valid = who.Umask & 0o777
 	return c.open(ctx, k)
 }
 
@@ -118,6 +120,7 @@ func (c *Client) Tmpfile(ctx context.Context, dir sealfs.Ino, mode uint32, who C
 func (c *Client) Mknod(ctx context.Context, dir sealfs.Ino, name string, mode, rdev uint32, who Cred) (op.Attr, error) {
 	k := c.begin(op.Mknod, dir)
 	k.Dir, k.Name, k.Mode, k.Rdev, k.UID, k.GID = dir, name, mode, rdev, who.UID, who.GID
+	k.Valid = who.Umask & 0o777
 	return c.attr(ctx, k)
 }
 
@@ -125,6 +128,7 @@ func (c *Client) Mknod(ctx context.Context, dir sealfs.Ino, name string, mode, r
 func (c *Client) Mkdir(ctx context.Context, dir sealfs.Ino, name string, mode uint32, who Cred) (op.Attr, error) {
 	k := c.begin(op.Mkdir, dir)
 	k.Dir, k.Name, k.Mode, k.UID, k.GID = dir, name, mode, who.UID, who.GID
+	k.Valid = who.Umask & 0o777
 	k.Shard2 = c.spread(dir, name)
 	a, err := c.attr(ctx, k)
 	return c.complete(ctx, a, err)
@@ -250,7 +254,8 @@ func (c *Client) Listxattr(ctx context.Context, ino sealfs.Ino, n int, dst []byt
 // capability is the attribute that gives a program privileges; a write to the file takes it away.
 const capability = "security.capability"
 
-// Setxattr sets an attribute; flags are op.XCreate or op.XReplace.
+// Setxattr sets an attribute; flags are op.XCreate or op.XReplace. Under the names
+// op.ACLAccess and op.ACLDefault that is a POSIX ACL; then op.KillPriv is the only flag.
 func (c *Client) Setxattr(ctx context.Context, ino sealfs.Ino, name string, value []byte, flags op.Flags) error {
 	k := c.begin(op.Setxattr, ino)
 	k.Ino, k.Name, k.Data, k.Flags = ino, name, value, flags

@@ -152,12 +152,13 @@ func (m *MountPoint) fuseOptions() *fuse.MountOptions {
 		// Reads ahead and writes from mappings run in the background.
 		MaxBackground:        m.background(),
 		EnableLocks:          true,
+		EnableAcl:            true, // the kernel asks for ACLs and checks them
 		EnableSymlinkCaching: true, // a target never changes, and an inode number never comes back
 		DisableSplice:        true, // our answers are in memory
 		Debug:                m.o.Debug,
 		Logger:               slog.NewLogLogger(m.o.Logger.Handler(), level),
 		ExtraCapabilities: fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_DONT_MASK | fuse.CAP_ASYNC_DIO |
-			fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_DIRECT_IO_ALLOW_MMAP | fuse.CAP_READDIRPLUS_AUTO,
+			fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_SETXATTR_EXT | fuse.CAP_DIRECT_IO_ALLOW_MMAP | fuse.CAP_READDIRPLUS_AUTO,
 		DisabledCapabilities: fuse.CAP_PASSTHROUGH, // it would cost a level of stacking
 	}
 	if os.Geteuid() == 0 {

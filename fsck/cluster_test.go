@@ -123,8 +123,11 @@ func (c *stores) transact(w *world, req *op.Request, until stage) (*op.Reply, *t
 		t.parts[i].Tx = req.Tx
 		req.Votes = append(req.Votes, c.of(t.parts[i].Shard).do(&t.parts[i]).Attr)
 	}
-	if req.Type == op.Rename {
+	switch {
+	case req.Type == op.Rename:
 		req.Ino, req.Off, req.Flags = plan.Ino, uint64(plan.Src), req.Flags|op.Walked
+	case req.Type == op.Mkdir && len(plan.Parts) > 0:
+		req.Data = plan.Parts[0].Data
 	}
 	if until == prepared {
 		return nil, t
@@ -189,7 +192,7 @@ type tree struct {
 	a, b, c, d                sealfs.Ino // directories: a in shard 2, b in 5, b/c in 8, b/c/d in 10
 	file, both, moved, gone   sealfs.Ino // a/file; a/both, also b/both; b/moved, made in a; removed from a while its home is b's
 	empty, inA, inB, replaced sealfs.Ino // a/empty in shard 1; files for transactions
-	tmp                       sealfs.Ino // without a name, at a
+	tmp, acl                  sealfs.Ino // without a name, at a; a directory in shard 2 with an ACL for what is made in it
 }
 
 // grow fills the stores with what refers from one to another.
@@ -212,6 +215,9 @@ func (c *stores) grow() (z tree) {
 		f := c.create(sub, "f")
 		c.home(f).write(f, 0, pattern(byte(i), 3000))
 	}
+	z.acl = c.mkdir(c.root, "acl", 2)
+	c.run(&op.Request{Type: op.Setxattr, Ino: z.acl, Name: op.ACLDefault, Data: testACL})
+	c.mkdir(z.acl, "handed on", 5)
 	return z
 }
 

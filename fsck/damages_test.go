@@ -343,6 +343,13 @@ var damages = []damage{
 		h.del(k[:])
 	}},
 	{"attribute's names", []ID{AttrNames}, func(h *hurt) { h.inode(h.z.attr, func(in *meta.Inode) { in.Names++ }) }},
+	{"ACL of which the inode knows nothing", []ID{AttrNames}, func(h *hurt) { h.inode(h.z.acl, func(in *meta.Inode) { in.Flags = 0 }) }},
+	{"ACL that is not there", []ID{AttrNames}, func(h *hurt) { h.inode(h.z.attr, func(in *meta.Inode) { in.Flags |= aclAccess }) }},
+	{"ACL of an inode without attributes", []ID{AttrNames}, func(h *hurt) { h.inode(h.z.small, func(in *meta.Inode) { in.Flags |= aclAccess }) }},
+	{"ACL without its beginning", []ID{AttrNames, UsageWrong}, func(h *hurt) {
+		k := meta.AttributeKey(testShards, h.z.acl, attrHash(h.z.acl, testVolume, []byte(op.ACLDefault)), 0, 0)
+		h.del(k[:])
+	}},
 	{"attribute's hash", []ID{AttrHash}, func(h *hurt) {
 		k := meta.AttributeKey(testShards, h.z.attr, attrHash(h.z.attr, testVolume, []byte("user.a")), 0, 0)
 		b := h.get(k[:])

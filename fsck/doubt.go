@@ -198,6 +198,9 @@ func (n *namespace) contradiction(p *part) string {
 		if p.Mode>>12 != typeDir || p.Dir == 0 {
 			return fmt.Sprintf("mode %#o, parent %d", p.Mode, p.Dir)
 		}
+		if len(p.Data) > 0 && !meta.CheckACL(p.Data) {
+			return fmt.Sprintf("the ACL that is handed down is %x", p.Data)
+		}
 		return ""
 	}
 	if i == nil {

@@ -14,6 +14,7 @@ import (
 func transactions(c *stores, z tree) map[string]*op.Request {
 	return map[string]*op.Request{
 		"mkdir":              {Type: op.Mkdir, Dir: z.a, Name: "new", Mode: 0o700, Shard2: 1},
+		"mkdir with an ACL":  {Type: op.Mkdir, Dir: z.acl, Name: "new", Mode: 0o700, Shard2: 1},
 		"rmdir":              {Type: op.Rmdir, Dir: z.a, Name: "empty"},
 		"link":               {Type: op.Link, Dir: z.b, Name: "linked", Ino: z.file},
 		"first link":         {Type: op.Link, Dir: z.b, Name: "tmp", Ino: z.tmp},
@@ -153,6 +154,7 @@ func TestDamagedTransactions(t *testing.T) {
 			d.row(op.PartNew, func(p *op.Request) { p.Ino = d.z.empty })
 		}},
 		{"new: mode", "mkdir", wrong, row(op.PartNew, func(p *op.Request) { p.Mode ^= 0o140000 })},
+		{"new: ACL", "mkdir", wrong, row(op.PartNew, func(p *op.Request) { p.Data = []byte("no ACL") })},
 		{"new: no parent", "mkdir", wrong, row(op.PartNew, func(p *op.Request) { p.Dir = 0 })},
 		{"new: other parent", "mkdir", []ID{DirParent}, func(d *damagedTx) {
 			d.row(op.PartNew, func(p *op.Request) { p.Dir = d.z.b })

@@ -190,18 +190,19 @@ func (r *reader) mendAttr(id ID, k meta.Key) {
 			return ""
 		}
 		bytesGone := int64(0)
-		names := uint32(0)
+		names, acl := uint32(0), uint8(0)
 		for i, x := range rows {
 			e.c.save(Saved{Problem: id, Where: name(k.Ino), Key: x.key, Old: bytes.Clone(x.val)})
 			bytesGone += int64(len(x.val))
 			var a meta.Attribute
 			if i == 0 && meta.DecodeAttribute(x.val, &a) == nil {
-				names = uint32(len(a.Name) + 1)
+				names, acl = uint32(len(a.Name)+1), aclBit(a.Name)
 			}
 			e.del(x.key)
 		}
 		e.change(k.Ino, func(in *meta.Inode) {
 			in.Names -= min(in.Names, names)
+			in.Flags &^= acl
 			e.charge(k.Shard, in.Volume, -bytesGone, 0)
 		})
 		return fmt.Sprintf("the attribute's %s saved and removed", plural(len(rows), "row is", "rows are"))
@@ -309,17 +310,18 @@ func (r *reader) mendAttrNames(ino sealfs.Ino) { r.mendBy(AttrNames, name(ino), 
 func namesFix(ino sealfs.Ino) func(e *editor) string {
 	return func(e *editor) string {
 		k := meta.AttributeKey(e.c.w.shards, ino, 0, 0, 0)
-		n := 0
+		n, acls := 0, uint8(0)
 		for _, x := range e.under(k[:11], 1<<20) {
 			var a meta.Attribute
 			if binary.BigEndian.Uint16(x.key[len(x.key)-2:]) == 0 && meta.DecodeAttribute(x.val, &a) == nil {
 				n += len(a.Name) + 1
+				acls |= aclBit(a.Name)
 			}
 		}
 		if n > sealfs.XattrListMax {
 			return ""
 		}
-		e.change(ino, func(in *meta.Inode) { in.Names = uint32(n) })
+		e.change(ino, func(in *meta.Inode) { in.Names, in.Flags = uint32(n), in.Flags&^aclBoth|acls&aclsOf(in) })
 		return fmt.Sprintf("they count %d bytes", n)
 	}
 }

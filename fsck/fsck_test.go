@@ -71,7 +71,7 @@ func TestClosedStoreIsClean(t *testing.T) {
 	w.zoo()
 	w.must(w.s.Close())
 	rep := w.clean("closed", Options{})
-	if rep.Files != 7 || rep.Directories != 3 || rep.Symlinks != 2 || rep.Others != 1 || rep.Orphans != 1 {
+	if rep.Files != 8 || rep.Directories != 5 || rep.Symlinks != 2 || rep.Others != 1 || rep.Orphans != 1 {
 		t.Errorf("%d files, %d directories, %d symlinks, %d others, %d orphans", rep.Files, rep.Directories, rep.Symlinks, rep.Others, rep.Orphans)
 	}
 	if rep.Bytes == 0 || rep.ReadBytes != rep.Bytes {
@@ -99,7 +99,7 @@ func TestKilledStoreIsClean(t *testing.T) {
 	}
 	w.kill()
 	rep := w.clean("killed", Options{})
-	if rep.Staged == 0 || rep.Records < 80 || rep.Files != 47 || rep.Staging == "" {
+	if rep.Staged == 0 || rep.Records < 80 || rep.Files != 48 || rep.Staging == "" {
 		t.Errorf("%d records, %d of them from staging %q, %d files", rep.Records, rep.Staged, rep.Staging, rep.Files)
 	}
 
@@ -110,7 +110,7 @@ func TestKilledStoreIsClean(t *testing.T) {
 	}
 	// Without staging, as after a power cut, the log ends earlier.
 	early.ring = nil
-	if cut := judge(t, early.options()); !cut.Clean() || cut.Staged != 0 || cut.LogEnd >= rep.LogEnd || cut.Files != 7 {
+	if cut := judge(t, early.options()); !cut.Clean() || cut.Staged != 0 || cut.LogEnd >= rep.LogEnd || cut.Files != 8 {
 		t.Errorf("without staging: %v, %d staged, end %v, %d files", cut.IDs(), cut.Staged, cut.LogEnd, cut.Files)
 	}
 
@@ -129,7 +129,7 @@ func TestKilledBeforeTheFirstCheckpoint(t *testing.T) {
 	w := newWorld(t, 60, lazy)
 	w.zoo()
 	w.kill()
-	if rep := w.clean("killed", Options{}); rep.Files != 7 || rep.Records == 0 {
+	if rep := w.clean("killed", Options{}); rep.Files != 8 || rep.Records == 0 {
 		t.Errorf("%d files from %d records", rep.Files, rep.Records)
 	}
 }

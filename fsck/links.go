@@ -80,6 +80,9 @@ func (n *namespace) finish() error {
 		if d.attrs != 0 {
 			c.problem(AttrNames, name(i.ino), "off by %d bytes", d.attrs)
 			n.mendAttrNames(i.ino)
+		} else if d.acls != 0 {
+			c.problem(AttrNames, name(i.ino), "ACLs of which inode and attributes do not both know: %#x", d.acls)
+			n.mendAttrNames(i.ino)
 		}
 		switch i.typ {
 		case typeDir:

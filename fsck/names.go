@@ -9,6 +9,7 @@ import (
 
 	"sealfs"
 	"sealfs/meta"
+	"sealfs/op"
 )
 
 // The values of an inode's type (the upper four bits of its mode).
@@ -29,6 +30,35 @@ const (
 	chunked                 // it has chunks
 	cutOff                  // chunks that were cut off wait to be purged
 )
+
+// Bits of meta.Inode.Flags that say which ACLs there are.
+const (
+	aclAccess  = 1 << 3
+	aclDefault = 1 << 4
+	aclBoth    = aclAccess | aclDefault
+)
+
+// aclBit returns the bit of the attribute name, 0 if that is no ACL.
+func aclBit(name []byte) uint8 {
+	switch string(name) {
+	case op.ACLAccess:
+		return aclAccess
+	case op.ACLDefault:
+		return aclDefault
+	}
+	return 0
+}
+
+// aclsOf returns which ACLs an inode can have.
+func aclsOf(in *meta.Inode) uint8 {
+	switch in.Mode >> 12 {
+	case typeDir:
+		return aclBoth
+	case typeLink:
+		return 0
+	}
+	return aclAccess
+}
 
 const (
 	block = sealfs.BlockSize
@@ -61,6 +91,7 @@ type detail struct {
 	subdirs uint32
 	strange uint32 // entries of a directory whose inodes are of another volume
 	attrs   int32  // bytes of attribute names, less those found
+	acls    uint8  // ACLs that the inode says it has, or that were found, but not both
 }
 
 type usageOf struct {
@@ -445,7 +476,7 @@ func (r *reader) inode(at ref, k *meta.Key, in *meta.Inode) {
 	i := inode{ino: k.Ino, nlink: in.Nlink, typ: uint8(in.Mode >> 12), flags: in.Flags & (tail | linkable)}
 	i.volume = r.volumeIndex(in.Volume)
 	r.large(&i, in)
-	d := detail{ino: k.Ino, size: in.Size, bytes: in.Bytes, parent: in.Parent, attrs: int32(in.Names)}
+	d := detail{ino: k.Ino, size: in.Size, bytes: in.Bytes, parent: in.Parent, attrs: int32(in.Names), acls: in.Flags & aclBoth}
 	if in.First.Len != 0 {
 		r.extent(at, &i, &d, &in.First)
 	}
@@ -463,7 +494,7 @@ func (r *reader) inode(at ref, k *meta.Key, in *meta.Inode) {
 	default:
 		rep.Others++
 	}
-	if long || in.Names != 0 {
+	if long || in.Names != 0 || d.acls != 0 {
 		i.more = uint32(len(r.more))
 		r.more = append(r.more, d)
 	}

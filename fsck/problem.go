@@ -306,7 +306,7 @@ var problems = []Problem{
 		"the attribute is saved and removed"},
 	{AttrParts, "attr-parts", Error, Ask, "an extended attribute has wrong parts",
 		"the parts that are there are saved and removed"},
-	{AttrNames, "attr-names", Error, Safe, "an inode miscounts the names of its extended attributes",
+	{AttrNames, "attr-names", Error, Safe, "an inode miscounts the names of its extended attributes, or does not know which ACLs are among them",
 		"the names are counted anew"},
 	{AttrHash, "attr-hash", Error, Ask, "an extended attribute stands under the hash of another name",
 		"the attribute is put under its own hash"},

@@ -204,7 +204,9 @@ func (r *reader) attribute(k *meta.Key, key, val []byte) error {
 		r.mendAttrNames(k.Ino)
 		return nil
 	}
-	r.more[i.more].attrs -= int32(len(a.Name) + 1)
+	d := &r.more[i.more]
+	d.attrs -= int32(len(a.Name) + 1)
+	d.acls ^= aclBit(a.Name)
 	return nil
 }
 

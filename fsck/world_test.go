@@ -192,7 +192,13 @@ func pattern(seed byte, n int) []byte {
 
 // ids are the inodes of the zoo that tests damage.
 type ids struct {
-	sub, dir2, small, tall, link, hard, held, gone, attr sealfs.Ino
+	sub, dir2, small, tall, link, hard, held, gone, attr, acl sealfs.Ino
+}
+
+// testACL is an ACL: owner rwx, user 9 rw, group r-x, mask rwx, others --x.
+var testACL = []byte{
+	2, 0, 0, 0, 1, 0, 7, 0, 255, 255, 255, 255, 2, 0, 6, 0, 9, 0, 0, 0, 4, 0, 5, 0, 255, 255, 255, 255,
+	16, 0, 7, 0, 255, 255, 255, 255, 32, 0, 1, 0, 255, 255, 255, 255,
 }
 
 // zoo fills the store with one of everything.
@@ -215,6 +221,10 @@ func (w *world) zoo() (z ids) {
 	z.attr = w.create(z.dir2, "attr")
 	w.do(&op.Request{Type: op.Setxattr, Ino: z.attr, Name: "user.a", Data: []byte("one")})
 	w.do(&op.Request{Type: op.Setxattr, Ino: z.attr, Name: "user.big", Data: pattern(9, 3000)})
+	z.acl = w.mkdir(w.root, "acl", 3)
+	w.do(&op.Request{Type: op.Setxattr, Ino: z.acl, Name: op.ACLDefault, Data: testACL})
+	w.write(w.create(z.acl, "handed down"), 0, pattern(5, 300))
+	w.mkdir(z.acl, "handed on", 7)
 	z.held = w.create(w.root, "held")
 	w.write(z.held, 0, pattern(3, 5000))
 	w.do(&op.Request{Type: op.Unlink, Dir: w.root, Name: "held", Flags: op.Held})

@@ -173,6 +173,24 @@ func (s *Store) writeSuper(change func(*layout.Superblock)) error {
 	return nil
 }
 
+// Require makes programs that do not know an incompatible feature refuse the device
+// from now on, durably, in both superblocks. It must be called before anything is stored
+// that they would not understand. When it was called before it costs nothing.
+func (s *Store) Require(feature uint64) error {
+	if s.Superblock().Incompat&feature == feature {
+		return nil
+	}
+	if err := s.Failure(); err != nil {
+		return err
+	}
+	for range 2 {
+		if err := s.writeSuper(func(sb *layout.Superblock) { sb.Incompat |= feature }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func putSuper(dev disk.Device, sb *layout.Superblock) error {
 	if _, err := dev.WriteAt(sb.Encode(), int64(sb.Update%2)*layout.BlockSize); err != nil {
 		return fmt.Errorf("superblock of %s: %w", dev.Name(), err)

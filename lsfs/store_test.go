@@ -7,6 +7,7 @@ import (
 
 	"sealfs"
 	"sealfs/disk"
+	"sealfs/lsfs/layout"
 	"sealfs/pmem"
 )
 
@@ -239,5 +240,33 @@ func TestHeaderRot(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// TestRequire makes a feature stand in both superblocks, once.
+func TestRequire(t *testing.T) {
+	dev, region := disk.NewSim("device", 1<<20+64*testSegment), disk.NewSim("region", testRegion)
+	format(t, dev, region)
+	s := open(t, dev, region, nil, Options{StagingBytes: 2 * testSegment})
+	for range 2 {
+		if err := s.Require(layout.FeatureACL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	update := s.Superblock().Update
+	if err := s.Require(layout.FeatureACL); err != nil || s.Superblock().Update != update {
+		t.Errorf("written again: %v", err)
+	}
+	for i := range int64(2) {
+		b := make([]byte, layout.BlockSize)
+		if _, err := dev.ReadAt(b, i*layout.BlockSize); err != nil {
+			t.Fatal(err)
+		}
+		if sb, err := layout.DecodeSuperblock(b, "device", i*layout.BlockSize); err != nil || sb.Incompat&layout.FeatureACL == 0 {
+			t.Errorf("superblock %d: %+v, %v", i, sb, err)
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -78,6 +78,7 @@ type seen struct {
 	targetBytes, targetParts uint64
 	attrLeft                 int // bytes of the present attribute that are still to come
 	attrPart                 uint16
+	acls                     uint32 // flags of the ACLs found
 	bound, cut, gen          uint64
 }
 
@@ -303,6 +304,7 @@ func (ck *checker) attributeRecord(k *Key, v *record) {
 			ck.problem("an attribute of inode %d lacks its last %d bytes", k.Ino, s.attrLeft)
 		}
 		s.named += uint64(len(v.attribute.Name) + 1)
+		s.acls |= uint32(aclFlag(string(v.attribute.Name)))
 		s.attrLeft, s.attrPart = v.attribute.Total-len(v.attribute.Value), 0
 		return
 	}
@@ -366,6 +368,9 @@ func (ck *checker) counts(ino sealfs.Ino, s *seen) {
 	dying := s.flags&flagDying != 0 // what is left of its attributes and target says nothing
 	if !dying && (s.named != s.names || s.attrLeft != 0) {
 		ck.problem("inode %d counts %d bytes of attribute names and has %d", ino, s.names, s.named)
+	}
+	if acls := s.flags & (flagAccess | flagDefault); !dying && s.acls != acls {
+		ck.problem("inode %d has the flags %#x of ACLs and the ACLs %#x", ino, acls, s.acls)
 	}
 	if s.mode&typeMask == typeLink && s.targetBytes != s.size && !dying {
 		ck.problem("symlink %d has the size %d and %d bytes", ino, s.size, s.targetBytes)

@@ -21,18 +21,39 @@ func (ch *change) newInode(in *Inode, s sealfs.Shard, volume sealfs.Volume, mode
 	return ch.charge(in, 0, 1)
 }
 
-// newChild is newInode for a child of dir in shard s: a directory with the setgid
-// bit hands down its group, and to directories the bit.
+// newChild is newInode for a child of dir in shard s, which takes from dir what that hands down.
 func (ch *change) newChild(in, dir *Inode, s sealfs.Shard, mode uint32) error {
+	a, err := handedDown(ch.tx, ch.c, dir)
+	if err != nil {
+		return err
+	}
+	return ch.newChildWith(in, dir, s, mode, a)
+}
+
+// newChildWith is newChild for who knows the ACL that dir hands down.
+func (ch *change) newChildWith(in, dir *Inode, s sealfs.Shard, mode uint32, a acl) error {
 	if err := ch.newInode(in, s, dir.Volume, mode); err != nil {
 		return err
 	}
-	in.inherit(dir)
-	return nil
+	in.inherit(dir, a, ch.req.Valid)
+	if in.isLink() {
+		return nil
+	}
+	return ch.giveACL(in, a)
 }
 
-// inherit lets a new child take from dir what it hands down.
-func (in *Inode) inherit(dir *Inode) {
+// inherit makes mode and group of a new child of dir what they are to be: a directory with
+// the setgid bit hands down its group, and to directories the bit; an ACL that it hands
+// down bounds the mode in place of the umask. A symbolic link has no permissions.
+func (in *Inode) inherit(dir *Inode, a acl, umask uint32) {
+	switch {
+	case in.isLink():
+	case a != nil:
+		bits, _ := a.mode()
+		in.Mode &= bits | ^uint32(0o777)
+	default:
+		in.Mode &^= umask & 0o777
+	}
 	if dir.Mode&setgid == 0 {
 		return
 	}
@@ -147,7 +168,8 @@ func (ch *change) enter(dir *Inode, e *Entry, in *Inode) error {
 	return ch.put(in)
 }
 
-// mkdir makes a directory, its inode in shard req.Shard2.
+// mkdir makes a directory, its inode in shard req.Shard2, or beside dir's if dir hands
+// down more than goes into a part of a transaction.
 func (ch *change) mkdir() error {
 	var dir, in Inode
 	var e Entry
@@ -164,12 +186,22 @@ func (ch *change) mkdir() error {
 	if dir.Nlink >= sealfs.LinkMax {
 		return refusal(sealfs.ErrTooManyLinks)
 	}
-	mode := typeDir | ch.req.Mode&permMask
-	if ch.c.Local != nil && !ch.c.Local(ch.req.Shard2) {
-		if err := ch.votedChild(&in, &dir, mode); err != nil {
-			return err
-		}
-	} else if err := ch.newChild(&in, &dir, ch.req.Shard2, mode); err != nil {
+	a, err := handedDown(ch.tx, ch.c, &dir)
+	if err != nil {
+		return err
+	}
+	mode, home := typeDir|ch.req.Mode&permMask, ch.req.Shard2
+	if !a.travels() {
+		home = ch.req.Shard
+	}
+	if ch.c.Local != nil && !ch.c.Local(home) {
+		err = ch.votedChild(&in, &dir, mode, a)
+	} else if len(ch.req.Votes) > 0 {
+		err = refusal(sealfs.ErrStale) // what dir hands down has changed since
+	} else {
+		err = ch.newChildWith(&in, &dir, home, mode, a)
+	}
+	if err != nil {
 		return err
 	}
 	in.Nlink = 2

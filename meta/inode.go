@@ -30,6 +30,8 @@ const (
 	flagTail     = 1 << iota // extents at home beyond the size wait for Reclaim: the file must not grow
 	flagLinkable             // made by Tmpfile and never linked: Link may give it a name
 	flagDying                // being freed in steps: attributes and target may be gone in part
+	flagAccess               // it has the attribute op.ACLAccess; with it and the next, the store's device needs layout.FeatureACL
+	flagDefault              // it has the attribute op.ACLDefault
 	flagsAll     = 1<<iota - 1
 )
 
@@ -144,6 +146,9 @@ func (in *Inode) Attr(a *op.Attr) {
 		Size: in.Size, Blocks: (in.Bytes + 511) / 512,
 		Atime: in.Atime, Mtime: in.Mtime, Ctime: in.Ctime, Btime: in.Btime, Version: in.Version,
 		Gen: in.Gen, Bound: in.Bound,
+	}
+	if in.Flags&flagAccess != 0 {
+		a.Mode |= op.ModeACL
 	}
 	if reach := min(in.Size, in.Bound); reach > sealfs.HomeBytes && !in.foreign {
 		// What chunks hold is known only where they are: as if they had no holes.
@@ -273,14 +278,14 @@ func DecodeInode(b []byte, ino sealfs.Ino, in *Inode) error {
 
 // plausible reports whether the fields fit the file's type.
 func (in *Inode) plausible() bool {
-	flags := in.Flags &^ flagDying
+	flags := in.Flags &^ (flagDying | flagAccess)
 	switch in.Mode & typeMask {
 	case typeFile:
-		return in.Parent == 0 && in.Target == nil && in.Bytes >= uint64(in.First.Stored())
+		return in.Parent == 0 && in.Target == nil && in.Bytes >= uint64(in.First.Stored()) && flags&flagDefault == 0
 	case typeDir:
-		return in.Parent != 0 && in.Target == nil && in.First.Len == 0 && in.Bytes == 0 && flags == 0
+		return in.Parent != 0 && in.Target == nil && in.First.Len == 0 && in.Bytes == 0 && flags&^flagDefault == 0
 	case typeLink:
-		return in.Parent == 0 && in.First.Len == 0 && in.Bytes == 0 && flags == 0 && in.Size > 0 && in.Size <= sealfs.SymlinkMax &&
+		return in.Parent == 0 && in.First.Len == 0 && in.Bytes == 0 && in.Flags&^flagDying == 0 && in.Size > 0 && in.Size <= sealfs.SymlinkMax &&
 			(in.Target == nil) == (in.Size > inlineTarget) && (in.Target == nil || uint64(len(in.Target)) == in.Size)
 	case typeSocket, typeBlock, typeChar, typeFifo:
 		return in.Parent == 0 && in.Target == nil && in.First.Len == 0 && in.Bytes == 0 && in.Size == 0 && flags == 0

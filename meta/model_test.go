@@ -22,6 +22,7 @@ type model struct {
 	held  map[sealfs.Ino]bool
 	files []sealfs.Ino // every inode that was ever made, also those that are gone
 	dirs  []sealfs.Ino
+	acls  int // ACLs that were compared
 }
 
 func newModel(t *testing.T, c Config, seed uint64) *model {
@@ -125,6 +126,7 @@ func (m *model) step(names int) {
 	if rng.IntN(4) == 0 {
 		req.Dir = m.root
 	}
+	req.Valid = []uint32{0, 0o22, uint32(rng.IntN(0o1000))}[rng.IntN(3)]
 	onIno := func(t op.Type) op.Request { return op.Request{Type: t, Ino: m.pick(append(m.files, m.pick(m.dirs)))} }
 	switch n := rng.IntN(100); {
 	case n < 12:
@@ -179,13 +181,20 @@ func (m *model) step(names int) {
 		req = onIno(op.Fallocate)
 		req.Mode = []uint32{0, 1, 3, 16, 17, 8}[rng.IntN(6)]
 		req.Off, req.Len = uint64(rng.IntN(12))*block, uint64(rng.IntN(6))*block
+	case n < 86:
+		req = onIno(op.Setxattr)
+		if req.Name = op.ACLAccess; rng.IntN(2) == 0 {
+			req.Name, req.Ino = op.ACLDefault, m.pick(append(m.dirs, req.Ino))
+		}
+		req.Data = randomACL(rng)
+		req.Flags = []op.Flags{0, 0, op.XCreate, op.XReplace, op.KillPriv}[rng.IntN(5)]
 	case n < 87:
 		req = onIno(op.Setxattr)
 		req.Name, req.Data = "user."+name(), pattern(rng.IntN(2000), 1)
 		req.Flags = []op.Flags{0, 0, op.XCreate, op.XReplace}[rng.IntN(4)]
 	case n < 88:
 		req = onIno(op.Removexattr)
-		req.Name = "user." + name()
+		req.Name = []string{"user." + name(), "user." + name(), op.ACLAccess, op.ACLDefault}[rng.IntN(4)]
 	case n < 90:
 		req = onIno(op.SetLock)
 		req.Lock = op.Lock{Type: op.LockType(rng.IntN(3)), Start: uint64(rng.IntN(9)), End: uint64(9 + rng.IntN(9)), Owner: uint64(rng.IntN(3))}
@@ -194,7 +203,7 @@ func (m *model) step(names int) {
 		req.Off, req.Mode = uint64(rng.IntN(12*block)), uint32(3+rng.IntN(2))
 	case n < 94:
 		req = onIno(op.Getxattr)
-		req.Name, req.Len = "user."+name(), uint64(rng.IntN(3000))
+		req.Name, req.Len = []string{"user." + name(), op.ACLAccess, op.ACLDefault}[rng.IntN(3)], uint64(rng.IntN(6000))
 	case n < 96:
 		req = onIno(op.Readlink)
 	case n < 98: // hold
@@ -249,6 +258,11 @@ func (m *model) compare() {
 		if a.Code == 0 && a.Attr.Mode&typeMask == typeFile {
 			m.both(op.Request{Type: op.Read, Ino: ino, Len: sealfs.IOMax})
 		}
+		for _, name := range []string{op.ACLAccess, op.ACLDefault} {
+			if m.both(op.Request{Type: op.Getxattr, Ino: ino, Name: name, Len: sealfs.ACLMax}).Code == 0 {
+				m.acls++
+			}
+		}
 	}
 	inodes := int64(0)
 	for _, u := range m.sp.usage {
@@ -274,6 +288,9 @@ func TestModel(t *testing.T) {
 				m.release(ino)
 			}
 			m.compare()
+			if m.acls == 0 {
+				t.Error("no ACL was compared")
+			}
 		})
 	}
 }

@@ -1,6 +1,7 @@
 package meta
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 
@@ -109,21 +110,28 @@ func (ch *change) vote(ino sealfs.Ino, in *Inode) error {
 
 func (in *Inode) fromVote(a *op.Attr) {
 	*in = Inode{
-		Ino: a.Ino, Mode: a.Mode, Nlink: a.Nlink, UID: a.UID, GID: a.GID, Rdev: a.Rdev, Size: a.Size, Bytes: a.Blocks * 512,
+		Ino: a.Ino, Mode: a.Mode &^ op.ModeACL, Nlink: a.Nlink, UID: a.UID, GID: a.GID, Rdev: a.Rdev, Size: a.Size, Bytes: a.Blocks * 512,
 		Atime: a.Atime, Mtime: a.Mtime, Ctime: a.Ctime, Btime: a.Btime, Version: a.Version, Gen: a.Gen, Bound: a.Bound, foreign: true,
+	}
+	if a.Mode&op.ModeACL != 0 {
+		in.Flags = flagAccess
 	}
 }
 
-// votedChild fills in with the new directory that another store has prepared for mkdir.
-func (ch *change) votedChild(in, dir *Inode, mode uint32) error {
+// votedChild fills in with the new directory that another store has prepared for
+// mkdir; a is what dir hands down.
+func (ch *change) votedChild(in, dir *Inode, mode uint32, a acl) error {
 	want := Inode{Mode: mode, GID: ch.req.GID}
-	want.inherit(dir)
+	want.inherit(dir, a, ch.req.Valid)
+	if len(ch.req.Votes) > 0 && !bytes.Equal(ch.req.Data, a) {
+		return refusal(sealfs.ErrStale)
+	}
 	for i := range ch.req.Votes {
 		a := &ch.req.Votes[i]
 		if a.Ino.Home(ch.c.Shards) != ch.req.Shard2 {
 			continue
 		}
-		if a.Mode != want.Mode || a.GID != want.GID {
+		if a.Mode&^op.ModeACL != want.Mode || a.GID != want.GID {
 			return refusal(sealfs.ErrStale) // what dir hands down has changed since
 		}
 		in.fromVote(a)
@@ -182,6 +190,7 @@ func DecodePrepared(b []byte) (*op.Request, error) {
 	if err := op.DecodeRequest(req, b); err != nil || req.Type != op.Prepare || !req.Part.Valid() || req.Tx.IsZero() {
 		return nil, damaged("prepared row %x", b)
 	}
+	req.Data = bytes.Clone(req.Data)
 	return req, nil
 }
 
@@ -278,7 +287,10 @@ func (ch *change) prepare() error {
 	if err := ch.preparePart(&part); err != nil {
 		return err
 	}
-	part.Epoch, part.Data, part.Session, part.Seq, part.Low = 0, nil, 0, 0, 0
+	part.Epoch, part.Session, part.Seq, part.Low = 0, 0, 0, 0
+	if part.Part != op.PartNew {
+		part.Data = nil
+	}
 	k := PreparedKey(req.Shard, req.Tx, uint8(ordinal))
 	req.Ino = part.Ino // resolved
 	return ch.tx.Set(k[:], part.AppendTo(nil))
@@ -291,6 +303,9 @@ func (ch *change) preparePart(p *op.Request) error {
 	case op.PartNew:
 		if p.Mode&typeMask != typeDir || p.Dir == 0 {
 			return refusal(sealfs.ErrInvalid)
+		}
+		if err := checkHandedDown(p.Data); err != nil {
+			return err
 		}
 		ino, err := ch.allocate(p.Shard)
 		if err != nil {
@@ -345,6 +360,7 @@ func (in *Inode) fromPart(p *op.Request) {
 		Ino: p.Ino, Mode: p.Mode, Nlink: 2, UID: p.UID, GID: p.GID, Parent: p.Dir, Volume: p.Volume, Version: 1,
 		Atime: p.Time, Mtime: p.Time, Ctime: p.Time, Btime: p.Time,
 	}
+	in.Flags = acl(p.Data).flags(true)
 }
 
 // prepareName checks that a name of a directory stands for what the coordinator believes.
@@ -454,6 +470,9 @@ func (ch *change) commitPart(p *op.Request) error {
 		in.fromPart(p)
 		now := ch.req.Mtime
 		in.Atime, in.Mtime, in.Ctime, in.Btime = now, now, now, now
+		if err := ch.giveACL(&in, p.Data); err != nil {
+			return err
+		}
 		return ch.put(&in)
 	case op.PartName:
 		return ch.commitName(p)

@@ -1,6 +1,7 @@
 package meta
 
 import (
+	"bytes"
 	"slices"
 
 	"sealfs"
@@ -23,7 +24,7 @@ func (p *Plan) Equal(o *Plan) bool {
 		return false
 	}
 	return slices.EqualFunc(p.Parts, o.Parts, func(a, b op.Request) bool {
-		return samePart(&a, &b) && a.Shard == b.Shard && a.Dir2 == b.Dir2 && a.Mode == b.Mode && a.GID == b.GID && a.Off == b.Off
+		return samePart(&a, &b) && a.Shard == b.Shard && a.Dir2 == b.Dir2 && a.Mode == b.Mode && a.GID == b.GID && a.Off == b.Off && bytes.Equal(a.Data, b.Data)
 	})
 }
 
@@ -65,9 +66,16 @@ func (p *planner) make(target Target, root func(sealfs.Volume) sealfs.Ino) error
 	}
 	switch req.Type {
 	case op.Mkdir:
+		a, err := handedDown(p.r, p.c, &p.dir)
+		if err != nil {
+			return err
+		}
+		if !a.travels() {
+			return nil // nothing of it is foreign
+		}
 		in := Inode{Mode: typeDir | req.Mode&permMask, GID: req.GID}
-		in.inherit(&p.dir)
-		p.add(op.Request{Part: op.PartNew, Shard: req.Shard2, Dir: req.Dir, Mode: in.Mode, UID: req.UID, GID: in.GID})
+		in.inherit(&p.dir, a, req.Valid)
+		p.add(op.Request{Part: op.PartNew, Shard: req.Shard2, Dir: req.Dir, Mode: in.Mode, UID: req.UID, GID: in.GID, Data: a})
 		return nil
 	case op.Link:
 		p.part(op.PartLink, req.Ino, req.Dir, 0)

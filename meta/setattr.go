@@ -30,6 +30,9 @@ func (ch *change) setattr() error {
 	}
 	if req.Valid&op.SetMode != 0 {
 		in.Mode = in.Mode&typeMask | req.Mode&permMask
+		if err := ch.chmodACL(&in); err != nil {
+			return err
+		}
 	}
 	if req.Valid&op.SetUID != 0 {
 		in.UID = req.UID

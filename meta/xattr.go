@@ -129,17 +129,28 @@ func (ch *change) setxattr() error {
 	if err := ch.load(ch.req.Ino, &in); err != nil {
 		return err
 	}
+	if flag := aclFlag(name); flag != 0 {
+		return ch.setACL(&in, flag)
+	}
+	if err := ch.putAttr(&in, name, value, ch.req.Flags); err != nil {
+		return err
+	}
+	return ch.attrChanged(&in)
+}
+
+// putAttr sets an attribute of in, whose record the caller writes. flags are those of Setxattr.
+func (ch *change) putAttr(in *Inode, name string, value []byte, flags op.Flags) error {
 	var old Attribute
-	at, found, err := findAttr(ch.tx, ch.c, &in, name, &old)
+	at, found, err := findAttr(ch.tx, ch.c, in, name, &old)
 	if err != nil {
 		return err
 	}
-	rows := 0
-	grown := attrLength(len(name), len(value))
+	total, rows := len(value), 0
+	grown := attrLength(len(name), total)
 	switch {
-	case found && ch.req.Flags&op.XCreate != 0:
+	case found && flags&op.XCreate != 0:
 		return refusal(sealfs.ErrExist)
-	case !found && ch.req.Flags&op.XReplace != 0:
+	case !found && flags&op.XReplace != 0:
 		return refusal(sealfs.ErrNoData)
 	case found:
 		rows = attrRows(len(name), old.Total)
@@ -168,13 +179,10 @@ func (ch *change) setxattr() error {
 		n = min(len(value), attrPart)
 		row = value[:n]
 	}
-	if err := ch.dropAttrRows(&in, at, attrRows(len(name), len(ch.req.Data)), rows); err != nil {
+	if err := ch.dropAttrRows(in, at, attrRows(len(name), total), rows); err != nil {
 		return err
 	}
-	if err := ch.charge(&in, grown, 0); err != nil {
-		return err
-	}
-	return ch.attrChanged(&in)
+	return ch.charge(in, grown, 0)
 }
 
 // removexattr removes the attribute Name of Ino.
@@ -186,26 +194,34 @@ func (ch *change) removexattr() error {
 	if err := ch.load(ch.req.Ino, &in); err != nil {
 		return err
 	}
+	if flag := aclFlag(ch.req.Name); flag != 0 {
+		return ch.removeACL(&in, flag)
+	}
+	if err := ch.dropAttr(&in, ch.req.Name); err != nil {
+		return err
+	}
+	return ch.attrChanged(&in)
+}
+
+// dropAttr removes an attribute of in, whose record the caller writes.
+func (ch *change) dropAttr(in *Inode, name string) error {
 	var old Attribute
-	at, found, err := findAttr(ch.tx, ch.c, &in, ch.req.Name, &old)
+	at, found, err := findAttr(ch.tx, ch.c, in, name, &old)
 	if err != nil {
 		return err
 	}
 	if !found {
 		return refusal(sealfs.ErrNoData)
 	}
-	n := uint32(len(ch.req.Name) + 1)
+	n := uint32(len(name) + 1)
 	if in.Names < n {
 		return damaged("inode %d counts %d bytes of attribute names and has more", in.Ino, in.Names)
 	}
 	in.Names -= n
-	if err := ch.dropAttrRows(&in, at, 0, attrRows(len(ch.req.Name), old.Total)); err != nil {
+	if err := ch.dropAttrRows(in, at, 0, attrRows(len(name), old.Total)); err != nil {
 		return err
 	}
-	if err := ch.charge(&in, -attrLength(len(ch.req.Name), old.Total), 0); err != nil {
-		return err
-	}
-	return ch.attrChanged(&in)
+	return ch.charge(in, -attrLength(len(name), old.Total), 0)
 }
 
 // dropAttrRows deletes the rows [from, to) of an attribute.
@@ -251,21 +267,27 @@ func getxattr(r pmem.Reader, c Config, req *op.Request, rep *op.Reply) error {
 	if uint64(a.Total) > req.Len {
 		return refusal(sealfs.ErrRange)
 	}
+	rep.Data, err = appendAttr(rep.Data, r, c, &in, at, &a)
+	return err
+}
+
+// appendAttr appends the value of the attribute a, which stands at at, to b.
+func appendAttr(b []byte, r pmem.Reader, c Config, in *Inode, at attrPlace, a *Attribute) ([]byte, error) {
 	rest := a.Total - len(a.Value)
-	rep.Data = append(rep.Data, a.Value...)
+	b = append(b, a.Value...)
 	for part := 1; rest > 0; part++ {
 		k := AttributeKey(c.Shards, in.Ino, at.hash, uint8(at.ordinal), uint16(part))
-		b, err := pmem.Get(r, k[:])
-		if err == sealfs.ErrNotExist || err == nil && len(b) != min(rest, attrPart) {
-			return damaged("part %d of attribute %x of inode %d is missing or has another length", part, at.hash, in.Ino)
+		row, err := pmem.Get(r, k[:])
+		if err == sealfs.ErrNotExist || err == nil && len(row) != min(rest, attrPart) {
+			return b, damaged("part %d of attribute %x of inode %d is missing or has another length", part, at.hash, in.Ino)
 		}
 		if err != nil {
-			return err
+			return b, err
 		}
-		rep.Data = append(rep.Data, b...)
-		rest -= len(b)
+		b = append(b, row...)
+		rest -= len(row)
 	}
-	return nil
+	return b, nil
 }
 
 // listxattr answers Listxattr: the names, each ended by NUL, in Data and their

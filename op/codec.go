@@ -185,6 +185,7 @@ func DecodeRequest(r *Request, b []byte) error {
 	r.GID = uint32(num(hasGID, u32))
 	r.Rdev = uint32(num(hasRdev, u32))
 	r.Valid = uint32(num(hasValid, uint64(setAll)))
+	const _ = uint(setAll) - 0o777 // there is room for a umask
 	r.Size = num(hasSize, sealfs.FileSizeMax)
 	r.Atime = unzigzag(num(hasAtime, u64))
 	r.Mtime = unzigzag(num(hasMtime, u64))

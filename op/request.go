@@ -14,9 +14,9 @@ const (
 	_ Type = iota
 
 	MakeRoot    // make the root directory of Volume: Ino (result), Mode, UID, GID
-	Create      // regular file Name in Dir: Mode, UID, GID; flag Excl
-	Mknod       // device, fifo, socket or regular file Name in Dir: Mode, UID, GID, Rdev
-	Mkdir       // directory Name in Dir, its inode in shard Shard2: Mode, UID, GID
+	Create      // regular file Name in Dir: Mode, Valid (the umask), UID, GID; flag Excl
+	Mknod       // device, fifo, socket or regular file Name in Dir: Mode, Valid (the umask), UID, GID, Rdev
+	Mkdir       // directory Name in Dir, its inode in shard Shard2: Mode, Valid (the umask), UID, GID. Resolved, in a decision: Data is the ACL that is handed down
 	Symlink     // Name in Dir with target Data: UID, GID
 	Link        // Name in Dir for Ino
 	Unlink      // Name in Dir, not a directory
@@ -25,13 +25,13 @@ const (
 	Setattr     // Ino: the fields that Valid names
 	Write       // Ino: payload at Off; flags Append, KillPriv. Resolved: Off and Data cover whole blocks (but for the file's tail), Size is where the sender's bytes end
 	Fallocate   // Ino: Off, Len, Mode (the FALLOC_FL bits)
-	Setxattr    // Ino: attribute Name = Data; flags XCreate, XReplace
-	Removexattr // Ino: attribute Name
+	Setxattr    // Ino: attribute Name = Data; flags XCreate, XReplace. ACLAccess or ACLDefault: a POSIX ACL, an empty one removes it; flag KillPriv only
+	Removexattr // Ino: attribute Name; that there is no ACL is no error
 	SetLock     // Ino: Lock; LockType Unlock releases
 	DropOwner   // Ino: all POSIX locks of Owner (close), or flock with flag Flock
 	DropSession // shard Shard: everything that session Owner holds there
 	Reclaim     // Ino: one bounded step of freeing what nobody can reach
-	Tmpfile     // nameless regular file in the directory Dir: Mode, UID, GID
+	Tmpfile     // nameless regular file in the directory Dir: Mode, Valid (the umask), UID, GID
 	DropVolume  // shard Shard: one bounded step of freeing the volume's inodes
 
 	lastChange // below: questions, which are not logged
@@ -130,7 +130,7 @@ const (
 	NoReplace                   // Rename: the target must not exist
 	Exchange                    // Rename: the two names change places
 	Append                      // Write: at the end of the file
-	KillPriv                    // Write, Setattr: clear setuid and setgid bits
+	KillPriv                    // Write, Setattr: clear setuid and setgid bits; Setxattr of ACLAccess: clear the setgid bit
 	XCreate                     // Setxattr: the attribute must be new
 	XReplace                    // Setxattr: the attribute must exist
 	Plus                        // Readdir: with attributes
@@ -145,7 +145,19 @@ const (
 	flagsAll Flags = 1<<iota - 1
 )
 
-// Valid bits of Setattr, in Request.Valid.
+// The attributes under which an inode has POSIX ACLs, in Linux's format (version
+// 2): who may access it, and, of a directory, what it hands down to what is made in it.
+const (
+	ACLAccess  = "system.posix_acl_access"
+	ACLDefault = "system.posix_acl_default"
+)
+
+// ModeACL is set in Attr.Mode, above the bits of stat(2), for an inode that has an
+// access ACL: without it nobody need ask.
+const ModeACL = 1 << 16
+
+// Valid bits of Setattr, in Request.Valid. Their number is that of the bits of
+// a umask, which stands there in requests that make inodes.
 const (
 	SetMode uint32 = 1 << iota
 	SetUID
@@ -179,7 +191,7 @@ type Part uint8
 // The parts.
 const (
 	_          Part = iota
-	PartNew         // in shard Shard: a new directory with the parent Dir: Mode (with its type), UID, GID, Volume. Ino is resolved
+	PartNew         // in shard Shard: a new directory with the parent Dir: Mode (with its type), UID, GID, Volume, Data (the ACL that Dir hands down, if any). Ino is resolved
 	PartDrop        // Ino, which must be in Volume, loses a name in Dir; a directory must be empty
 	PartLink        // Ino, which must be in Volume, gets another name
 	PartMove        // Ino gets its name in Dir in place of the one in Dir2
@@ -232,7 +244,7 @@ type Request struct {
 
 	Mode, UID, GID, Rdev uint32
 
-	Valid        uint32
+	Valid        uint32 // Setattr: what is set. Create, Mknod, Mkdir, Tmpfile: the umask, which counts unless Dir hands an ACL down
 	Size         uint64
 	Atime, Mtime int64 // nanoseconds since 1970
 	Ctime        int64
@@ -271,7 +283,7 @@ type Request struct {
 // Attr is what stat(2) tells of an inode.
 type Attr struct {
 	Ino                 sealfs.Ino
-	Mode                uint32 // type and permission bits
+	Mode                uint32 // type and permission bits; ModeACL
 	Nlink               uint32
 	UID, GID            uint32
 	Rdev                uint32

@@ -9,6 +9,7 @@ import (
 	"sealfs"
 	"sealfs/internal/enc"
 	"sealfs/lsfs"
+	"sealfs/lsfs/layout"
 	"sealfs/meta"
 	"sealfs/op"
 	"sealfs/txn"
@@ -74,6 +75,11 @@ func (st *store) execute(ctx context.Context, req *op.Request, rep *op.Reply, pa
 	if req.Type == op.Commit {
 		st.follow(req.Mtime)
 	}
+	if bringsACL(req) {
+		if err := st.Require(layout.FeatureACL); err != nil {
+			return 0, err
+		}
+	}
 	req.Time = st.now()
 	req.Flags &^= op.Held
 	c.in = lsfs.Intent{Class: class(req.Type), Payload: payload, Ino: req.Ino, Offset: req.Off}
@@ -107,6 +113,18 @@ func (st *store) execute(ctx context.Context, req *op.Request, rep *op.Reply, pa
 			return end, err
 		}
 	}
+}
+
+// bringsACL reports whether a request may bring an ACL to a store that has none; from
+// there on they are handed down.
+func bringsACL(req *op.Request) bool {
+	switch req.Type {
+	case op.Setxattr:
+		return req.Name == op.ACLAccess || req.Name == op.ACLDefault
+	case op.Prepare:
+		return req.Part == op.PartNew && len(req.Data) > 0
+	}
+	return false
 }
 
 // class says which requests may use the reserve of a full store.

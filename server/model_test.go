@@ -3,6 +3,7 @@ package server
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -175,6 +176,23 @@ func firstDifference(a, b []byte) int {
 
 func pick[T any](w *twin, s []T) T { return s[w.rng.IntN(len(s))] }
 
+// acl returns a random ACL, at times one that does not go into a part of a transaction.
+func (w *twin) acl() []byte {
+	entry := func(b []byte, tag byte, who uint32) []byte {
+		return binary.LittleEndian.AppendUint32(append(b, tag, 0, byte(w.rng.IntN(8)), 0), who)
+	}
+	b := entry([]byte{2, 0, 0, 0}, 1, 1<<32-1)
+	named := []int{0, 0, 1, 2, 150}[w.rng.IntN(5)]
+	for range named {
+		b = entry(b, 2, uint32(w.rng.IntN(3)))
+	}
+	b = entry(b, 4, 1<<32-1)
+	if named > 0 {
+		b = entry(b, 16, 1<<32-1)
+	}
+	return entry(b, 32, 1<<32-1)
+}
+
 // spread says where a new directory lies.
 func (w *twin) spread(dir sealfs.Ino) sealfs.Shard {
 	shard := sealfs.Shard(w.rng.IntN(testShards))
@@ -205,15 +223,27 @@ func (w *twin) step() {
 			w.dirs = append([]sealfs.Ino{w.root}, w.dirs[len(w.dirs)-8:]...)
 		}
 	}
-	switch w.rng.IntN(30) {
+	umask := uint32(w.rng.IntN(4)) * 0o011
+	switch w.rng.IntN(32) {
+	case 30:
+		in, acl := pick(w, w.dirs), op.ACLDefault
+		if w.rng.IntN(3) == 0 {
+			in, acl = ino, op.ACLAccess
+		}
+		w.do(op.Request{Type: op.Setxattr, Ino: in, Name: acl, Data: w.acl()})
+	case 31:
+		acl := []string{op.ACLAccess, op.ACLDefault}[w.rng.IntN(2)]
+		for _, in := range []sealfs.Ino{ino, dir} {
+			w.do(op.Request{Type: op.Getxattr, Ino: in, Name: acl, Len: sealfs.ACLMax})
+		}
 	case 0, 1, 2:
 		f := op.Flags(0)
 		if w.rng.IntN(2) == 0 {
 			f = op.Excl
 		}
-		learn(w.do(op.Request{Type: op.Create, Dir: dir, Name: name, Mode: 0o644, UID: uid, GID: uid, Flags: f}), false)
+		learn(w.do(op.Request{Type: op.Create, Dir: dir, Name: name, Mode: 0o666, Valid: umask, UID: uid, GID: uid, Flags: f}), false)
 	case 3:
-		learn(w.do(op.Request{Type: op.Mkdir, Dir: dir, Name: name, Mode: 0o2755, UID: uid, GID: uid, Shard2: w.spread(dir)}), true)
+		learn(w.do(op.Request{Type: op.Mkdir, Dir: dir, Name: name, Mode: 0o2777, Valid: umask, UID: uid, GID: uid, Shard2: w.spread(dir)}), true)
 	case 4:
 		learn(w.do(op.Request{Type: op.Symlink, Dir: dir, Name: name, UID: uid, Data: bytes.Repeat([]byte("x/"), 1+w.rng.IntN(1000))}), false)
 	case 5:

@@ -266,7 +266,7 @@ func (st *store) target(ctx context.Context, req *op.Request) (meta.Target, erro
 	if found.Code != 0 && found.Code != sealfs.ErrNotExist {
 		return meta.Target{}, found.Code
 	}
-	return meta.Target{Ino: found.Attr.Ino, Type: uint8(found.Attr.Mode >> 12)}, nil
+	return meta.Target{Ino: found.Attr.Ino, Type: uint8(found.Attr.Mode >> 12 & 0xf)}, nil
 }
 
 // collect sends the Prepares and gathers the votes.
@@ -323,8 +323,11 @@ func codeOf(err error, rep *op.Reply) sealfs.Code {
 func (st *store) decide(ctx context.Context, c *txn.Coordinator, plan meta.Plan, req *op.Request, rep *op.Reply) error {
 	d := *req
 	d.Tx, d.Coord, d.Votes = c.Tx(), req.Shard, c.Votes()
-	if req.Type == op.Rename {
+	switch req.Type {
+	case op.Rename:
 		d.Off, d.Ino, d.Flags = uint64(plan.Src), plan.Ino, d.Flags|op.Walked
+	case op.Mkdir:
+		d.Data = plan.Parts[0].Data
 	}
 	bound, stop := context.WithTimeout(ctx, prepareTimeout)
 	defer stop()

@@ -179,9 +179,9 @@ func Dial(ctx context.Context, network, address string, o Options) (*Conn, error
 
 // handshake sends our hello and judges the server's.
 func (c *Conn) handshake() error {
-	ours := hello{protocolMin, ProtocolVersion, featuresKnown, 0, c.opts.Cluster, c.opts.Program}
+	ours := hello{protocolMin, ProtocolVersion, featuresKnown, featureUmask, c.opts.Cluster, c.opts.Program}
 	if c.opts.Peer {
-		ours.required = featurePeer
+		ours.required |= featurePeer
 	}
 	if _, err := c.out.add(header{typ: typeHello}, &ours, nil, nil, 0); err != nil {
 		return err

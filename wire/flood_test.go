@@ -229,7 +229,7 @@ func TestPeer(t *testing.T) {
 			code sealfs.Code
 		}{
 			"a peer of no cluster": {hello{2, 2, featurePeer, featurePeer, sealfs.UUID{}, "x"}, sealfs.ErrInvalid},
-			"an unknown feature":   {hello{2, 2, 3, 3, testCluster, "x"}, sealfs.ErrVersion},
+			"an unknown feature":   {hello{2, 2, 1<<40 | 3, 1<<40 | 3, testCluster, "x"}, sealfs.ErrVersion},
 			"protocol 1":           {hello{1, 1, 0, 0, testCluster, "x"}, sealfs.ErrVersion},
 		} {
 			t.Run(name, func(t *testing.T) {

@@ -78,6 +78,8 @@
 //	feature  supported by a server    required by a client
 //	  bit 0  other servers may call   the caller is a server of the same cluster (a
 //	         it as peers              peer) and names that cluster
+//	  bit 1  it makes the mode of     all: requests that make inodes say mode and
+//	         new inodes               umask apart
 //
 // The server treats all requests of a peer's connection as those of a peer. Who
 // may not be one is refused with a goaway.
@@ -104,7 +106,8 @@ const ProtocolVersion = 2
 // The feature bits of a hello, and all that this program understands.
 const (
 	featurePeer   = 1 << 0
-	featuresKnown = featurePeer
+	featureUmask  = 1 << 1
+	featuresKnown = featurePeer | featureUmask
 )
 
 const (

@@ -43,7 +43,8 @@ func (fs *FS) setattr(req *op.Request, rep *op.Reply, in *inode, now int64) seal
 		in.attr.Mtime = now
 	}
 	if req.Valid&op.SetMode != 0 {
-		in.attr.Mode = in.attr.Mode&typeMask | req.Mode&permMask
+		in.attr.Mode = in.attr.Mode&^permMask | req.Mode&permMask
+		in.chmodACL()
 	}
 	if req.Valid&op.SetUID != 0 {
 		in.attr.UID = req.UID
@@ -324,6 +325,9 @@ func (fs *FS) setxattr(req *op.Request, rep *op.Reply, in *inode, now int64) sea
 	if code := checkXattr(req.Name); code != 0 {
 		return code
 	}
+	if isACL(req.Name) && len(req.Data) <= sealfs.XattrValueMax {
+		return fs.setACL(req, rep, in, now)
+	}
 	_, found := in.xattrs[req.Name]
 	switch {
 	case len(req.Data) > sealfs.XattrValueMax:
@@ -335,10 +339,7 @@ func (fs *FS) setxattr(req *op.Request, rep *op.Reply, in *inode, now int64) sea
 	case !found && in.names()+len(req.Name)+1 > sealfs.XattrListMax:
 		return sealfs.ErrArgTooBig
 	}
-	if in.xattrs == nil {
-		in.xattrs = map[string][]byte{}
-	}
-	in.xattrs[req.Name] = slices.Clone(req.Data)
+	in.put(req.Name, req.Data)
 	in.changed(now)
 	rep.Attr = in.attr
 	return 0
@@ -347,6 +348,9 @@ func (fs *FS) setxattr(req *op.Request, rep *op.Reply, in *inode, now int64) sea
 func (fs *FS) removexattr(req *op.Request, rep *op.Reply, in *inode, now int64) sealfs.Code {
 	if code := checkXattr(req.Name); code != 0 {
 		return code
+	}
+	if isACL(req.Name) {
+		return fs.removeACL(req, rep, in, now)
 	}
 	if _, found := in.xattrs[req.Name]; !found {
 		return sealfs.ErrNoData

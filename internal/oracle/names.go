@@ -16,7 +16,7 @@ func (fs *FS) makeRoot(req *op.Request, rep *op.Reply, now int64) sealfs.Code {
 }
 
 // child makes an inode in shard s below dir, which hands down its group when it
-// has the setgid bit, and to directories the bit.
+// has the setgid bit, and to directories the bit, and its default ACL.
 func (fs *FS) child(req *op.Request, dir *inode, s sealfs.Shard, mode uint32, now int64) *inode {
 	in := fs.allocate(s, dir.volume, mode, req, now)
 	if dir.attr.Mode&setgid != 0 {
@@ -25,6 +25,7 @@ func (fs *FS) child(req *op.Request, dir *inode, s sealfs.Shard, mode uint32, no
 			in.attr.Mode |= setgid
 		}
 	}
+	in.inherit(dir, req.Valid)
 	return in
 }
 
@@ -92,7 +93,11 @@ func (fs *FS) mkdir(req *op.Request, rep *op.Reply, dir *inode, now int64) sealf
 	case dir.attr.Nlink >= sealfs.LinkMax:
 		return sealfs.ErrTooManyLinks
 	}
-	in := fs.child(req, dir, req.Shard2, typeDir|req.Mode&permMask, now)
+	home := req.Shard2
+	if len(dir.xattrs[op.ACLDefault]) > aclMovesMax {
+		home = req.Shard
+	}
+	in := fs.child(req, dir, home, typeDir|req.Mode&permMask, now)
 	in.parent = dir.attr.Ino
 	dir.attr.Nlink++
 	return fs.enter(req, rep, dir, in, now)
@@ -296,7 +301,7 @@ func (fs *FS) readdir(req *op.Request, rep *op.Reply, dir *inode) sealfs.Code {
 	for name, e := range dir.entries {
 		if e.cookie > req.Off {
 			in := fs.inodes[e.ino]
-			d := op.Dirent{Name: name, Ino: e.ino, Cookie: e.cookie, Type: uint8(in.attr.Mode >> 12)}
+			d := op.Dirent{Name: name, Ino: e.ino, Cookie: e.cookie, Type: uint8(in.attr.Mode >> 12 & 0xf)}
 			if req.Flags&op.Plus != 0 && fs.same(e.ino, req.Shard) {
 				d.Attr = in.attr
 			}

@@ -53,9 +53,13 @@ const (
 // segments: who does not know them takes their slots for damage.
 const FeatureFar uint64 = 1 << 0
 
+// FeatureACL is the incompatible feature of a device on which inodes have, or had,
+// POSIX ACLs: who does not know them takes such inodes for damage.
+const FeatureACL uint64 = 1 << 1
+
 // FeaturesKnown are the incompatible features that this program understands.
 // A device with another bit is refused by the bit's number.
-const FeaturesKnown = FeatureFar
+const FeaturesKnown = FeatureFar | FeatureACL
 
 // Superblock is the identity and geometry of a device and the lower bound of
 // its log.
