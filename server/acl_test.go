@@ -106,9 +106,11 @@ func TestACLChangesDuringMkdir(t *testing.T) {
 	})
 	do := asks(w, &retrier{w: w})
 	var made []sealfs.Ino
-	for i := range 150 {
+	modes := map[uint32]bool{}
+	for i := 0; i < 150 || len(modes) < 2 && i < 20000; i++ { // until the other one had its turn
 		a := do(op.Request{Type: op.Mkdir, Dir: w.root, Name: fmt.Sprint(i), Mode: 0o777, Valid: 0o022, Shard2: sealfs.Shard(i % testShards)}).Attr
 		made = append(made, a.Ino)
+		modes[a.Mode] = true
 	}
 	close(stop)
 	others.Wait()
