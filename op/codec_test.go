@@ -41,6 +41,8 @@ var everything = Reply{
 		{Name: "dir", Ino: 13, Cookie: 3, Type: 4, Attr: Attr{Ino: 13, Mode: 0o40755, Nlink: 2}},
 	},
 	Space: Space{Bytes: 1 << 40, BytesFree: 2, Inodes: 3, InodesFree: 0},
+	Lease: LeaseIno | LeaseWrite, Stamp: 7,
+	Revokes: []Revoke{{Num: 6, Kind: RevokeName, Ino: 13, Name: "x"}, {Num: 7, Kind: RecallWrite, Ino: sealfs.InoMax}},
 }
 
 // TestGoldenRequest holds the encoding to bytes: they stand in logs and on wires.
@@ -56,7 +58,7 @@ func TestGoldenRequest(t *testing.T) {
 			"0b60014000090185208020"},
 		"getattr": {Request{Type: Getattr, Ino: 300}, "1700010000ac02"},
 		"sync":    {Request{Type: Sync}, "2000000000"},
-		"full": {full, "0dffffff0fff7f01020304050607ffffffffffffff0f090a01610262630b0c0d0eff03ffffffffffffffff7f0102" +
+		"full": {full, "0dffffff0fffff0101020304050607ffffffffffffff0f090a01610262630b0c0d0eff03ffffffffffffffff7f0102" +
 			"ffffffffffffffffff01ffffffffffffffffff01ac020201ffffffffffffffff7f0fffffffff0f20110576616c7565"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -89,7 +91,7 @@ func TestGoldenReply(t *testing.T) {
 		"data apart": {Reply{Eof: true, Data: []byte("beside")}, "000008"},
 		"everything": {everything, "01007f" + "010203040506070801030204090000" + "0101020304" + "0a" + "0b" +
 			"02" + "01780c000000000000004008" + "036469720d030000000000000084" + "0ded8301020000000000000000" + "00000000" +
-			"808080808020" + "020300"},
+			"808080808020" + "020300050706020d01780703ffffffffffffff0f00"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := c.rep.AppendTo(nil)
@@ -233,7 +235,7 @@ func TestRefuseRequest(t *testing.T) {
 		"payload inside a write":  "0b00000008" + "0161",
 		"bytes behind the end":    hex.EncodeToString(good) + "00",
 		"cut before the end":      hex.EncodeToString(good[:len(good)-1]),
-		"unknown flag":            "0201000000" + "808001",
+		"unknown flag":            "0201000000" + "808002",
 		"name longer than 255":    "0200080000" + "8002" + strings.Repeat("61", 256),
 		"varint longer than 64 b": "1700010000" + "ffffffffffffffffff02",
 	} {

@@ -63,6 +63,7 @@ const (
 	Resolve   // shard Shard of a coordinator: the fate of Tx, in the reply's Off, and when it was decided, in Attr.Mtime
 	Ancestors // Ino, a directory: it and what is above it, as far as the store knows, in the reply's Entries; Off is the next to ask for elsewhere, 0 after a root. Tx, if any, may see its own parties
 	Register  // shard Shard: the files of its store that the session holds open, and no others: Len in all, those from number Off on listed in Data (see AppendOpens). It counts with the last of them
+	Watch     // shard Shard: the session has carried out the revocations of that store up to number Off, and believes nothing any more of the inodes listed in Data (see AppendOpens); waits for further ones, Len milliseconds at most. Answers Revokes
 
 	numTypes
 )
@@ -87,7 +88,7 @@ var typeNames = [numTypes]string{
 	Getxattr: "getxattr", Listxattr: "listxattr", Statfs: "statfs", TestLock: "testlock",
 	Seek: "seek", Sync: "sync", Open: "open", Release: "release", WaitLock: "waitlock",
 	Prepare: "prepare", Commit: "commit", Abort: "abort", Forget: "forget", Extend: "extend", Purge: "purge",
-	Resolve: "resolve", Ancestors: "ancestors", Register: "register",
+	Resolve: "resolve", Ancestors: "ancestors", Register: "register", Watch: "watch",
 }
 
 // String returns the lower-case name of t.
@@ -136,6 +137,7 @@ const (
 	AllOwners                   // DropOwner: whatever the owner within the session
 	Walked                      // Rename: (resolved) no moved directory is above its new place
 	Purged                      // Reclaim: (resolved) no chunk of the file is left in other shards
+	WantWrite                   // Open: the sender is going to write, and wants the lease to delay it
 
 	flagsAll Flags = 1<<iota - 1
 )
@@ -299,7 +301,41 @@ type Reply struct {
 	Entries []Dirent
 	Space   Space
 	Dir     Attr   // change of one directory's entries: its attributes afterwards, so that nobody need ask
+	Lease   Lease  // what the sender may believe until it is revoked
+	Stamp   uint64 // with Lease, or Watch: number of the last revocation that was issued to the session by this store
+	Revokes []Revoke
 	Data    []byte // Read, Readlink, Getxattr, Listxattr (names ended by NUL)
+}
+
+// Lease says what of an answer its receiver may believe until it is revoked.
+type Lease uint8
+
+// The leases of a reply.
+const (
+	LeaseIno   Lease = 1 << iota // the inode of Attr: attributes and content. In Readdir, of each entry with attributes
+	LeaseDir                     // the directory Dir of the request: attributes, and the names that were asked for
+	LeaseWrite                   // the inode of Attr, alone: writes may be delayed
+	leaseAll   Lease = 1<<iota - 1
+)
+
+// RevokeKind is what a session must stop to believe.
+type RevokeKind uint8
+
+// The kinds of revocations.
+const (
+	_           RevokeKind = iota
+	RevokeInode            // everything about Ino
+	RevokeName             // Name in the directory Ino, its listing and its attributes; other names remain
+	RecallWrite            // send what is delayed for Ino, then delay no more; the rest remains
+	numRevokeKinds
+)
+
+// Revoke is one revocation of a lease.
+type Revoke struct {
+	Num  uint64 // ascending by one, within a session and an incarnation of a store
+	Kind RevokeKind
+	Ino  sealfs.Ino
+	Name string // RevokeName only
 }
 
 // Space is the room in a volume.
@@ -318,5 +354,5 @@ func (r *Reply) Err() error {
 
 // Reset empties r for reuse; buffers keep their room.
 func (r *Reply) Reset() {
-	*r = Reply{Entries: r.Entries[:0], Data: r.Data[:0]}
+	*r = Reply{Entries: r.Entries[:0], Revokes: r.Revokes[:0], Data: r.Data[:0]}
 }
