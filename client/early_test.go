@@ -74,7 +74,7 @@ func TestReadWithOpening(t *testing.T) {
 		}
 		read("ot", 1)
 		open()
-		<-time.After(2 * earlyAge)
+		<-time.After(2 * time.Second)
 		read("ot", 1)
 		open()
 		for range 5 {

@@ -95,7 +95,10 @@ func (f *filesystem) SetXAttr(cancel <-chan struct{}, in *fuse.SetXAttrIn, name 
 	if in.Flags&xattrReplace != 0 {
 		flags |= op.XReplace
 	}
-	return status(f.c.Setxattr(ctx, f.ino(in.NodeId), name, value, flags))
+	ino := f.ino(in.NodeId)
+	err := f.c.Setxattr(ctx, ino, name, value, flags)
+	f.changed(ino)
+	return status(err)
 }
 
 func (f *filesystem) RemoveXAttr(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
@@ -104,7 +107,10 @@ func (f *filesystem) RemoveXAttr(cancel <-chan struct{}, h *fuse.InHeader, name 
 	if err := refuseAttr(name); err != nil {
 		return status(err)
 	}
-	return status(f.c.Removexattr(ctx, f.ino(h.NodeId), name))
+	ino := f.ino(h.NodeId)
+	err := f.c.Removexattr(ctx, ino, name)
+	f.changed(ino)
+	return status(err)
 }
 
 // lockOf translates the kernel's lock.

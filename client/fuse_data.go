@@ -54,6 +54,9 @@ func (f *filesystem) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte
 		flags |= op.KillPriv
 	}
 	n, err := f.c.write(ctx, ino, in.Offset, data, flags)
+	if flags&op.KillPriv != 0 {
+		f.deprived(ino)
+	}
 	if err == nil && in.Flags&syscall.O_DSYNC != 0 {
 		if err = f.c.Fsync(ctx, ino); err != nil { // O_SYNC contains O_DSYNC
 			return 0, status(err)
@@ -63,6 +66,14 @@ func (f *filesystem) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte
 		return 0, status(err)
 	}
 	return uint32(n), fuse.OK
+}
+
+// deprived is for who has written to a file without the right to leave it privileges: the kernel
+// believes its mode otherwise, and would go by it when it executes the file.
+func (f *filesystem) deprived(ino sealfs.Ino) {
+	if n := f.c.nodes.get(ino); n == nil || n.privileged.CompareAndSwap(false, true) {
+		f.changed(ino)
+	}
 }
 
 // Flush is called for every close(2) of a descriptor: the last moment at which an
@@ -114,6 +125,7 @@ func (f *filesystem) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fus
 	if err == nil {
 		err = f.killPriv(ctx, &in.InHeader, ino)
 	}
+	f.changed(ino)
 	return status(err)
 }
 
@@ -134,6 +146,7 @@ func (f *filesystem) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRang
 	if n > 0 {
 		err = f.killPriv(ctx, &in.InHeader, to)
 	}
+	f.changed(to)
 	if err != nil {
 		return 0, status(err)
 	}
@@ -203,20 +216,20 @@ var direntLists = sync.Pool{New: func() any { return new([]op.Dirent) }}
 // the cookies 1 and 2 that the server never gives.
 func (f *filesystem) readDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList, plus bool) fuse.Status {
 	ino := f.ino(in.NodeId)
-	add := func(e *op.Dirent, mode uint32) bool {
+	add := func(e *op.Dirent, mode uint32, name, attr belief) bool {
 		d := fuse.DirEntry{Name: e.Name, Ino: uint64(e.Ino), Off: e.Cookie, Mode: mode}
 		if !plus {
 			return out.AddDirEntry(d)
 		}
 		entry := out.AddDirLookupEntry(d)
 		if entry != nil && e.Attr.Ino != 0 {
-			f.fillEntry(entry, &e.Attr)
+			f.fillEntry(entry, ino, e.Name, &answer{e.Attr, attr, name})
 		} // else node 0: the kernel looks itself if it needs more
 		return entry != nil
 	}
 	// The number of the parent is not known here, and the kernel shows its own.
 	for cookie := in.Offset + 1; cookie <= 2; cookie++ {
-		if !add(&op.Dirent{Name: ".."[:cookie], Ino: ino, Cookie: cookie}, modeDir) {
+		if !add(&op.Dirent{Name: ".."[:cookie], Ino: ino, Cookie: cookie}, modeDir, 0, 0) {
 			return fuse.OK
 		}
 	}
@@ -229,13 +242,14 @@ func (f *filesystem) readDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.
 	}()
 	cookie := max(in.Offset, 2)
 	var err error
-	*list, _, err = f.c.Readdir(ctx, ino, cookie, int(in.Size), plus, (*list)[:0])
+	var beliefs []belief
+	*list, beliefs, _, err = f.c.readdir(ctx, ino, cookie, int(in.Size), plus, (*list)[:0], beliefs)
 	if err != nil {
 		return status(err)
 	}
 	for i := range *list {
 		e := &(*list)[i]
-		if !add(e, uint32(e.Type)<<12) {
+		if !add(e, uint32(e.Type)<<12, beliefs[0], beliefs[1+i]) {
 			break
 		}
 	}

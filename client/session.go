@@ -122,6 +122,7 @@ func (c *Client) fence(s *identity, why error) {
 	// From here on no opening is counted for s.
 	nodes := c.nodes.clear()
 	close(s.over)
+	go c.disbelieve(func(sealfs.Shard) bool { return true })
 	c.log.Error("the session has ended: files that are open fail from now on", "session", uint64(s.id), "files", len(nodes), "err", why)
 	go func() {
 		for _, n := range nodes {
