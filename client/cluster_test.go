@@ -31,6 +31,17 @@ func (u *cluster) client(t testing.TB, id sealfs.Session, o Options) (*Client, *
 	return u.clientOf(t, net, net, id, o), net
 }
 
+// lone is client for the only one there is, who gets every lease.
+func (u *cluster) lone(t testing.TB, o Options) (*Client, *oracle.Net) {
+	net := oracle.NewNet(u.model, 3, 1)
+	c := u.clientOf(t, net, generous{net}, 1, o)
+	if err := c.Sync(context.Background()); err != nil { // connects to all
+		t.Fatal(err)
+	}
+	watched(t, c)
+	return c, net
+}
+
 // clientOf returns a client that sends to h what goes to net in the end.
 func (u *cluster) clientOf(t testing.TB, net *oracle.Net, h op.Handler, id sealfs.Session, o Options) *Client {
 	o.Volume, o.Root, o.Shards, o.Session, o.Chunked, o.Each = 1, u.root, testShards, id, true, net.Each
