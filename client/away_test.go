@@ -74,7 +74,7 @@ func TestInterruptedWritesArrive(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			u := newCluster()
-			c, net := u.lone(t, Options{})
+			c, net := u.lone(t, 1, Options{})
 			c.age = time.Hour
 			bg := context.Background()
 			ino := createIn(t, c, net, 1, "f")
@@ -125,7 +125,7 @@ func TestInterruptedWritesArrive(t *testing.T) {
 // way to a server that is away: nothing is left open at the end.
 func TestInterruptedReopening(t *testing.T) {
 	u := newCluster()
-	c, net := u.lone(t, Options{})
+	c, net := u.lone(t, 1, Options{})
 	c.lazy.Store(true) // as a mount has it
 	bg := context.Background()
 	ino := createIn(t, c, net, 1, "f")
@@ -148,7 +148,7 @@ func TestOthersGoOn(t *testing.T) {
 		t.Run(how, func(t *testing.T) {
 			u := newCluster()
 			const limit = 8 * bufferSmall
-			c, net := u.lone(t, Options{BufferBytes: limit})
+			c, net := u.lone(t, 1, Options{BufferBytes: limit})
 			c.age = 10 * time.Millisecond
 			ctx := context.Background()
 			var dead, live []sealfs.Ino
@@ -394,7 +394,7 @@ func TestLookupElsewhere(t *testing.T) {
 // TestAnswersGetLost checks that changes happen once although answers are lost.
 func TestAnswersGetLost(t *testing.T) {
 	u := newCluster()
-	c, net := u.lone(t, Options{})
+	c, net := u.lone(t, 1, Options{})
 	net.Lose(0.2)
 	ctx := context.Background()
 	var want []byte

@@ -32,13 +32,10 @@ func (u *cluster) client(t testing.TB, id sealfs.Session, o Options) (*Client, *
 }
 
 // lone is client for the only one there is, who gets every lease.
-func (u *cluster) lone(t testing.TB, o Options) (*Client, *oracle.Net) {
-	net := oracle.NewNet(u.model, 3, 1)
-	c := u.clientOf(t, net, generous{net}, 1, o)
-	if err := c.Sync(context.Background()); err != nil { // connects to all
-		t.Fatal(err)
-	}
-	watched(t, c)
+func (u *cluster) lone(t testing.TB, id sealfs.Session, o Options) (*Client, *oracle.Net) {
+	net := oracle.NewNet(u.model, 3, uint64(id))
+	c := u.clientOf(t, net, generous{net}, id, o)
+	connected(t, c)
 	return c, net
 }
 
@@ -322,7 +319,8 @@ func TestExtendsAreFew(t *testing.T) {
 		u := newCluster()
 		net := oracle.NewNet(u.model, 3, 1)
 		s := &spy{Handler: net}
-		c := u.clientOf(t, net, s, 1, Options{})
+		c := u.clientOf(t, net, generous{s}, 1, Options{})
+		connected(t, c)
 		c.age = time.Hour
 		ctx := context.Background()
 		a, err := c.Create(ctx, u.root, "f", 0o644, Cred{})

@@ -50,3 +50,12 @@ func watched(t testing.TB, c *Client) {
 	}
 	t.Fatal("the stores are not watched")
 }
+
+// connected is watched after a connection to each store, which ends all belief in it.
+func connected(t testing.TB, c *Client) {
+	t.Helper()
+	if err := c.Sync(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	watched(t, c)
+}

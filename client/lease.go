@@ -239,6 +239,18 @@ func (l *leases) allow(mine func(sealfs.Shard) bool) {
 	}
 }
 
+// lower ends the delaying of writes to ino: nobody here has it open any more, and
+// the server will hear that.
+func (l *leases) lower(ino sealfs.Ino) {
+	p := l.part(ino)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if h, ok := p.held[ino]; ok && h.write {
+		h.write = false
+		p.held[ino] = h
+	}
+}
+
 // leave forgets ino because nobody here needs it, and reports whether the server is to be told.
 // Until told, nothing is believed of it: an answer may be from before the server
 // has heard of it, and mean the lease that the server is about to forget.

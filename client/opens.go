@@ -187,6 +187,9 @@ func (c *Client) release(ctx context.Context, n *node) error {
 	last := n.gone
 	if last {
 		c.dropEarly(n)
+		if c.leasing {
+			c.leases.lower(n.ino)
+		}
 	}
 	if last {
 		err, n.err = n.err, nil // the last who can be told

@@ -48,6 +48,7 @@ type watcher struct {
 
 	ses    *identity
 	round  uint64 // counts what makes answers void
+	seq    uint64 // of Watches in the session: a late one does nothing
 	off    uint64 // the last revocation that was carried out
 	ready  bool   // in this round, a Watch was answered
 	left   []sealfs.Ino
@@ -157,12 +158,13 @@ func (w *watcher) poll(s *identity) error {
 	defer k.end()
 	c.watch.mu.Lock()
 	if w.ses != s {
-		w.ses = s
+		w.ses, w.seq = s, 0
 		w.restart()
 	}
 	w.cancel = cancel
 	round, left := w.round, w.left
-	k.Off = w.off
+	w.seq++
+	k.Off, k.Seq = w.off, w.seq
 	if w.left = nil; w.ready && len(left) == 0 {
 		k.Len = uint64(watchTime / time.Millisecond)
 	}
@@ -268,8 +270,8 @@ func (c *Client) disbelieve(mine func(sealfs.Shard) bool) {
 			one.restart()
 		}
 	}
+	gone := c.leases.drop(mine) // before a Watch of the new round is answered
 	w.mu.Unlock()
-	gone := c.leases.drop(mine)
 	if k := c.kernel.Load(); k != nil && len(gone) > 0 {
 		k.everything(gone)
 	}
