@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -48,7 +49,8 @@ import (
 type kernel struct {
 	node   func(sealfs.Ino) uint64
 	srv    *fuse.Server
-	dev    *os.File // the mount's device; nil: only what srv offers can be said
+	dev    *os.File        // the mount's device; nil: only what srv offers can be said
+	conn   syscall.RawConn // of dev
 	epochs bool
 
 	seed  maphash.Seed
@@ -110,6 +112,9 @@ func (k *kernel) attach(srv *fuse.Server, dir string) error {
 	if k.dev, err = deviceOf(dir); err != nil {
 		return err
 	}
+	if k.conn, err = k.dev.SyscallConn(); err != nil {
+		return err
+	}
 	err = k.notify(notifyEpoch)
 	k.epochs = err == nil
 	return err
@@ -169,7 +174,12 @@ func (k *kernel) notify(what uint32, payload ...byte) error {
 	b := binary.NativeEndian.AppendUint32(room[:0], uint32(16+len(payload)))
 	b = binary.NativeEndian.AppendUint32(b, what)
 	b = binary.NativeEndian.AppendUint64(b, 0)
-	_, err := k.dev.Write(append(b, payload...))
+	b = append(b, payload...)
+	// Not os.File's Write, which lets in one at a time: some of them wait.
+	var err error
+	if cerr := k.conn.Control(func(fd uintptr) { _, err = unix.Write(int(fd), b) }); cerr != nil {
+		return cerr
+	}
 	return err
 }
 
