@@ -26,6 +26,7 @@ type clusterMount struct {
 	state   string
 	reason  string
 	session cluster.Session
+	renewed time.Time   // when the last request to renew it was sent that was answered
 	cluster sealfs.UUID // zero until it is known; the mount is of no other one ever
 	router  *router.Router
 	mount   *mount
@@ -152,7 +153,8 @@ func (m *clusterMount) begin(ctx context.Context) error {
 	}
 	r := router.New(ro)
 	co := client.Options{
-		Volume: v.ID, Root: v.Root, Shards: cm.Shards, Session: s.ID, Logger: log, Retry: mo.timeout, Chunked: true,
+		LeaseUntil: m.leaseUntil,
+		Volume:     v.ID, Root: v.Root, Shards: cm.Shards, Session: s.ID, Logger: log, Retry: mo.timeout, Chunked: true,
 		Epoch: func(s sealfs.Shard) sealfs.Epoch { return epoch(m.remote.Map(), s) },
 		Each:  eachOf(r), Quota: quotaOf(m.remote.Map, v.ID),
 	}
@@ -228,12 +230,13 @@ func (m *clusterMount) volume(ctx context.Context, cm *cluster.Map) (cluster.Vol
 
 func (m *clusterMount) openSession(ctx context.Context) (cluster.Session, error) {
 	host, _ := os.Hostname()
+	sent := time.Now()
 	s, err := m.remote.OpenSession(ctx, cluster.SessionInfo{Volume: m.spec.Volume, Host: host, Mount: m.spec.Mount, PID: os.Getpid()})
 	if err != nil {
 		return s, err
 	}
 	m.mu.Lock()
-	m.session = s
+	m.session, m.renewed = s, sent
 	m.mu.Unlock()
 	return s, nil
 }
@@ -302,9 +305,25 @@ func (m *clusterMount) renew(ctx context.Context, patience time.Duration) error 
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	m.mu.Lock()
-	id := m.session.ID
+	id, sent := m.session.ID, time.Now()
 	m.mu.Unlock()
-	return m.remote.RenewSession(ctx, id)
+	err := m.remote.RenewSession(ctx, id)
+	if err == nil {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if m.session.ID == id {
+			m.renewed = sent
+		}
+	}
+	return err
+}
+
+// leaseUntil answers until when the session is certain to live: managers count from
+// when a renewal arrives, and clocks run at different speeds.
+func (m *clusterMount) leaseUntil() time.Time {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.renewed.Add(m.session.TTL * 9 / 10)
 }
 
 // again begins a new session when the old one has ended: files that were open

@@ -211,6 +211,8 @@ func (n *Node) mountDefault(ctx context.Context, point string, s Settings) error
 	}
 	log := n.log.With("part", "mount")
 	co := client.Options{
+		// Its session holds leases beside those of further mounts.
+		Session: newSession(), Local: true,
 		Shards: n.cfg.Shards, Epoch: func(s sealfs.Shard) sealfs.Epoch { return epoch(n.manager.Map(), s) }, Durable: s.Durable, Logger: log,
 		Each: eachOf(n.router), Chunked: len(n.cfg.Stores) > 1, Quota: quotaOf(n.manager.Map, v.ID),
 	}
@@ -218,7 +220,8 @@ func (n *Node) mountDefault(ctx context.Context, point string, s Settings) error
 	if err != nil {
 		return err
 	}
-	n.onClose(n.mount.close)
+	session := n.mount.client.Session()
+	n.onClose(func() error { return errors.Join(n.mount.close(), n.server.EndSession(session)) })
 	n.work.Go(func() {
 		select {
 		case <-n.ctx.Done():
