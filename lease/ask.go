@@ -87,6 +87,9 @@ func (k *Ticket) has(ino sealfs.Ino) bool {
 	return false
 }
 
+// Idle reports whether nobody holds anything, or ever did.
+func (t *Table) Idle() bool { return t.live.Load() == 0 }
+
 // Ask reports whether nobody is in the way of a. Then what can be granted is in
 // a.Lease. Otherwise nothing must have happened: what is in the way is being taken back,
 // and the request waits (Notify) and asks again with the same Ticket. It must be
