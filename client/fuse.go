@@ -143,13 +143,13 @@ func joinTime(sec uint64, nsec uint32) int64 {
 	return s*1e9 + int64(nsec)
 }
 
-// attrTTL returns for how long the kernel may believe attributes of ino; named says that
+// attrTTL returns for how long the kernel may believe attributes; named says that
 // the answer names it, so that the kernel knows it from then on.
-func (f *filesystem) attrTTL(ino sealfs.Ino, b belief, named bool) ttl {
+func (f *filesystem) attrTTL(a *answer, named bool) ttl {
 	if f.k == nil {
 		return makeTTL(f.o.AttrTimeout)
 	}
-	left := f.k.tell(f.c, ino, b, named)
+	left := f.k.tell(f.c, &a.Attr, a.ino, named)
 	return makeTTL(min(left, f.o.AttrTimeout))
 }
 
@@ -162,7 +162,7 @@ func (f *filesystem) entryTTL(dir sealfs.Ino, name string, b belief, timeout tim
 }
 
 func (f *filesystem) fillAttrOut(out *fuse.AttrOut, a *answer) {
-	t := f.attrTTL(a.Ino, a.ino, false)
+	t := f.attrTTL(a, false)
 	out.AttrValid, out.AttrValidNsec = t.sec, t.nsec
 	fillAttr(&out.Attr, &a.Attr)
 }
@@ -172,7 +172,7 @@ func (f *filesystem) fillEntry(out *fuse.EntryOut, dir sealfs.Ino, name string, 
 	out.NodeId = f.node(a.Ino)
 	t := f.entryTTL(dir, name, a.dir, f.o.EntryTimeout)
 	out.EntryValid, out.EntryValidNsec = t.sec, t.nsec
-	t = f.attrTTL(a.Ino, a.ino, true)
+	t = f.attrTTL(a, true)
 	out.AttrValid, out.AttrValidNsec = t.sec, t.nsec
 	fillAttr(&out.Attr, &a.Attr)
 }
@@ -195,10 +195,20 @@ func (f *filesystem) changed(ino sealfs.Ino) {
 	}
 }
 
-// settled waits until the kernel has dropped what it had of an inode's content.
-func (f *filesystem) settled(ino sealfs.Ino, cancel <-chan struct{}) {
+// within notes that a request is under way for which the kernel holds a directory's lock, until
+// the result is called.
+func (f *filesystem) within(dir sealfs.Ino) func() {
+	if f.k == nil {
+		return func() {}
+	}
+	f.k.enter(dir)
+	return func() { f.k.leave(dir) }
+}
+
+// refresh makes sure that the kernel has no content that is older than a.
+func (f *filesystem) refresh(a *answer, cancel <-chan struct{}) {
 	if f.k != nil {
-		f.k.settled(ino, cancel)
+		f.k.refresh(&a.Attr, cancel)
 	}
 }
 
@@ -210,6 +220,7 @@ func (f *filesystem) Forget(node, lookups uint64) {
 }
 
 func (f *filesystem) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	defer f.within(f.ino(h.NodeId))()
 	ctx, w := f.wait(cancel, h.Pid)
 	defer w.over()
 	dir := f.ino(h.NodeId)
@@ -234,13 +245,13 @@ func (f *filesystem) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fu
 		f.fillAttrOut(out, &a)
 		return fuse.OK
 	}
-	f.settled(ino, cancel)
 	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
 	a, err := f.c.getattr(ctx, ino)
 	if err != nil {
 		return status(err)
 	}
+	f.refresh(&a, cancel)
 	f.fillAttrOut(out, &a)
 	return fuse.OK
 }
@@ -250,12 +261,12 @@ func (f *filesystem) Statx(cancel <-chan struct{}, in *fuse.StatxIn, out *fuse.S
 	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
 	ino := f.ino(in.NodeId)
-	f.settled(ino, cancel)
 	a, err := f.c.getattr(ctx, ino)
 	if err != nil {
 		return status(err)
 	}
-	t := f.attrTTL(ino, a.ino, false)
+	f.refresh(&a, cancel)
+	t := f.attrTTL(&a, false)
 	out.AttrValid, out.AttrValidNsec = t.sec, t.nsec
 	const basicAndBirth = 0xfff // STATX_BASIC_STATS | STATX_BTIME
 	var b fuse.Attr
@@ -326,6 +337,7 @@ func (f *filesystem) Readlink(cancel <-chan struct{}, h *fuse.InHeader) ([]byte,
 }
 
 func (f *filesystem) Mknod(cancel <-chan struct{}, in *fuse.MknodIn, name string, out *fuse.EntryOut) fuse.Status {
+	defer f.within(f.ino(in.NodeId))()
 	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
 	dir := f.ino(in.NodeId)
@@ -334,6 +346,7 @@ func (f *filesystem) Mknod(cancel <-chan struct{}, in *fuse.MknodIn, name string
 }
 
 func (f *filesystem) Mkdir(cancel <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
+	defer f.within(f.ino(in.NodeId))()
 	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
 	dir := f.ino(in.NodeId)
@@ -342,6 +355,7 @@ func (f *filesystem) Mkdir(cancel <-chan struct{}, in *fuse.MkdirIn, name string
 }
 
 func (f *filesystem) Symlink(cancel <-chan struct{}, h *fuse.InHeader, target, name string, out *fuse.EntryOut) fuse.Status {
+	defer f.within(f.ino(h.NodeId))()
 	ctx, w := f.wait(cancel, h.Pid)
 	defer w.over()
 	dir := f.ino(h.NodeId)
@@ -350,6 +364,7 @@ func (f *filesystem) Symlink(cancel <-chan struct{}, h *fuse.InHeader, target, n
 }
 
 func (f *filesystem) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
+	defer f.within(f.ino(in.NodeId))()
 	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
 	dir := f.ino(in.NodeId)
@@ -358,6 +373,7 @@ func (f *filesystem) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, 
 }
 
 func (f *filesystem) Unlink(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
+	defer f.within(f.ino(h.NodeId))()
 	ctx, w := f.wait(cancel, h.Pid)
 	defer w.over()
 	dir := f.ino(h.NodeId)
@@ -367,6 +383,7 @@ func (f *filesystem) Unlink(cancel <-chan struct{}, h *fuse.InHeader, name strin
 }
 
 func (f *filesystem) Rmdir(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
+	defer f.within(f.ino(h.NodeId))()
 	ctx, w := f.wait(cancel, h.Pid)
 	defer w.over()
 	dir := f.ino(h.NodeId)
@@ -382,6 +399,8 @@ const (
 )
 
 func (f *filesystem) Rename(cancel <-chan struct{}, in *fuse.RenameIn, name, name2 string) fuse.Status {
+	defer f.within(f.ino(in.NodeId))()
+	defer f.within(f.ino(in.Newdir))()
 	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
 	var flags op.Flags
@@ -409,6 +428,7 @@ func (f *filesystem) Rename(cancel <-chan struct{}, in *fuse.RenameIn, name, nam
 // exists came from elsewhere meanwhile: ESTALE lets it look again, and then
 // check permissions as for any open.
 func (f *filesystem) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
+	defer f.within(f.ino(in.NodeId))()
 	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
 	dir := f.ino(in.NodeId)
@@ -488,7 +508,7 @@ func (f *filesystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 		}
 		return fuse.OK
 	}
-	if f.seen.same(ino, a.Version) && (f.k == nil || f.c.believes(ino, a.ino) && !f.k.dropping(ino)) {
+	if f.seen.same(ino, a.Version) && (f.k == nil || f.c.believes(ino, a.ino) && f.k.fresh(ino)) {
 		out.OpenFlags = fuse.FOPEN_KEEP_CACHE
 	}
 	return fuse.OK

@@ -216,6 +216,7 @@ var direntLists = sync.Pool{New: func() any { return new([]op.Dirent) }}
 // the cookies 1 and 2 that the server never gives.
 func (f *filesystem) readDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList, plus bool) fuse.Status {
 	ino := f.ino(in.NodeId)
+	defer f.within(ino)()
 	add := func(e *op.Dirent, mode uint32, name, attr belief) bool {
 		d := fuse.DirEntry{Name: e.Name, Ino: uint64(e.Ino), Off: e.Cookie, Mode: mode}
 		if !plus {

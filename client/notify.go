@@ -29,12 +29,16 @@ import (
 // ours. So:
 //
 //   - Attributes: FUSE_NOTIFY_INVAL_INODE without a range takes no such lock.
-//   - Names: FUSE_NOTIFY_INVAL_ENTRY waits for the directory's lock. If that takes long,
-//     FUSE_NOTIFY_INC_EPOCH makes all names invalid, and waits for nothing. Where the
-//     kernel lacks that, names are told without validity (kernel.epochs).
+//   - Names: FUSE_NOTIFY_INVAL_ENTRY waits for the directory's lock. Where a request of ours holds that,
+//     or it takes long, FUSE_NOTIFY_INC_EPOCH makes all names invalid, and waits for nothing. Where the
+//     kernel lacks that, names are told without validity (kernel.epochs). All
+//     names are a lot: those of a directory in which one was revoked are told without
+//     validity for a while (hotTime).
 //   - Pages: FUSE_NOTIFY_INVAL_INODE with a range waits for pages that are being read or
-//     written. It is left to a goroutine, and until it is done GETATTR waits (kernel.settled): who
-//     reads from the page cache asks for attributes first, since they are invalid by then.
+//     written. But who reads from the page cache asks for attributes first, since they are invalid by
+//     then, and where size or time of modification are not those that it knows, the kernel drops
+//     the pages itself before it goes on. Only where they are (somebody has set the time back) they are
+//     dropped before that question is answered (kernel.refresh).
 //
 // An answer that grants a belief may still be on its way into the kernel when the belief
 // ends. For attributes of inodes that the kernel knows, it notices itself: it
@@ -58,7 +62,6 @@ type kernel struct {
 	bits  atomic.Int64           // set in told, about
 	parts [64]kernelPart
 	slots chan struct{} // for notifications that may wait: each keeps a thread
-	drops chan struct{} // the same for pages
 }
 
 type kernelPart struct {
@@ -68,12 +71,16 @@ type kernelPart struct {
 
 // known is an inode that the kernel has, or will have in a moment.
 type known struct {
-	refs  uint64 // answers that named it, less what the kernel has forgotten
-	pages bool   // it was opened, so that there may be pages
-	valid bool   // attributes were told with validity since the last notification
-	hot   time.Time
-	drops int           // how often pages are being dropped now
-	done  chan struct{} // closed when drops becomes 0
+	refs    uint64 // answers that named it, less what the kernel has forgotten
+	pages   bool   // it was opened, so that there may be pages
+	valid   bool   // attributes were told with validity since the last notification
+	hot     time.Time
+	busy    int    // requests under way that may hold its lock, for a directory
+	stale   bool   // pages may be older than what will be told next
+	size    uint64 // this and the following: told last
+	mtime   int64
+	version uint64
+	done    chan struct{} // pages are being dropped; closed when that is done
 }
 
 const (
@@ -98,7 +105,7 @@ const (
 )
 
 func newKernel(node func(sealfs.Ino) uint64) *kernel {
-	k := &kernel{node: node, seed: maphash.MakeSeed(), slots: make(chan struct{}, slotsMax), drops: make(chan struct{}, slotsMax)}
+	k := &kernel{node: node, seed: maphash.MakeSeed(), slots: make(chan struct{}, slotsMax)}
 	for i := range k.parts {
 		k.parts[i].inodes = map[sealfs.Ino]*known{}
 	}
@@ -228,7 +235,8 @@ func (k *kernel) get(p *kernelPart, ino sealfs.Ino) *known {
 
 // tell notes that ino is told to the kernel, with a reference if named, and returns for how long its
 // attributes may be believed.
-func (k *kernel) tell(c *Client, ino sealfs.Ino, b belief, named bool) time.Duration {
+func (k *kernel) tell(c *Client, a *op.Attr, b belief, named bool) time.Duration {
+	ino := a.Ino
 	p := k.part(ino)
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -244,7 +252,15 @@ func (k *kernel) tell(c *Client, ino sealfs.Ino, b belief, named bool) time.Dura
 		n.refs++
 	}
 	// The belief is looked at with the part locked, which who ends it takes afterwards.
-	if n.drops > 0 || !c.leases.holds(ino, b) {
+	if n.size != a.Size || n.mtime != a.Mtime || n.version == a.Version {
+		n.stale = false // the kernel will see it, or there is nothing to see
+	}
+	n.size, n.mtime, n.version = a.Size, a.Mtime, a.Version
+	if n.stale || n.done != nil {
+		return 0
+	}
+	if !c.leases.holds(ino, b) {
+		n.stale = true // nobody tells when it changes
 		return 0
 	}
 	now := time.Now()
@@ -281,24 +297,39 @@ func (k *kernel) forget(c *Client, ino sealfs.Ino, refs uint64) {
 	if n.refs -= min(refs, n.refs); n.refs > 0 {
 		return
 	}
-	if n.drops == 0 {
+	if n.done == nil {
 		delete(p.inodes, ino)
 	}
 	c.left(ino) // with the part locked, so that nobody tells it under the lease meanwhile
 }
 
-// settled waits until no pages of ino are being dropped. cancel ends the wait.
-func (k *kernel) settled(ino sealfs.Ino, cancel <-chan struct{}) {
+// refresh makes sure that the kernel has no content of an inode that is older than a, which
+// is about to be told to somebody who may read that content next. cancel ends the wait.
+func (k *kernel) refresh(a *op.Attr, cancel <-chan struct{}) {
+	p := k.part(a.Ino)
 	for {
-		p := k.part(ino)
 		p.mu.Lock()
-		n := p.inodes[ino]
-		if n == nil || n.drops == 0 {
+		n := p.inodes[a.Ino]
+		if n == nil || n.done == nil && (!n.stale || !n.pages || n.size != a.Size || n.mtime != a.Mtime || n.version == a.Version) {
 			p.mu.Unlock()
 			return
 		}
 		done := n.done
+		if done == nil {
+			// It is stale again if something is revoked meanwhile.
+			n.stale, n.done = false, make(chan struct{})
+		}
 		p.mu.Unlock()
+		if done == nil {
+			k.inodeNotify(a.Ino, 0)
+			p.mu.Lock()
+			close(n.done)
+			if n.done = nil; n.refs == 0 {
+				delete(p.inodes, a.Ino)
+			}
+			p.mu.Unlock()
+			return
+		}
 		select {
 		case <-done:
 		case <-cancel:
@@ -307,17 +338,16 @@ func (k *kernel) settled(ino sealfs.Ino, cancel <-chan struct{}) {
 	}
 }
 
-// dropping reports whether pages of ino are being dropped.
-func (k *kernel) dropping(ino sealfs.Ino) bool {
+// fresh reports whether the kernel's content of ino is not older than what was told.
+func (k *kernel) fresh(ino sealfs.Ino) bool {
 	p := k.part(ino)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	n := p.inodes[ino]
-	return n != nil && n.drops > 0
+	return n == nil || !n.stale && n.done == nil
 }
 
-// inode makes the kernel forget attributes, and with content pages, which go in
-// the background.
+// inode makes the kernel forget attributes, and with content take care of its pages.
 func (k *kernel) inode(ino sealfs.Ino, content bool) {
 	p := k.part(ino)
 	p.mu.Lock()
@@ -329,17 +359,10 @@ func (k *kernel) inode(ino sealfs.Ino, content bool) {
 	n.hot = time.Now()
 	valid := n.valid
 	n.valid = false
-	if content = content && n.pages; content {
-		if n.drops++; n.drops == 1 {
-			n.done = make(chan struct{})
-		}
-	}
+	n.stale = n.stale || content
 	p.mu.Unlock()
 	if valid {
 		k.arrive(ino)
-	}
-	if content {
-		go k.dropPages(ino)
 	}
 }
 
@@ -366,24 +389,6 @@ func (k *kernel) arrive(ino sealfs.Ino) {
 	}
 }
 
-// dropPages drops all pages of ino, and opens the way for who asks for its attributes.
-func (k *kernel) dropPages(ino sealfs.Ino) {
-	k.drops <- struct{}{}
-	k.inodeNotify(ino, 0)
-	<-k.drops
-	p := k.part(ino)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	n := p.inodes[ino]
-	if n.drops--; n.drops > 0 {
-		return
-	}
-	close(n.done)
-	if n.refs == 0 {
-		delete(p.inodes, ino)
-	}
-}
-
 // touched makes attributes invalid that this mount has changed itself, where the kernel would not
 // notice that an answer on its way is from before.
 func (k *kernel) touched(ino sealfs.Ino) {
@@ -400,6 +405,23 @@ func (k *kernel) touched(ino sealfs.Ino) {
 	}
 }
 
+// enter notes that a request is under way for which the kernel holds a directory's lock; leave
+// that it is answered.
+func (k *kernel) enter(dir sealfs.Ino) { k.busy(dir, 1) }
+func (k *kernel) leave(dir sealfs.Ino) { k.busy(dir, -1) }
+
+func (k *kernel) busy(dir sealfs.Ino, by int) (now int) {
+	p := k.part(dir)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := k.get(p, dir)
+	if n == nil {
+		return 0 // never while a request for it is under way
+	}
+	n.busy += by
+	return n.busy
+}
+
 // bit returns the place of a name in told.
 func (k *kernel) bit(dir sealfs.Ino, name string) (*atomic.Uint64, uint64) {
 	h := maphash.String(k.seed, name) ^ uint64(dir)*0x9e3779b97f4a7c15
@@ -413,6 +435,14 @@ func (k *kernel) name(c *Client, dir sealfs.Ino, name string, b belief) time.Dur
 		return 0
 	}
 	// First the bit, then the belief: who ends it looks for the bit afterwards.
+	p := k.part(dir)
+	p.mu.Lock()
+	n := k.get(p, dir)
+	hot := n == nil || time.Since(n.hot) < hotTime
+	p.mu.Unlock()
+	if hot {
+		return 0
+	}
 	if word, bit := k.bit(dir, name); word.Load()&bit == 0 {
 		word.Or(bit)
 		k.bits.Add(1)
@@ -447,6 +477,10 @@ func (k *kernel) names(list []op.Revoke) {
 	waiting, blocked := 0, false
 	for _, v := range list {
 		if word, bit := k.bit(v.Ino, v.Name); word.Load()&bit == 0 {
+			continue
+		}
+		if k.busy(v.Ino, 0) > 0 {
+			blocked = true
 			continue
 		}
 		select {

@@ -42,10 +42,24 @@ func (c *Client) enlist(ctx context.Context, k *call) error {
 		s := c.ses.Load()
 		if !s.ended.Load() {
 			k.ses, k.Session = s, s.id
-			if k.Type.Changes() {
-				k.Seq, k.Low = s.seqs[k.Shard].start()
+			if !k.Type.Changes() {
+				return nil
 			}
-			return nil
+			seq, low, full := s.seqs[k.Shard].start()
+			if full == nil {
+				k.Seq, k.Low = seq, low
+				return nil
+			}
+			k.ses = nil
+			select {
+			case <-full:
+			case <-s.over:
+			case <-ctx.Done():
+				return errGaveUp
+			case <-c.life.Done():
+				return errGaveUp
+			}
+			continue
 		}
 		if boundToSession(k.Type) {
 			return fmt.Errorf("%v: %w", k.Type, sealfs.ErrSession)
@@ -138,15 +152,27 @@ func (c *Client) fence(s *identity, why error) {
 type sequence struct {
 	mu   sync.Mutex
 	last uint64
-	open []uint64 // not answered yet, ascending
+	open []uint64      // not answered yet, ascending
+	full chan struct{} // closed when the lowest of them is answered, if somebody waits
 }
 
-func (s *sequence) start() (seq, low uint64) {
+// sequenceWindow is how far numbers may run ahead of the lowest that is not
+// answered. A server remembers 256 results, so that the lowest would find no room.
+const sequenceWindow = 250
+
+// start returns the next number and the lowest, or what is closed when there may be one.
+func (s *sequence) start() (seq, low uint64, full <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if len(s.open) > 0 && s.last+1-s.open[0] >= sequenceWindow {
+		if s.full == nil {
+			s.full = make(chan struct{})
+		}
+		return 0, 0, s.full
+	}
 	s.last++
 	s.open = append(s.open, s.last)
-	return s.last, s.open[0]
+	return s.last, s.open[0], nil
 }
 
 func (s *sequence) finish(seq uint64) {
@@ -154,5 +180,9 @@ func (s *sequence) finish(seq uint64) {
 	defer s.mu.Unlock()
 	if i, ok := slices.BinarySearch(s.open, seq); ok {
 		s.open = slices.Delete(s.open, i, i+1)
+		if i == 0 && s.full != nil {
+			close(s.full)
+			s.full = nil
+		}
 	}
 }
