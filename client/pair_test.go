@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -427,4 +428,67 @@ func TestMountsAtOnce(t *testing.T) {
 	if seen[0] != seen[1] {
 		t.Errorf("one sees %s, the other %s", seen[0], seen[1])
 	}
+}
+
+// TestKernelForgets looks at what the kernel makes of the notifications: which requests it
+// sends afterwards for what it believed before.
+func TestKernelForgets(t *testing.T) {
+	_, c, net, dir := netMount(t)
+	k := c.kernel.Load()
+	if !k.epochs {
+		t.Skip("this kernel has no epochs")
+	}
+	ino, path := fileIn(t, c, net, net.Store(c.Root().Home(testShards)), "f")
+	path = filepath.Join(dir, path)
+	connected(t, c)
+	asked := func(cmd string) (lookups, getattrs uint64) {
+		t.Helper()
+		before := [2]uint64{c.requests[op.Lookup].Load(), c.requests[op.Getattr].Load()}
+		if out, err := exec.Command("sh", "-c", cmd, path).CombinedOutput(); err != nil {
+			t.Fatalf("%v %s", err, out)
+		}
+		return c.requests[op.Lookup].Load() - before[0], c.requests[op.Getattr].Load() - before[1]
+	}
+	look := `stat "$0" >/dev/null && cat "$0"`
+	asked(look)
+	asked(look)
+	if l, g := asked(look); l != 0 || g != 0 {
+		t.Errorf("%d lookups and %d getattrs for what is believed", l, g)
+	}
+	k.allNames()
+	if l, _ := asked(look); l < 2 {
+		t.Errorf("%d lookups in another epoch, of a directory and a file", l)
+	}
+	asked(look)
+	k.inode(ino, true)
+	if _, g := asked(`cat "$0"`); g == 0 {
+		t.Error("no attributes were asked for before a cached read, after they were revoked")
+	}
+	// A request for the directory is under way: its lock must not be waited for.
+	parent, _ := c.Lookup(context.Background(), c.Root(), filepath.Base(filepath.Dir(path)))
+	name := filepath.Base(path)
+	<-time.After(hotTime) // or names are told without validity
+	asked(look)
+	net.Hang(net.Store(ino.Home(testShards)))
+	p := startCall(t, "mkdir", filepath.Join(filepath.Dir(path), "new"))
+	p.begin()
+	await(t, "mkdir does not get to the server", func() bool { return net.Waiting(net.Store(ino.Home(testShards))) > 0 })
+	entry := make(chan struct{})
+	go func() {
+		k.entryNotify(parent.Ino, name)
+		close(entry)
+	}()
+	start := time.Now()
+	k.names([]op.Revoke{{Num: 1, Kind: op.RevokeName, Ino: parent.Ino, Name: name}})
+	if d := time.Since(start); d > time.Second {
+		t.Errorf("a name was revoked in %v", d)
+	}
+	select {
+	case <-entry:
+		t.Error("the kernel did not wait for the directory: then nothing else is needed")
+	default:
+	}
+	net.Back(net.Store(ino.Home(testShards)))
+	p.end(t)
+	<-entry
 }
