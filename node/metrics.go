@@ -118,6 +118,21 @@ func (m *meters) peers(list func() []router.ServerStats) {
 	})
 }
 
+// mounts tells what mounts have asked servers for.
+func (m *meters) mounts(list func() []*mount) {
+	const name = "sealfs_mount_requests_total"
+	d := metrics.Desc{Name: name, Help: "Requests that a mount has sent to servers.", Kind: metrics.KindCounter, Labels: []string{"mount", "type"}}
+	m.keep(m.Collect([]metrics.Desc{d}, func(s *metrics.Sink) {
+		for _, at := range list() {
+			at.client.Requests(func(t op.Type, n uint64) {
+				if n > 0 {
+					s.Emit(name, float64(n), at.point, t.String())
+				}
+			})
+		}
+	}))
+}
+
 // wire tells what all clients together sent and received.
 func (m *meters) wire(stats func() wire.Stats) {
 	type st = wire.Stats
