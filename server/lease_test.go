@@ -138,7 +138,7 @@ func (b *believer) try(req op.Request) *op.Reply {
 		}
 		delete(b.attrs, req.Ino)
 		b.seq++
-		req.Seq, req.Low = b.seq, max(b.seq, 20)-19
+		req.Seq, req.Low = b.seq, max(b.seq, 200)-199 // more are never under way
 		b.mu.Unlock()
 	}
 	rep := &op.Reply{}

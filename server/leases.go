@@ -272,6 +272,11 @@ func (st *store) vacate(ctx context.Context, c *claim, req *op.Request, plan *me
 			list = append(list, lease.Change{Ino: plan.Ino, Self: true})
 		}
 	}
+	if c.ticket != nil { // what stopped the attempt before
+		if err := st.regain(ctx, c); err != nil {
+			return err
+		}
+	}
 	c.keep = true
 	for {
 		a := lease.Ask{Session: c.as, Changes: list, Keep: true, Ticket: c.ticket}
