@@ -472,7 +472,7 @@ func TestKernelForgets(t *testing.T) {
 	net.Hang(net.Store(ino.Home(testShards)))
 	p := startCall(t, "mkdir", filepath.Join(filepath.Dir(path), "new"))
 	p.begin()
-	await(t, "mkdir does not get to the server", func() bool { return net.Waiting(net.Store(ino.Home(testShards))) > 0 })
+	await(t, "no request for the directory is under way", func() bool { return k.busy(parent.Ino, 0) > 0 })
 	entry := make(chan struct{})
 	go func() {
 		k.entryNotify(parent.Ino, name)
