@@ -475,9 +475,14 @@ func (k *kernel) renamed(c *Client, dir sealfs.Ino, name string, dir2 sealfs.Ino
 func (k *kernel) names(list []op.Revoke) {
 	over := make(chan struct{}, len(list))
 	waiting, blocked := 0, false
+	deadline := time.Now().Add(entryPatience)
 	for _, v := range list {
 		if word, bit := k.bit(v.Ino, v.Name); word.Load()&bit == 0 {
 			continue
+		}
+		// Most requests are answered in a moment; one that is not may wait for us.
+		for k.busy(v.Ino, 0) > 0 && time.Now().Before(deadline) {
+			time.Sleep(entryPatience / 20)
 		}
 		if k.busy(v.Ino, 0) > 0 {
 			blocked = true
