@@ -348,39 +348,73 @@ func permissions(dir string) []string {
 // TestBareInodes checks who is believed to have no ACL.
 func TestBareInodes(t *testing.T) {
 	var b bareInodes
+	c := New(nil, Options{})
 	bare, acl := op.Attr{Ino: 20, Mode: modeFile | 0o644, Version: 1}, op.Attr{Ino: 20, Mode: modeFile | op.ModeACL, Version: 2}
+	note := func(a op.Attr, mark uint64, ttl time.Duration) { b.note(&answer{Attr: a, mark: mark}, ttl) }
 	want := func(what string, want bool) {
 		t.Helper()
-		if b.has(20) != want {
+		if b.has(c, 20) != want {
 			t.Errorf("%s: %v", what, !want)
 		}
 	}
 	want("at first", false)
-	before := time.Now()
-	b.note(&bare, before, time.Hour)
+	before := c.leases.mark()
+	note(bare, before, time.Hour)
 	want("told", true)
-	b.note(&acl, time.Now(), time.Hour)
+	note(acl, c.leases.mark(), time.Hour)
 	want("it has one", false)
-	b.note(&bare, time.Now(), time.Hour)
-	b.forget(20)
+	note(bare, c.leases.mark(), time.Hour)
+	b.forget(c, 20)
 	want("changed", false)
-	b.note(&bare, before, time.Hour)
+	note(bare, before, time.Hour)
 	want("asked before the change", false)
-	b.note(&op.Attr{Ino: 20, Mode: modeFile}, time.Now().Add(time.Second), time.Hour)
+	note(op.Attr{Ino: 20, Mode: modeFile}, c.leases.mark(), time.Hour)
 	want("attributes that are not all there", false)
-	b.note(&bare, time.Now().Add(time.Second), time.Hour)
+	note(bare, c.leases.mark(), time.Hour)
 	want("asked after it", true)
-	b.note(&bare, time.Now().Add(-time.Minute), time.Second)
-	want("an older answer comes later", true)
-	var other bareInodes
-	other.note(&bare, time.Now().Add(-time.Millisecond), time.Millisecond)
-	if other.has(20) {
-		t.Error("believed for too long")
-	}
+	note(bare, c.leases.mark(), -time.Millisecond)
+	want("for too long", false)
+	note(bare, c.leases.mark(), time.Hour)
 	for ino := range sealfs.Ino(20 * bareSlots) {
-		b.note(&op.Attr{Ino: ino + 21, Version: 1}, time.Now().Add(time.Second), time.Hour)
+		note(op.Attr{Ino: ino + 21, Version: 1}, c.leases.mark(), time.Hour)
 	}
 	want("others took its place", false)
+}
+
+// TestBareLeased checks that a client with leases believes that an inode has no ACL for as long
+// as it holds the lease under which it was told so.
+func TestBareLeased(t *testing.T) {
+	var b bareInodes
+	c := New(nil, Options{Session: 7})
+	defer c.die()
+	c.Renewed(time.Now().Add(time.Hour))
+	c.leases.allow(func(sealfs.Shard) bool { return true })
+	told := func() {
+		k := call{mark: c.leases.mark()}
+		k.rep.Stamp = 9
+		b.note(&answer{Attr: op.Attr{Ino: 20, Mode: modeFile, Version: 1}, ino: c.leases.grant(20, &k, false), mark: k.mark}, 0)
+	}
+	told()
+	if !b.has(c, 20) {
+		t.Error("told under a lease, and not believed")
+	}
+	c.Renewed(time.Now().Add(-time.Second))
+	if b.has(c, 20) {
+		t.Error("believed after the session's term")
+	}
+	c.Renewed(time.Now().Add(time.Hour))
+	c.leases.revoke(&op.Revoke{Num: 9, Ino: 20, Kind: op.RevokeInode})
+	if b.has(c, 20) {
+		t.Error("believed after the lease was revoked")
+	}
+	told()
+	if !b.has(c, 20) {
+		t.Error("not believed under another lease")
+	}
+	b.note(&answer{Attr: op.Attr{Ino: 20, Mode: modeFile, Version: 1}, mark: c.leases.mark()}, time.Hour)
+	if b.has(c, 20) {
+		t.Error("believed without a lease")
+	}
 }
 
 // TestACLQuestions checks that what the kernel asks of an inode without ACLs is answered

@@ -3,7 +3,6 @@ package client
 import (
 	"context"
 	"errors"
-	"time"
 
 	"sealfs"
 	"sealfs/op"
@@ -24,7 +23,7 @@ func (c *Client) appendLimit(n *node) uint64 {
 		return 0
 	}
 	if n != nil {
-		if l, ok, _ := n.kept.get(time.Duration(c.layoutAge.Load())); ok && l.bound == 0 && l.size > sealfs.HomeBytes {
+		if l, ok, _ := n.kept.get(c, n.ino); ok && l.bound == 0 && l.size > sealfs.HomeBytes {
 			return 0 // it is whole, and stays so
 		}
 	}
@@ -113,13 +112,13 @@ func (c *Client) appendAt(ctx context.Context, n *node, ino sealfs.Ino, l layout
 	k := c.begin(op.Extend, ino)
 	k.Ino, k.Gen, k.Len, k.Flags, k.layout = ino, l.gen, uint64(len(data)), op.Append|flags&op.KillPriv, true
 	err := c.do(ctx, k)
-	a, off := k.rep.Attr, k.rep.Off
+	a, off := k.answer(), k.rep.Off
 	k.end()
 	if err != nil {
 		return err
 	}
 	if n != nil && a.Gen == l.gen {
-		n.kept.grown(layoutOf(&a))
+		n.kept.grown(layoutOf(&a.Attr), a.ino)
 		n.far.Store(true)
 	}
 	// The place is ours until the file is truncated, which home knows.

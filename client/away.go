@@ -41,6 +41,7 @@ func brief(ctx context.Context, d time.Duration) (context.Context, context.Cance
 // client is closed. It returns errGaveUp in the last two cases, and then k may be asked again,
 // for the same number in its session: it happens once. Otherwise k must be finished.
 func (c *Client) ask(ctx context.Context, k *call) error {
+	c.startWatching()
 	var p patience
 	for {
 		if err := c.enlist(ctx, k); err != nil {
@@ -48,17 +49,19 @@ func (c *Client) ask(ctx context.Context, k *call) error {
 		}
 		k.rep.Reset()
 		k.registered = c.registered[k.Shard].Load()
-		asked := time.Now()
+		c.about(k)
 		err := c.h.Do(ctx, &k.Request, &k.rep)
 		switch {
 		case err == nil && k.rep.Code == 0:
-			c.learn(k, asked)
+			c.learn(k)
 			return nil
 		case err == nil && k.rep.Code == sealfs.ErrSession:
 			c.fence(k.ses, k.rep.Code)
 			continue
 		case err == nil:
-			err = k.rep.Code
+			if err = k.rep.Code; err == sealfs.ErrNotExist {
+				c.learn(k) // that there is no such name
+			}
 			if stale := err == sealfs.ErrStale; stale && (k.layout || p.stale >= staleMax) ||
 				!stale && err != sealfs.ErrUnavailable && err != sealfs.ErrBusy {
 				return err

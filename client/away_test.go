@@ -74,7 +74,7 @@ func TestInterruptedWritesArrive(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			u := newCluster()
-			c, net := u.client(t, 1, Options{})
+			c, net := u.lone(t, 1, Options{})
 			c.age = time.Hour
 			bg := context.Background()
 			ino := createIn(t, c, net, 1, "f")
@@ -125,7 +125,7 @@ func TestInterruptedWritesArrive(t *testing.T) {
 // way to a server that is away: nothing is left open at the end.
 func TestInterruptedReopening(t *testing.T) {
 	u := newCluster()
-	c, net := u.client(t, 1, Options{})
+	c, net := u.lone(t, 1, Options{})
 	c.lazy.Store(true) // as a mount has it
 	bg := context.Background()
 	ino := createIn(t, c, net, 1, "f")
@@ -148,7 +148,7 @@ func TestOthersGoOn(t *testing.T) {
 		t.Run(how, func(t *testing.T) {
 			u := newCluster()
 			const limit = 8 * bufferSmall
-			c, net := u.client(t, 1, Options{BufferBytes: limit})
+			c, net := u.lone(t, 1, Options{BufferBytes: limit})
 			c.age = 10 * time.Millisecond
 			ctx := context.Background()
 			var dead, live []sealfs.Ino
@@ -208,7 +208,8 @@ func TestRetryEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		u := newCluster()
 		net := oracle.NewNet(u.model, 3, 1)
-		c := New(net, Options{Volume: 1, Root: u.root, Shards: testShards, Session: 1, Retry: time.Minute})
+		c := New(generous{net}, Options{Volume: 1, Root: u.root, Shards: testShards, Session: 1, Retry: time.Minute})
+		defer c.Close()
 		net.Away(net.Store(u.root.Home(testShards)))
 		start := time.Now()
 		_, err := c.Getattr(context.Background(), u.root)
@@ -229,7 +230,8 @@ func TestCloseEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		u := newCluster()
 		net := oracle.NewNet(u.model, 3, 1)
-		c := New(net, Options{Volume: 1, Root: u.root, Shards: testShards, Session: 1, Each: net.Each})
+		c := New(generous{net}, Options{Volume: 1, Root: u.root, Shards: testShards, Session: 1, Each: net.Each})
+		watched(t, c)
 		ino := createIn(t, c, net, 2, "f")
 		if err := c.Write(context.Background(), ino, 0, []byte("lost"), 0); err != nil {
 			t.Fatal(err)
@@ -392,7 +394,7 @@ func TestLookupElsewhere(t *testing.T) {
 // TestAnswersGetLost checks that changes happen once although answers are lost.
 func TestAnswersGetLost(t *testing.T) {
 	u := newCluster()
-	c, net := u.client(t, 1, Options{})
+	c, net := u.lone(t, 1, Options{})
 	net.Lose(0.2)
 	ctx := context.Background()
 	var want []byte

@@ -49,6 +49,7 @@ func (c *Client) write(ctx context.Context, ino sealfs.Ino, off uint64, data []b
 	}
 	n := c.nodes.get(ino)
 	c.dropEarly(n)
+	defer c.dropEarly(n)
 	if n == nil {
 		return c.writeNow(ctx, nil, ino, off, data, flags)
 	}
@@ -69,15 +70,16 @@ func (c *Client) write(ctx context.Context, ino sealfs.Ino, off uint64, data []b
 		return 0, err
 	}
 	done := 0
+	through := c.o.Durable || !c.mayDelay(ino)
 	switch {
 	case c.remote && flags&op.Append != 0 && !n.gone:
 		// An append is in several parts when the file has chunks, and the caller's
 		// interrupt must not tear it: it goes through a buffer in any case.
 		done, err = c.delay(ctx, &t, off, data, flags)
-		if err == nil && c.o.Durable {
+		if err == nil && through {
 			err = c.send(ctx, &t)
 		}
-	case n.gone || c.o.Durable || len(data) >= c.most(n, off, flags):
+	case n.gone || through || len(data) >= c.most(n, off, flags):
 		if err = c.send(ctx, &t); err == nil {
 			done, err = c.writeNow(ctx, n, ino, off, data, flags)
 		}

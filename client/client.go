@@ -9,9 +9,17 @@
 //
 // Small writes to a file are collected per inode and sent at 128 KiB, at flush, fsync,
 // the last release and unlock, after a second, or when anybody on this
-// client looks at the inode. So everybody on one client sees every write at once;
-// other clients see it at the latest when the file is closed. What a killed
-// client had not sent is lost; Options.Durable sends every write before it is answered.
+// client looks at the inode. So everybody on one client sees every write at once.
+// What a killed client had not sent is lost; Options.Durable sends every write before it is answered.
+//
+// # Leases
+//
+// Clients with a session never disagree: what one has done, another one sees in every
+// call that begins later. A client keeps of a server's answers only what the server has
+// given it a lease for, and gives it back when asked to: see lease.go, watch.go, and
+// for the kernel's caches notify.go. Writes are delayed only under a lease, too;
+// without one each is sent before it is answered. A client without a session delays in any
+// case, and other clients see its writes at the latest when the file is closed.
 //
 // # Servers that are away
 //
@@ -53,10 +61,15 @@ type Options struct {
 	Root   sealfs.Ino    // its root directory, or any directory that shall be the root here
 	Shards uint32        // of the cluster, a power of two
 
-	// Session is the client's identity at the cluster, under which changes are
-	// numbered so that a retry happens once. 0 suits a handler in the same
-	// process, whose answers cannot get lost. See Fence for what follows it.
+	// Session is the client's identity at the cluster: under it changes are
+	// numbered, so that a retry happens once, and leases are held, so that clients never
+	// disagree. 0 is a client without either, which suits a handler in the same
+	// process that nobody else uses. See Fence for what follows it.
 	Session sealfs.Session
+
+	// Local says that the handler is in the same process: its answers cannot get
+	// lost, and it is never away. Changes need no numbers then.
+	Local bool
 
 	// Retry is for how long a request without an answer is tried again (only with
 	// a session); then it fails with an error that wraps sealfs.ErrIO. 0: for ever.
@@ -94,14 +107,15 @@ type Cred struct{ UID, GID, Umask uint32 }
 
 // Client speaks to a handler in terms of inodes. It is safe for concurrent use.
 type Client struct {
-	h      op.Handler
-	o      Options
-	remote bool // there is a session: answers can get lost, and servers be away
-	seed   maphash.Seed
-	log    *slog.Logger
-	age    time.Duration // for how long a write is delayed at most
-	life   context.Context
-	die    context.CancelFunc
+	h       op.Handler
+	o       Options
+	remote  bool // answers can get lost, and servers be away
+	leasing bool // there is a session, so servers grant leases
+	seed    maphash.Seed
+	log     *slog.Logger
+	age     time.Duration // for how long a write is delayed at most
+	life    context.Context
+	die     context.CancelFunc
 
 	ses        atomic.Pointer[identity]
 	sesMu      sync.Mutex      // held while ses changes
@@ -112,6 +126,10 @@ type Client struct {
 	earlyBytes atomic.Int64 // in early of all nodes
 	lazy       atomic.Bool  // releases are gathered, as a mount wants it
 	dirs       dirs
+	leases     leases
+	watch      watching
+	kernel     atomic.Pointer[kernel] // of the mount, if there is one
+	requests   [256]atomic.Uint64     // sent, by type
 	dirty      dirtyList
 	sent       sentLog
 	sending    chan struct{} // a token for each aged buffer that is just being sent
@@ -135,7 +153,7 @@ func New(h op.Handler, o Options) *Client {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	c := &Client{
-		h: h, o: o, remote: o.Session != 0, seed: maphash.MakeSeed(), log: o.Logger, age: bufferAge,
+		h: h, o: o, remote: o.Session != 0 && !o.Local, leasing: o.Session != 0, seed: maphash.MakeSeed(), log: o.Logger, age: bufferAge,
 		sending: make(chan struct{}, sendersMax),
 	}
 	c.life, c.die = context.WithCancel(context.Background())
@@ -144,9 +162,21 @@ func New(h op.Handler, o Options) *Client {
 	if c.remote {
 		c.registered = make([]atomic.Uint32, o.Shards)
 	}
+	if c.leasing {
+		c.leases.init(o.Shards)
+	}
 	c.nodes.init()
 	return c
 }
+
+// Requests calls fn for each type of request with how many were sent.
+func (c *Client) Requests(fn func(op.Type, uint64)) {
+	for _, t := range op.Types() {
+		fn(t, c.requests[t].Load())
+	}
+}
+
+func (c *Client) count(k *call) { c.requests[k.Type].Add(1) }
 
 // Root returns the inode number of the root directory.
 func (c *Client) Root() sealfs.Ino { return c.o.Root }
@@ -181,6 +211,10 @@ type call struct {
 	unsure     bool      // an attempt got no answer
 	layout     bool      // "stale" may be about the layout of the file: it is an answer
 	registered uint32    // Client.registered of the shard, from before the last attempt
+	mark       uint64    // from before the last attempt: see leases
+
+	ino, dir belief   // what of the reply may be believed: its inode; the request's directory
+	each     []belief // and in Readdir each entry's inode
 }
 
 var calls = sync.Pool{New: func() any { return new(call) }}
@@ -196,7 +230,7 @@ func (c *Client) begin(t op.Type, ino sealfs.Ino) *call {
 // end gives k back. Its reply must not be used any more.
 func (k *call) end() {
 	clear(k.rep.Entries)
-	*k = call{rep: op.Reply{Entries: k.rep.Entries[:0]}}
+	*k = call{rep: op.Reply{Entries: k.rep.Entries[:0]}, each: k.each[:0]}
 	calls.Put(k)
 }
 
@@ -216,7 +250,25 @@ func (c *Client) do(ctx context.Context, k *call) error {
 		c.finish(k)
 		return err
 	}
-	return once(ctx, c.h, k)
+	if !c.leasing {
+		c.about(k)
+		return once(ctx, c.h, k)
+	}
+	c.startWatching()
+	s := c.ses.Load()
+	k.ses, k.Session = s, s.id
+	c.about(k)
+	err := once(ctx, c.h, k)
+	if err == nil || k.rep.Code == sealfs.ErrNotExist {
+		c.learn(k)
+	}
+	return err
+}
+
+// about notes that k is about to be sent.
+func (c *Client) about(k *call) {
+	k.mark, k.ino, k.dir = c.leases.mark(), 0, 0
+	c.count(k)
 }
 
 // once asks h one time.

@@ -31,6 +31,14 @@ func (u *cluster) client(t testing.TB, id sealfs.Session, o Options) (*Client, *
 	return u.clientOf(t, net, net, id, o), net
 }
 
+// lone is client for the only one there is, who gets every lease.
+func (u *cluster) lone(t testing.TB, id sealfs.Session, o Options) (*Client, *oracle.Net) {
+	net := oracle.NewNet(u.model, 3, uint64(id))
+	c := u.clientOf(t, net, generous{net}, id, o)
+	connected(t, c)
+	return c, net
+}
+
 // clientOf returns a client that sends to h what goes to net in the end.
 func (u *cluster) clientOf(t testing.TB, net *oracle.Net, h op.Handler, id sealfs.Session, o Options) *Client {
 	o.Volume, o.Root, o.Shards, o.Session, o.Chunked, o.Each = 1, u.root, testShards, id, true, net.Each
@@ -311,7 +319,8 @@ func TestExtendsAreFew(t *testing.T) {
 		u := newCluster()
 		net := oracle.NewNet(u.model, 3, 1)
 		s := &spy{Handler: net}
-		c := u.clientOf(t, net, s, 1, Options{})
+		c := u.clientOf(t, net, generous{s}, 1, Options{})
+		connected(t, c)
 		c.age = time.Hour
 		ctx := context.Background()
 		a, err := c.Create(ctx, u.root, "f", 0o644, Cred{})

@@ -2,7 +2,6 @@ package client
 
 import (
 	"sync"
-	"time"
 
 	"sealfs"
 	"sealfs/op"
@@ -11,29 +10,34 @@ import (
 // dirsMax bounds how many directories dirs remembers.
 const dirsMax = 4096
 
-// dirs remembers for a moment the attributes of directories whose entries this
-// client has changed. The kernel forgets them with each change and asks for them
-// before the next one; the answer to the change has told them already. They are not
-// believed for longer than the kernel itself would.
+// dirs remembers the attributes of directories whose entries this client has
+// changed. The kernel forgets them with each change and asks for them before the next
+// one; the answer to the change has told them already. They are believed under the
+// directory's lease.
 type dirs struct {
-	mu sync.Mutex
-	of map[sealfs.Ino]dirAttr
+	mu     sync.Mutex
+	of     map[sealfs.Ino]dirAttr
+	before uint64 // mark: what was asked before is not remembered
 }
 
 type dirAttr struct {
-	attr  op.Attr
-	until time.Time
+	attr   op.Attr
+	belief belief
+	mark   uint64
 }
 
-// note remembers attributes as they were at the time asked or later. Answers may
-// come in another order than they were given: the newest counts.
-func (d *dirs) note(a *op.Attr, asked time.Time, ttl time.Duration) {
+// note remembers attributes from the answer to a request with that mark. Answers may come in
+// another order than they were given: the newest counts.
+func (d *dirs) note(a *op.Attr, b belief, mark uint64) {
 	if a.Mode&modeType != modeDir {
 		return
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.of[a.Ino].attr.Version > a.Version {
+	if mark <= d.before {
+		return
+	}
+	if old, ok := d.of[a.Ino]; ok && old.attr.Version > a.Version {
 		return
 	}
 	if len(d.of) >= dirsMax {
@@ -42,52 +46,57 @@ func (d *dirs) note(a *op.Attr, asked time.Time, ttl time.Duration) {
 	if d.of == nil {
 		d.of = map[sealfs.Ino]dirAttr{}
 	}
-	d.of[a.Ino] = dirAttr{*a, asked.Add(ttl)}
+	d.of[a.Ino] = dirAttr{*a, b, mark} // without belief, too: older answers must not come back
 }
 
-// get returns what is known of a directory, and for how long it may be believed.
-func (d *dirs) get(ino sealfs.Ino) (a op.Attr, left time.Duration, ok bool) {
+// dirAttr returns what is known of a directory.
+func (c *Client) dirAttr(ino sealfs.Ino) (answer, bool) {
+	d := &c.dirs
 	d.mu.Lock()
-	defer d.mu.Unlock()
 	known, ok := d.of[ino]
-	if !ok {
-		return a, 0, false
+	d.mu.Unlock()
+	if !ok || !c.believes(ino, known.belief) {
+		return answer{}, false
 	}
-	if left = time.Until(known.until); left <= 0 {
-		delete(d.of, ino)
-		return a, 0, false
-	}
-	return known.attr, left, true
+	return answer{Attr: known.attr, ino: known.belief, mark: known.mark}, true
 }
 
-// forget is for who changes a directory and is not told its attributes.
-func (d *dirs) forget(ino sealfs.Ino) {
+// forget forgets a directory. now is the mark of who has changed it and was not told
+// its attributes: an answer that is still on its way may be from before.
+func (d *dirs) forget(now uint64, inos ...sealfs.Ino) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	delete(d.of, ino)
+	d.before = max(d.before, now)
+	for _, ino := range inos {
+		delete(d.of, ino)
+	}
 }
 
-// learn takes from the answer to k what it tells of directories. An answer from a
-// result row, to a request that came twice, does not tell the directory.
-func (c *Client) learn(k *call, asked time.Time) {
-	ttl := time.Duration(c.layoutAge.Load())
+// learn takes from the answer to k what it grants, and what it tells of directories. An answer
+// from a result row, to a request that came twice, does not tell the directory.
+func (c *Client) learn(k *call) {
+	if !c.leasing {
+		return
+	}
+	c.believe(k)
+	if k.rep.Code != 0 {
+		return
+	}
 	switch k.Type {
 	case op.Create, op.Mknod, op.Mkdir, op.Symlink, op.Link, op.Unlink, op.Rmdir:
 		if k.rep.Dir.Ino == k.Dir {
-			c.dirs.note(&k.rep.Dir, asked, ttl)
+			c.dirs.note(&k.rep.Dir, k.dir, k.mark)
 		} else {
-			c.dirs.forget(k.Dir)
+			c.dirs.forget(c.leases.mark(), k.Dir)
 		}
 		if k.Type == op.Rmdir {
-			c.dirs.forget(k.rep.Attr.Ino)
+			c.dirs.forget(0, k.rep.Attr.Ino)
 		}
 	case op.Rename:
-		c.dirs.forget(k.Dir)
-		c.dirs.forget(k.Dir2)
-		c.dirs.forget(k.rep.Attr.Ino) // what was moved
+		c.dirs.forget(c.leases.mark(), k.Dir, k.Dir2, k.rep.Attr.Ino) // the last is what was moved
 	case op.Setattr:
-		c.dirs.note(&k.rep.Attr, asked, ttl)
+		c.dirs.note(&k.rep.Attr, k.ino, k.mark)
 	case op.Setxattr, op.Removexattr:
-		c.dirs.forget(k.Ino)
+		c.dirs.forget(c.leases.mark(), k.Ino)
 	}
 }

@@ -30,9 +30,10 @@ func TestReadWithOpening(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		u := newCluster()
 		net := oracle.NewNet(u.model, 3, 1)
-		count := &readCounter{Handler: net}
+		count := &readCounter{Handler: generous{net}}
 		c := New(count, Options{Volume: 1, Root: u.root, Shards: testShards, Session: 1})
 		defer c.Close()
+		watched(t, c)
 		ctx := context.Background()
 		ino := createIn(t, c, net, 1, "f")
 		write := func(text string) {
@@ -74,10 +75,14 @@ func TestReadWithOpening(t *testing.T) {
 		}
 		read("ot", 1)
 		open()
-		<-time.After(2 * earlyAge)
+		<-time.After(leaseTerm - watchTime) // the watch renews what is believed
+		read("ot", 0)
+		open()
+		v := op.Revoke{Num: 1, Kind: op.RevokeInode, Ino: ino}
+		c.carryOut([]op.Revoke{v})
 		read("ot", 1)
 		open()
-		for range 5 {
+		for range 6 {
 			if err := c.Release(ctx, ino); err != nil {
 				t.Fatal(err)
 			}

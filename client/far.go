@@ -19,7 +19,9 @@ func (c *Client) Fallocate(ctx context.Context, ino sealfs.Ino, off, n uint64, m
 	if err := c.settle(ctx, ino); err != nil {
 		return err
 	}
-	c.dropEarly(c.nodes.get(ino))
+	node := c.nodes.get(ino)
+	c.dropEarly(node)
+	defer c.dropEarly(node)
 	if mode&(punchHole|zeroRange) != 0 && off <= sealfs.FileSizeMax && n <= sealfs.FileSizeMax-off && off+n > sealfs.HomeBytes {
 		return c.zeroFar(ctx, ino, off, off+n, mode)
 	}

@@ -98,7 +98,11 @@ func (f *FS) open(ctx context.Context, name string, flag int, perm fs.FileMode) 
 		case a.Mode&modeType != modeFile:
 			return nil, sealfs.ErrNotSupported
 		}
-		if _, err := f.c.Open(ctx, a.Ino); err != nil {
+		open := f.c.Open
+		if flag&(os.O_WRONLY|os.O_RDWR) != 0 {
+			open = f.c.OpenToWrite
+		}
+		if _, err := open(ctx, a.Ino); err != nil {
 			return nil, err
 		}
 		file := f.file(name, a.Ino, flag)

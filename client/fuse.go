@@ -27,13 +27,13 @@ type filesystem struct {
 	c *Client
 	o MountOptions
 
-	entryTTL, attrTTL, negativeTTL ttl
-	seen                           seenVersions
-	bare                           bareInodes
-	aclFlags                       bool // SETXATTR has flags of its own
-	interrupts                     interrupts
-	locks                          recordLocks
-	handles                        atomic.Uint64 // counts them
+	k          *kernel // nil without leases
+	seen       seenVersions
+	bare       bareInodes
+	aclFlags   bool // SETXATTR has flags of its own
+	interrupts interrupts
+	locks      recordLocks
+	handles    atomic.Uint64 // counts them
 }
 
 // ttl is a duration in the form in which the kernel takes it.
@@ -47,14 +47,11 @@ func makeTTL(d time.Duration) ttl {
 }
 
 func newFilesystem(c *Client, o MountOptions) *filesystem {
-	return &filesystem{
-		RawFileSystem: fuse.NewDefaultRawFileSystem(),
-		c:             c,
-		o:             o,
-		entryTTL:      makeTTL(o.EntryTimeout),
-		attrTTL:       makeTTL(o.AttrTimeout),
-		negativeTTL:   makeTTL(o.NegativeTimeout),
+	f := &filesystem{RawFileSystem: fuse.NewDefaultRawFileSystem(), c: c, o: o}
+	if c.leasing {
+		f.k = newKernel(f.node)
 	}
+	return f
 }
 
 func (f *filesystem) String() string { return "sealfs" }
@@ -91,7 +88,7 @@ const handleBits = 36
 // handle returns the number of a handle of ino, which was just opened.
 func (f *filesystem) handle(ino sealfs.Ino) uint64 {
 	count := f.handles.Add(1) & (1<<handleBits - 1)
-	if f.c.remote {
+	if f.c.leasing {
 		if n := f.c.nodes.get(ino); n != nil {
 			return uint64(n.ses.Load().id)<<handleBits | count
 		}
@@ -161,56 +158,116 @@ func joinTime(sec uint64, nsec uint32) int64 {
 	return s*1e9 + int64(nsec)
 }
 
-func (f *filesystem) fillAttrOut(out *fuse.AttrOut, a *op.Attr) {
-	out.AttrValid, out.AttrValidNsec = f.attrTTL.sec, f.attrTTL.nsec
-	fillAttr(&out.Attr, a)
+// attrTTL returns for how long the kernel may believe attributes; named says that
+// the answer names it, so that the kernel knows it from then on.
+func (f *filesystem) attrTTL(a *answer, named bool) ttl {
+	f.bare.note(a, f.o.AttrTimeout)
+	if f.k == nil {
+		return makeTTL(f.o.AttrTimeout)
+	}
+	left := f.k.tell(f.c, &a.Attr, a.ino, named)
+	return makeTTL(min(left, f.o.AttrTimeout))
 }
 
-func (f *filesystem) fillEntry(out *fuse.EntryOut, a *op.Attr) {
+// entryTTL returns for how long the kernel may believe what it is told of a name.
+func (f *filesystem) entryTTL(dir sealfs.Ino, name string, b belief, timeout time.Duration) ttl {
+	if f.k == nil {
+		return makeTTL(timeout)
+	}
+	return makeTTL(min(f.k.name(f.c, dir, name, b), timeout))
+}
+
+func (f *filesystem) fillAttrOut(out *fuse.AttrOut, a *answer) {
+	t := f.attrTTL(a, false)
+	out.AttrValid, out.AttrValidNsec = t.sec, t.nsec
+	fillAttr(&out.Attr, &a.Attr)
+}
+
+// fillEntry tells of a name in dir.
+func (f *filesystem) fillEntry(out *fuse.EntryOut, dir sealfs.Ino, name string, a *answer) {
 	out.NodeId = f.node(a.Ino)
-	out.EntryValid, out.EntryValidNsec = f.entryTTL.sec, f.entryTTL.nsec
-	out.AttrValid, out.AttrValidNsec = f.attrTTL.sec, f.attrTTL.nsec
-	fillAttr(&out.Attr, a)
+	t := f.entryTTL(dir, name, a.dir, f.o.EntryTimeout)
+	out.EntryValid, out.EntryValidNsec = t.sec, t.nsec
+	t = f.attrTTL(a, true)
+	out.AttrValid, out.AttrValidNsec = t.sec, t.nsec
+	fillAttr(&out.Attr, &a.Attr)
 }
 
-// entry answers an operation that made or found a name.
-func (f *filesystem) entry(out *fuse.EntryOut, a *op.Attr, err error) fuse.Status {
+// made answers an operation that made a name in dir.
+func (f *filesystem) made(out *fuse.EntryOut, dir sealfs.Ino, name string, a *answer, err error) fuse.Status {
 	if err != nil {
 		return status(err)
 	}
-	f.fillEntry(out, a)
+	f.changed(dir)
+	f.fillEntry(out, dir, name, a)
 	return fuse.OK
 }
 
+// changed is for whoever has changed an inode in a way that the kernel forgets its
+// attributes, but would take an older answer for a new one that comes afterwards.
+func (f *filesystem) changed(ino sealfs.Ino) {
+	if f.k != nil {
+		f.k.touched(ino)
+	}
+}
+
+// within notes that a request is under way for which the kernel holds a directory's lock, until
+// the result is called.
+func (f *filesystem) within(dir sealfs.Ino) func() {
+	if f.k == nil {
+		return func() {}
+	}
+	f.k.enter(dir)
+	return func() { f.k.leave(dir) }
+}
+
+// refresh makes sure that the kernel has no content that is older than a.
+func (f *filesystem) refresh(a *answer, cancel <-chan struct{}) {
+	if f.k != nil {
+		f.k.refresh(&a.Attr, cancel)
+	}
+}
+
+// Forget takes back what the answers that name an inode gave.
+func (f *filesystem) Forget(node, lookups uint64) {
+	if f.k != nil {
+		f.k.forget(f.c, f.ino(node), lookups)
+	}
+}
+
 func (f *filesystem) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	defer f.within(f.ino(h.NodeId))()
 	ctx, w := f.wait(cancel, h.Pid)
 	defer w.over()
-	asked := time.Now()
-	a, err := f.c.Lookup(ctx, f.ino(h.NodeId), name)
-	f.bare.note(&a, asked, f.o.AttrTimeout)
-	if err == sealfs.ErrNotExist && f.negativeTTL != (ttl{}) {
-		// Node 0 lets the kernel remember that there is no such name.
-		out.EntryValid, out.EntryValidNsec = f.negativeTTL.sec, f.negativeTTL.nsec
-		return fuse.OK
+	dir := f.ino(h.NodeId)
+	a, err := f.c.lookup(ctx, dir, name)
+	if err == sealfs.ErrNotExist {
+		if t := f.entryTTL(dir, name, a.dir, f.o.NegativeTimeout); t != (ttl{}) {
+			// Node 0 lets the kernel remember that there is no such name.
+			out.EntryValid, out.EntryValidNsec = t.sec, t.nsec
+			return fuse.OK
+		}
 	}
-	return f.entry(out, &a, err)
+	if err != nil {
+		return status(err)
+	}
+	f.fillEntry(out, dir, name, &a)
+	return fuse.OK
 }
 
 func (f *filesystem) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
-	if a, left, ok := f.c.dirs.get(f.ino(in.NodeId)); ok {
-		f.bare.note(&a, time.Now().Add(left-f.o.AttrTimeout), f.o.AttrTimeout)
-		fillAttr(&out.Attr, &a)
-		out.AttrValid, out.AttrValidNsec = uint64(left/time.Second), uint32(left%time.Second)
+	ino := f.ino(in.NodeId)
+	if a, ok := f.c.dirAttr(ino); ok {
+		f.fillAttrOut(out, &a)
 		return fuse.OK
 	}
 	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
-	asked := time.Now()
-	a, err := f.c.Getattr(ctx, f.ino(in.NodeId))
+	a, err := f.c.getattr(ctx, ino)
 	if err != nil {
 		return status(err)
 	}
-	f.bare.note(&a, asked, f.o.AttrTimeout)
+	f.refresh(&a, cancel)
 	f.fillAttrOut(out, &a)
 	return fuse.OK
 }
@@ -219,14 +276,17 @@ func (f *filesystem) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fu
 func (f *filesystem) Statx(cancel <-chan struct{}, in *fuse.StatxIn, out *fuse.StatxOut) fuse.Status {
 	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
-	a, err := f.c.Getattr(ctx, f.ino(in.NodeId))
+	ino := f.ino(in.NodeId)
+	a, err := f.c.getattr(ctx, ino)
 	if err != nil {
 		return status(err)
 	}
-	out.AttrValid, out.AttrValidNsec = f.attrTTL.sec, f.attrTTL.nsec
+	f.refresh(&a, cancel)
+	t := f.attrTTL(&a, false)
+	out.AttrValid, out.AttrValidNsec = t.sec, t.nsec
 	const basicAndBirth = 0xfff // STATX_BASIC_STATS | STATX_BTIME
 	var b fuse.Attr
-	fillAttr(&b, &a)
+	fillAttr(&b, &a.Attr)
 	s := &out.Statx
 	s.Mask, s.Blksize, s.Nlink, s.Uid, s.Gid = basicAndBirth, b.Blksize, b.Nlink, b.Uid, b.Gid
 	s.Mode, s.Ino, s.Size, s.Blocks = uint16(b.Mode), b.Ino, b.Size, b.Blocks
@@ -272,10 +332,15 @@ func (f *filesystem) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fu
 		return fuse.EIO
 	}
 	s.KillPriv = in.Valid&(fuse.FATTR_UID|fuse.FATTR_GID|fuse.FATTR_KILL_SUIDGID) != 0
-	a, err := f.c.Setattr(ctx, f.ino(in.NodeId), &s)
+	ino := f.ino(in.NodeId)
+	a, err := f.c.setattr(ctx, ino, &s)
 	if err != nil {
 		return status(err)
 	}
+	if n := f.c.nodes.get(ino); n != nil {
+		n.privileged.Store(false)
+	}
+	f.changed(ino)
 	f.fillAttrOut(out, &a)
 	return fuse.OK
 }
@@ -288,43 +353,59 @@ func (f *filesystem) Readlink(cancel <-chan struct{}, h *fuse.InHeader) ([]byte,
 }
 
 func (f *filesystem) Mknod(cancel <-chan struct{}, in *fuse.MknodIn, name string, out *fuse.EntryOut) fuse.Status {
+	defer f.within(f.ino(in.NodeId))()
 	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
-	a, err := f.c.Mknod(ctx, f.ino(in.NodeId), name, in.Mode, in.Rdev, cred(&in.InHeader, in.Umask))
-	return f.entry(out, &a, err)
+	dir := f.ino(in.NodeId)
+	a, err := f.c.mknod(ctx, dir, name, in.Mode, in.Rdev, cred(&in.InHeader, in.Umask))
+	return f.made(out, dir, name, &a, err)
 }
 
 func (f *filesystem) Mkdir(cancel <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
+	defer f.within(f.ino(in.NodeId))()
 	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
-	a, err := f.c.Mkdir(ctx, f.ino(in.NodeId), name, in.Mode, cred(&in.InHeader, in.Umask))
-	return f.entry(out, &a, err)
+	dir := f.ino(in.NodeId)
+	a, err := f.c.mkdir(ctx, dir, name, in.Mode, cred(&in.InHeader, in.Umask))
+	return f.made(out, dir, name, &a, err)
 }
 
 func (f *filesystem) Symlink(cancel <-chan struct{}, h *fuse.InHeader, target, name string, out *fuse.EntryOut) fuse.Status {
+	defer f.within(f.ino(h.NodeId))()
 	ctx, w := f.wait(cancel, h.Pid)
 	defer w.over()
-	a, err := f.c.Symlink(ctx, f.ino(h.NodeId), name, target, cred(h, 0))
-	return f.entry(out, &a, err)
+	dir := f.ino(h.NodeId)
+	a, err := f.c.symlink(ctx, dir, name, target, cred(h, 0))
+	return f.made(out, dir, name, &a, err)
 }
 
 func (f *filesystem) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
+	defer f.within(f.ino(in.NodeId))()
 	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
-	a, err := f.c.Link(ctx, f.ino(in.Oldnodeid), f.ino(in.NodeId), name)
-	return f.entry(out, &a, err)
+	dir := f.ino(in.NodeId)
+	a, err := f.c.link(ctx, f.ino(in.Oldnodeid), dir, name)
+	return f.made(out, dir, name, &a, err)
 }
 
 func (f *filesystem) Unlink(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
+	defer f.within(f.ino(h.NodeId))()
 	ctx, w := f.wait(cancel, h.Pid)
 	defer w.over()
-	return status(f.c.Unlink(ctx, f.ino(h.NodeId), name))
+	dir := f.ino(h.NodeId)
+	err := f.c.Unlink(ctx, dir, name)
+	f.changed(dir)
+	return status(err)
 }
 
 func (f *filesystem) Rmdir(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
+	defer f.within(f.ino(h.NodeId))()
 	ctx, w := f.wait(cancel, h.Pid)
 	defer w.over()
-	return status(f.c.Rmdir(ctx, f.ino(h.NodeId), name))
+	dir := f.ino(h.NodeId)
+	err := f.c.Rmdir(ctx, dir, name)
+	f.changed(dir)
+	return status(err)
 }
 
 // Flags of renameat2(2).
@@ -334,6 +415,8 @@ const (
 )
 
 func (f *filesystem) Rename(cancel <-chan struct{}, in *fuse.RenameIn, name, name2 string) fuse.Status {
+	defer f.within(f.ino(in.NodeId))()
+	defer f.within(f.ino(in.Newdir))()
 	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
 	var flags op.Flags
@@ -346,23 +429,34 @@ func (f *filesystem) Rename(cancel <-chan struct{}, in *fuse.RenameIn, name, nam
 	default:
 		return fuse.EINVAL
 	}
-	return status(f.c.Rename(ctx, f.ino(in.NodeId), name, f.ino(in.Newdir), name2, flags))
+	dir, dir2 := f.ino(in.NodeId), f.ino(in.Newdir)
+	moved, err := f.c.rename(ctx, dir, name, dir2, name2, flags)
+	if f.k != nil {
+		f.k.renamed(f.c, dir, name, dir2, name2, flags&op.Exchange != 0)
+		for _, ino := range [...]sealfs.Ino{dir, dir2, moved.Ino} {
+			f.changed(ino)
+		}
+	}
+	return status(err)
 }
 
 // Create makes and opens a file. The kernel has looked before, so a name that
 // exists came from elsewhere meanwhile: ESTALE lets it look again, and then
 // check permissions as for any open.
 func (f *filesystem) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
+	defer f.within(f.ino(in.NodeId))()
 	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
-	a, err := f.c.Create(ctx, f.ino(in.NodeId), name, in.Mode, cred(&in.InHeader, in.Umask))
+	dir := f.ino(in.NodeId)
+	a, err := f.c.create(ctx, dir, name, in.Mode, cred(&in.InHeader, in.Umask))
 	if (err == sealfs.ErrExist || err == sealfs.ErrIsDir) && in.Flags&syscall.O_EXCL == 0 {
 		return fuse.Status(syscall.ESTALE)
 	}
 	if err != nil {
 		return status(err)
 	}
-	f.fillEntry(&out.EntryOut, &a)
+	f.made(&out.EntryOut, dir, name, &a, nil)
+	f.opened(a.Ino)
 	out.Fh, out.OpenFlags = f.handle(a.Ino), newFileFlags(in.Flags)
 	return fuse.OK
 }
@@ -370,11 +464,14 @@ func (f *filesystem) Create(cancel <-chan struct{}, in *fuse.CreateIn, name stri
 func (f *filesystem) Tmpfile(cancel <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
 	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
-	a, err := f.c.Tmpfile(ctx, f.ino(in.NodeId), in.Mode, cred(&in.InHeader, in.Umask))
+	dir := f.ino(in.NodeId)
+	a, err := f.c.tmpfile(ctx, dir, in.Mode, cred(&in.InHeader, in.Umask))
 	if err != nil {
 		return status(err)
 	}
-	f.fillEntry(&out.EntryOut, &a)
+	a.dir = 0 // it has no name
+	f.fillEntry(&out.EntryOut, dir, "", &a)
+	f.opened(a.Ino)
 	out.Fh, out.OpenFlags = f.handle(a.Ino), newFileFlags(in.Flags)
 	return fuse.OK
 }
@@ -396,20 +493,27 @@ func (f *filesystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
 	ino := f.ino(in.NodeId)
-	open := f.c.Open
-	if in.Flags&(syscall.O_ACCMODE|syscall.O_TRUNC|syscall.O_DIRECT) == syscall.O_RDONLY && !f.seen.has(ino) {
-		open = f.c.OpenToRead // the kernel has nothing of it
+	var a answer
+	var err error
+	switch {
+	case in.Flags&syscall.O_ACCMODE != syscall.O_RDONLY:
+		a, err = f.c.openFor(ctx, ino, 0, op.WantWrite)
+	case in.Flags&(syscall.O_TRUNC|syscall.O_DIRECT) == 0 && !f.seen.has(ino):
+		a, err = f.c.openToRead(ctx, ino) // the kernel has nothing of it
+	default:
+		a, err = f.c.openFor(ctx, ino, 0, 0)
 	}
-	a, err := open(ctx, ino)
 	if err != nil {
 		return status(err)
 	}
+	f.opened(ino)
 	if in.Flags&syscall.O_TRUNC != 0 {
 		s := SetAttr{Valid: op.SetSize, KillPriv: in.Mode&fuse.OPEN_KILL_SUIDGID != 0}
-		if a, err = f.c.Setattr(ctx, ino, &s); err != nil {
+		if a, err = f.c.setattr(ctx, ino, &s); err != nil {
 			f.c.Release(ctx, ino)
 			return status(err)
 		}
+		f.changed(ino)
 	}
 	out.Fh = f.handle(ino)
 	if in.Flags&syscall.O_DIRECT != 0 {
@@ -420,10 +524,17 @@ func (f *filesystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 		}
 		return fuse.OK
 	}
-	if f.seen.same(ino, a.Version) {
+	if f.seen.same(ino, a.Version) && (f.k == nil || f.c.believes(ino, a.ino) && f.k.fresh(ino)) {
 		out.OpenFlags = fuse.FOPEN_KEEP_CACHE
 	}
 	return fuse.OK
+}
+
+// opened notes that the kernel may have content of ino from now on.
+func (f *filesystem) opened(ino sealfs.Ino) {
+	if f.k != nil {
+		f.k.opened(ino)
+	}
 }
 
 // Release lets a file go. Nobody waits for the answer, but the kernel bounds the

@@ -32,7 +32,7 @@ func (f *filesystem) GetXAttr(cancel <-chan struct{}, h *fuse.InHeader, name str
 	if err := refuseAttr(name); err != nil {
 		return 0, status(err)
 	}
-	if name == op.ACLAccess && f.bare.has(f.ino(h.NodeId)) {
+	if name == op.ACLAccess && f.bare.has(f.c, f.ino(h.NodeId)) {
 		return 0, fuse.ENODATA
 	}
 	b, size, err := f.c.Getxattr(ctx, f.ino(h.NodeId), name, len(dest), dest[:0])
@@ -99,15 +99,19 @@ func (f *filesystem) SetXAttr(cancel <-chan struct{}, in *fuse.SetXAttrIn, name 
 	if in.Flags&xattrReplace != 0 {
 		flags |= op.XReplace
 	}
-	if !isACL(name) {
-		return status(f.c.Setxattr(ctx, f.ino(in.NodeId), name, value, flags))
+	if isACL(name) {
+		flags = 0
+		if f.aclFlags && in.SetXAttrFlags&fuse.SETXATTR_ACL_KILL_SGID != 0 {
+			flags = op.KillPriv
+		}
 	}
-	flags = 0
-	if f.aclFlags && in.SetXAttrFlags&fuse.SETXATTR_ACL_KILL_SGID != 0 {
-		flags = op.KillPriv
+	ino := f.ino(in.NodeId)
+	err := f.c.Setxattr(ctx, ino, name, value, flags)
+	if isACL(name) {
+		f.bare.forget(f.c, ino)
 	}
-	defer f.bare.forget(f.ino(in.NodeId))
-	return status(f.c.Setxattr(ctx, f.ino(in.NodeId), name, value, flags))
+	f.changed(ino)
+	return status(err)
 }
 
 func (f *filesystem) RemoveXAttr(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
@@ -116,5 +120,8 @@ func (f *filesystem) RemoveXAttr(cancel <-chan struct{}, h *fuse.InHeader, name 
 	if err := refuseAttr(name); err != nil {
 		return status(err)
 	}
-	return status(f.c.Removexattr(ctx, f.ino(h.NodeId), name))
+	ino := f.ino(h.NodeId)
+	err := f.c.Removexattr(ctx, ino, name)
+	f.changed(ino)
+	return status(err)
 }

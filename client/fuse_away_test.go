@@ -137,7 +137,7 @@ func (p *callerProcess) end(t *testing.T) string {
 func netMount(t *testing.T) (*cluster, *Client, *oracle.Net, string) {
 	needFUSE(t)
 	u := newCluster()
-	c, net := u.client(t, 7, Options{})
+	c, net := u.lone(t, 7, Options{})
 	m, err := Mount(context.Background(), c, MountOptions{Dir: mountDir(t), Name: "net"})
 	if err != nil {
 		t.Fatal(err)
@@ -186,6 +186,7 @@ func TestSignalsInterruptCalls(t *testing.T) {
 	_, path2 := fileIn(t, c, net, other, "g")
 	path, path2 = filepath.Join(dir, path), filepath.Join(dir, path2)
 	for _, name := range []string{"stat", "open", "mkdir", "write", "fsync", "close", "exit"} {
+		connected(t, c) // so that writes are delayed
 		p := startCall(t, name, path)
 		net.Hang(store)
 		p.begin()

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"sync"
 	"syscall"
-	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
@@ -55,10 +54,8 @@ func (f *filesystem) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte
 		flags |= op.KillPriv
 	}
 	n, err := f.c.write(ctx, ino, in.Offset, data, flags)
-	if err == nil && f.c.doubtful() {
-		if err = f.c.Flush(ctx, ino); err != nil {
-			return 0, status(err)
-		}
+	if flags&op.KillPriv != 0 {
+		f.deprived(ino)
 	}
 	if err == nil && in.Flags&syscall.O_DSYNC != 0 {
 		if err = f.c.Fsync(ctx, ino); err != nil { // O_SYNC contains O_DSYNC
@@ -69,6 +66,14 @@ func (f *filesystem) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte
 		return 0, status(err)
 	}
 	return uint32(n), fuse.OK
+}
+
+// deprived is for who has written to a file without the right to leave it privileges: the kernel
+// believes its mode otherwise, and would go by it when it executes the file.
+func (f *filesystem) deprived(ino sealfs.Ino) {
+	if n := f.c.nodes.get(ino); n == nil || n.privileged.CompareAndSwap(false, true) {
+		f.changed(ino)
+	}
 }
 
 // Flush is called for every close(2) of a descriptor: the last moment at which an
@@ -120,6 +125,7 @@ func (f *filesystem) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fus
 	if err == nil {
 		err = f.killPriv(ctx, &in.InHeader, ino)
 	}
+	f.changed(ino)
 	return status(err)
 }
 
@@ -140,6 +146,7 @@ func (f *filesystem) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRang
 	if n > 0 {
 		err = f.killPriv(ctx, &in.InHeader, to)
 	}
+	f.changed(to)
 	if err != nil {
 		return 0, status(err)
 	}
@@ -208,22 +215,22 @@ var direntLists = sync.Pool{New: func() any { return new([]op.Dirent) }}
 // readDir answers entries after the cookie in.Offset. "." and ".." are ours, with
 // the cookies 1 and 2 that the server never gives.
 func (f *filesystem) readDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList, plus bool) fuse.Status {
-	ino, asked := f.ino(in.NodeId), time.Now()
-	add := func(e *op.Dirent, mode uint32) bool {
+	ino, asked := f.ino(in.NodeId), f.c.leases.mark()
+	defer f.within(ino)()
+	add := func(e *op.Dirent, mode uint32, name, attr belief) bool {
 		d := fuse.DirEntry{Name: e.Name, Ino: uint64(e.Ino), Off: e.Cookie, Mode: mode}
 		if !plus {
 			return out.AddDirEntry(d)
 		}
 		entry := out.AddDirLookupEntry(d)
 		if entry != nil && e.Attr.Ino != 0 {
-			f.bare.note(&e.Attr, asked, f.o.AttrTimeout)
-			f.fillEntry(entry, &e.Attr)
+			f.fillEntry(entry, ino, e.Name, &answer{e.Attr, attr, name, asked})
 		} // else node 0: the kernel looks itself if it needs more
 		return entry != nil
 	}
 	// The number of the parent is not known here, and the kernel shows its own.
 	for cookie := in.Offset + 1; cookie <= 2; cookie++ {
-		if !add(&op.Dirent{Name: ".."[:cookie], Ino: ino, Cookie: cookie}, modeDir) {
+		if !add(&op.Dirent{Name: ".."[:cookie], Ino: ino, Cookie: cookie}, modeDir, 0, 0) {
 			return fuse.OK
 		}
 	}
@@ -236,13 +243,14 @@ func (f *filesystem) readDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.
 	}()
 	cookie := max(in.Offset, 2)
 	var err error
-	*list, _, err = f.c.Readdir(ctx, ino, cookie, int(in.Size), plus, (*list)[:0])
+	var beliefs []belief
+	*list, beliefs, _, err = f.c.readdir(ctx, ino, cookie, int(in.Size), plus, (*list)[:0], beliefs)
 	if err != nil {
 		return status(err)
 	}
 	for i := range *list {
 		e := &(*list)[i]
-		if !add(e, uint32(e.Type)<<12) {
+		if !add(e, uint32(e.Type)<<12, beliefs[0], beliefs[1+i]) {
 			break
 		}
 	}

@@ -8,12 +8,18 @@ import (
 	"sealfs/op"
 )
 
-// attr sends k, ends it and returns the attributes of the reply.
-func (c *Client) attr(ctx context.Context, k *call) (op.Attr, error) {
+// attrs sends k, ends it and returns the attributes of the reply, and what may be believed of them.
+func (c *Client) attrs(ctx context.Context, k *call) (answer, error) {
 	err := c.do(ctx, k)
-	a := k.rep.Attr
+	a := k.answer()
 	k.end()
 	return a, err
+}
+
+// attr is attrs for who believes nothing.
+func (c *Client) attr(ctx context.Context, k *call) (op.Attr, error) {
+	a, err := c.attrs(ctx, k)
+	return a.Attr, err
 }
 
 // none sends k, ends it and returns the error.
@@ -28,16 +34,22 @@ const lookupMax = 8
 
 // Lookup finds name in dir.
 func (c *Client) Lookup(ctx context.Context, dir sealfs.Ino, name string) (op.Attr, error) {
+	a, err := c.lookup(ctx, dir, name)
+	return a.Attr, err
+}
+
+func (c *Client) lookup(ctx context.Context, dir sealfs.Ino, name string) (answer, error) {
 	for tries := 1; ; tries++ {
 		mark := c.sent.mark()
 		k := c.begin(op.Lookup, dir)
 		k.Dir, k.Name = dir, name
-		a, err := c.attr(ctx, k)
+		a, err := c.attrs(ctx, k)
 		if err != nil || a.Version != 0 && c.current(mark, a.Ino) {
 			return a, err
 		}
-		partial := a.Version == 0
-		a, err = c.Getattr(ctx, a.Ino)
+		partial, name := a.Version == 0, a.dir
+		a, err = c.getattr(ctx, a.Ino)
+		a.dir = name
 		if !partial || err != sealfs.ErrNotExist || tries >= lookupMax {
 			return a, err
 		}
@@ -47,22 +59,30 @@ func (c *Client) Lookup(ctx context.Context, dir sealfs.Ino, name string) (op.At
 
 // complete asks for the rest of attributes that came with a name in another
 // store than the inode's.
-func (c *Client) complete(ctx context.Context, a op.Attr, err error) (op.Attr, error) {
+func (c *Client) complete(ctx context.Context, a answer, err error) (answer, error) {
 	if err != nil || a.Version != 0 {
 		return a, err
 	}
-	return c.Getattr(ctx, a.Ino)
+	name := a.dir
+	a, err = c.getattr(ctx, a.Ino)
+	a.dir = name
+	return a, err
 }
 
 // Getattr returns the attributes of ino, delayed writes included.
 func (c *Client) Getattr(ctx context.Context, ino sealfs.Ino) (op.Attr, error) {
+	a, err := c.getattr(ctx, ino)
+	return a.Attr, err
+}
+
+func (c *Client) getattr(ctx context.Context, ino sealfs.Ino) (answer, error) {
 	if err := c.settle(ctx, ino); err != nil {
-		return op.Attr{}, err
+		return answer{}, err
 	}
 	k := c.begin(op.Getattr, ino)
 	k.Ino = ino
-	a, err := c.attr(ctx, k)
-	c.seen(&a)
+	a, err := c.attrs(ctx, k)
+	c.seen(&a.Attr)
 	return a, err
 }
 
@@ -80,18 +100,25 @@ type SetAttr struct {
 
 // Setattr changes attributes and returns all.
 func (c *Client) Setattr(ctx context.Context, ino sealfs.Ino, s *SetAttr) (op.Attr, error) {
+	a, err := c.setattr(ctx, ino, s)
+	return a.Attr, err
+}
+
+func (c *Client) setattr(ctx context.Context, ino sealfs.Ino, s *SetAttr) (answer, error) {
 	// A delayed write that came first must not undo a new size or time.
 	if err := c.settle(ctx, ino); err != nil {
-		return op.Attr{}, err
+		return answer{}, err
 	}
-	c.dropEarly(c.nodes.get(ino))
+	n := c.nodes.get(ino)
+	c.dropEarly(n)
+	defer c.dropEarly(n)
 	k := c.begin(op.Setattr, ino)
 	k.Ino, k.Valid, k.Mode, k.UID, k.GID = ino, s.Valid, s.Mode, s.UID, s.GID
 	k.Size, k.Atime, k.Mtime, k.Ctime = s.Size, s.Atime, s.Mtime, s.Ctime
 	if s.KillPriv {
 		k.Flags = op.KillPriv
 	}
-	a, err := c.attr(ctx, k)
+	a, err := c.attrs(ctx, k)
 	if s.Valid&op.SetSize != 0 {
 		c.resized(ino)
 	}
@@ -101,6 +128,11 @@ func (c *Client) Setattr(ctx context.Context, ino sealfs.Ino, s *SetAttr) (op.At
 // Create makes the regular file name in dir and holds it open until Release.
 // The name must be new.
 func (c *Client) Create(ctx context.Context, dir sealfs.Ino, name string, mode uint32, who Cred) (op.Attr, error) {
+	a, err := c.create(ctx, dir, name, mode, who)
+	return a.Attr, err
+}
+
+func (c *Client) create(ctx context.Context, dir sealfs.Ino, name string, mode uint32, who Cred) (answer, error) {
 	k := c.begin(op.Create, dir)
 	k.Dir, k.Name, k.Mode, k.UID, k.GID, k.Flags = dir, name, mode, who.UID, who.GID, op.Excl|op.OpenIt
 	k.Valid = who.Umask & 0o777
@@ -110,6 +142,11 @@ func (c *Client) Create(ctx context.Context, dir sealfs.Ino, name string, mode u
 // Tmpfile makes a regular file without a name and holds it open until Release.
 // dir says where Link may put it.
 func (c *Client) Tmpfile(ctx context.Context, dir sealfs.Ino, mode uint32, who Cred) (op.Attr, error) {
+	a, err := c.tmpfile(ctx, dir, mode, who)
+	return a.Attr, err
+}
+
+func (c *Client) tmpfile(ctx context.Context, dir sealfs.Ino, mode uint32, who Cred) (answer, error) {
 	k := c.begin(op.Tmpfile, dir)
 	k.Dir, k.Mode, k.UID, k.GID, k.Flags = dir, mode, who.UID, who.GID, op.OpenIt
 	k.Valid = who.Umask & 0o777
@@ -118,37 +155,57 @@ func (c *Client) Tmpfile(ctx context.Context, dir sealfs.Ino, mode uint32, who C
 
 // Mknod makes a regular file, device, fifo or socket, as the type in mode says.
 func (c *Client) Mknod(ctx context.Context, dir sealfs.Ino, name string, mode, rdev uint32, who Cred) (op.Attr, error) {
+	a, err := c.mknod(ctx, dir, name, mode, rdev, who)
+	return a.Attr, err
+}
+
+func (c *Client) mknod(ctx context.Context, dir sealfs.Ino, name string, mode, rdev uint32, who Cred) (answer, error) {
 	k := c.begin(op.Mknod, dir)
 	k.Dir, k.Name, k.Mode, k.Rdev, k.UID, k.GID = dir, name, mode, rdev, who.UID, who.GID
 	k.Valid = who.Umask & 0o777
-	return c.attr(ctx, k)
+	return c.attrs(ctx, k)
 }
 
 // Mkdir makes a directory.
 func (c *Client) Mkdir(ctx context.Context, dir sealfs.Ino, name string, mode uint32, who Cred) (op.Attr, error) {
+	a, err := c.mkdir(ctx, dir, name, mode, who)
+	return a.Attr, err
+}
+
+func (c *Client) mkdir(ctx context.Context, dir sealfs.Ino, name string, mode uint32, who Cred) (answer, error) {
 	k := c.begin(op.Mkdir, dir)
 	k.Dir, k.Name, k.Mode, k.UID, k.GID = dir, name, mode, who.UID, who.GID
 	k.Valid = who.Umask & 0o777
 	k.Shard2 = c.spread(dir, name)
-	a, err := c.attr(ctx, k)
+	a, err := c.attrs(ctx, k)
 	return c.complete(ctx, a, err)
 }
 
 // Symlink makes a symbolic link to target.
 func (c *Client) Symlink(ctx context.Context, dir sealfs.Ino, name, target string, who Cred) (op.Attr, error) {
+	a, err := c.symlink(ctx, dir, name, target, who)
+	return a.Attr, err
+}
+
+func (c *Client) symlink(ctx context.Context, dir sealfs.Ino, name, target string, who Cred) (answer, error) {
 	k := c.begin(op.Symlink, dir)
 	k.Dir, k.Name, k.Data, k.UID, k.GID = dir, name, []byte(target), who.UID, who.GID
-	return c.attr(ctx, k)
+	return c.attrs(ctx, k)
 }
 
 // Link gives ino another name and returns its attributes.
 func (c *Client) Link(ctx context.Context, ino, dir sealfs.Ino, name string) (op.Attr, error) {
+	a, err := c.link(ctx, ino, dir, name)
+	return a.Attr, err
+}
+
+func (c *Client) link(ctx context.Context, ino, dir sealfs.Ino, name string) (answer, error) {
 	if err := c.settle(ctx, ino); err != nil {
-		return op.Attr{}, err
+		return answer{}, err
 	}
 	k := c.begin(op.Link, dir)
 	k.Ino, k.Dir, k.Name = ino, dir, name
-	a, err := c.attr(ctx, k)
+	a, err := c.attrs(ctx, k)
 	return c.complete(ctx, a, err)
 }
 
@@ -168,9 +225,15 @@ func (c *Client) Rmdir(ctx context.Context, dir sealfs.Ino, name string) error {
 
 // Rename moves a name; flags are op.NoReplace or op.Exchange.
 func (c *Client) Rename(ctx context.Context, dir sealfs.Ino, name string, dir2 sealfs.Ino, name2 string, flags op.Flags) error {
+	_, err := c.rename(ctx, dir, name, dir2, name2, flags)
+	return err
+}
+
+// rename is Rename that says what was moved.
+func (c *Client) rename(ctx context.Context, dir sealfs.Ino, name string, dir2 sealfs.Ino, name2 string, flags op.Flags) (answer, error) {
 	k := c.begin(op.Rename, dir)
 	k.Dir, k.Name, k.Dir2, k.Name2, k.Flags = dir, name, dir2, name2, flags
-	return c.none(ctx, k)
+	return c.attrs(ctx, k)
 }
 
 // Readlink returns the target of a symbolic link.
@@ -186,18 +249,26 @@ func (c *Client) Readlink(ctx context.Context, ino sealfs.Ino) ([]byte, error) {
 // Open holds ino open until Release, so that it outlives its name, and returns
 // its attributes.
 func (c *Client) Open(ctx context.Context, ino sealfs.Ino) (op.Attr, error) {
-	return c.openFor(ctx, ino, 0)
+	a, err := c.openFor(ctx, ino, 0, 0)
+	return a.Attr, err
 }
 
-// openFor is Open that also wants the content of a file of at most n bytes.
-func (c *Client) openFor(ctx context.Context, ino sealfs.Ino, n uint64) (op.Attr, error) {
+// OpenToWrite is Open for somebody who is going to write: his writes may be
+// delayed, unless others have the file open meanwhile.
+func (c *Client) OpenToWrite(ctx context.Context, ino sealfs.Ino) (op.Attr, error) {
+	a, err := c.openFor(ctx, ino, 0, op.WantWrite)
+	return a.Attr, err
+}
+
+// openFor is Open that also wants the content of a file of at most n bytes, or flags op.WantWrite.
+func (c *Client) openFor(ctx context.Context, ino sealfs.Ino, n uint64, flags op.Flags) (answer, error) {
 	if err := c.settle(ctx, ino); err != nil {
-		return op.Attr{}, err
+		return answer{}, err
 	}
 	k := c.begin(op.Open, ino)
-	k.Ino, k.Len = ino, n
+	k.Ino, k.Len, k.Flags = ino, n, flags
 	a, err := c.open(ctx, k)
-	c.seen(&a)
+	c.seen(&a.Attr)
 	return a, err
 }
 
@@ -205,6 +276,13 @@ func (c *Client) openFor(ctx context.Context, ino sealfs.Ino, n uint64) (op.Attr
 // about n bytes of names, with attributes if plus. eof says that no more follow.
 // "." and ".." are not among them.
 func (c *Client) Readdir(ctx context.Context, dir sealfs.Ino, cookie uint64, n int, plus bool, list []op.Dirent) (_ []op.Dirent, eof bool, err error) {
+	list, _, eof, err = c.readdir(ctx, dir, cookie, n, plus, list, nil)
+	return list, eof, err
+}
+
+// readdir is Readdir that also says what may be believed, appended to beliefs: of the
+// directory, and then of each entry that has attributes or not.
+func (c *Client) readdir(ctx context.Context, dir sealfs.Ino, cookie uint64, n int, plus bool, list []op.Dirent, beliefs []belief) (_ []op.Dirent, _ []belief, eof bool, err error) {
 	mark := c.sent.mark()
 	k := c.begin(op.Readdir, dir)
 	k.Dir, k.Off, k.Len = dir, cookie, uint64(n)
@@ -222,9 +300,13 @@ func (c *Client) Readdir(ctx context.Context, dir sealfs.Ino, cookie uint64, n i
 		}
 		list = append(list, k.rep.Entries...)
 		eof = k.rep.Eof
+		beliefs = append(append(beliefs, k.dir), k.each...)
+		for len(beliefs) <= len(k.rep.Entries) {
+			beliefs = append(beliefs, 0)
+		}
 	}
 	k.end()
-	return list, eof, err
+	return list, beliefs, eof, err
 }
 
 // Getxattr appends the value of an attribute to dst, at most n bytes (0: none),

@@ -9,7 +9,8 @@ import (
 	"sealfs/op"
 )
 
-// layoutAge is for how long a layout is believed when no mount says otherwise.
+// layoutAge is for how long a layout is believed without a session, when no mount says
+// otherwise. With one it is believed under the file's lease.
 const layoutAge = time.Second
 
 // layout is what matters of a file beyond sealfs.HomeBytes.
@@ -26,24 +27,39 @@ type kept struct {
 	mu     sync.Mutex
 	layout layout
 	since  time.Time // zero: unknown
-	change uint64    // counts what happened to it: an answer from before is old
+	belief belief
+	change uint64 // counts what happened to it: an answer from before is old
 }
 
-// get returns the layout if it is younger than age. Otherwise the mark shall be
+// get returns the layout if it is to be believed. Otherwise the mark shall be
 // given to put with what is asked then.
-func (k *kept) get(age time.Duration) (l layout, ok bool, mark uint64) {
+func (k *kept) get(c *Client, ino sealfs.Ino) (l layout, ok bool, mark uint64) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.layout, !k.since.IsZero() && time.Since(k.since) < age, k.change
+	switch {
+	case k.since.IsZero():
+	case c.leasing:
+		ok = c.believes(ino, k.belief)
+	default:
+		ok = time.Since(k.since) < time.Duration(c.layoutAge.Load())
+	}
+	return k.layout, ok, k.change
+}
+
+// same reports whether l is what was heard last.
+func (k *kept) same(l layout) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.layout == l
 }
 
 // put keeps what was asked since mark, unless something happened since. It
 // returns what is to be believed.
-func (k *kept) put(l layout, mark uint64) layout {
+func (k *kept) put(l layout, b belief, mark uint64) layout {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.change == mark {
-		k.layout, k.since = l, time.Now()
+		k.layout, k.since, k.belief = l, time.Now(), b
 	} else if !k.since.IsZero() && k.layout.gen == l.gen {
 		// It has grown by this client's own writes, perhaps later.
 		l.size, l.bound = max(l.size, k.layout.size), max(l.bound, k.layout.bound)
@@ -52,14 +68,17 @@ func (k *kept) put(l layout, mark uint64) layout {
 }
 
 // grown notes what a change by this client was answered.
-func (k *kept) grown(l layout) {
+func (k *kept) grown(l layout, b belief) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if !k.since.IsZero() && k.layout.gen == l.gen {
 		// Answers to parallel changes may come in another order.
 		l.size, l.bound = max(l.size, k.layout.size), max(l.bound, k.layout.bound)
 	}
-	k.layout, k.since = l, time.Now()
+	if b == 0 && !k.since.IsZero() {
+		b = k.belief // one's own changes leave it
+	}
+	k.layout, k.since, k.belief = l, time.Now(), b
 	k.change++
 }
 
@@ -75,7 +94,7 @@ func (k *kept) forget() {
 func (c *Client) layoutOf(ctx context.Context, n *node, ino sealfs.Ino) (layout, error) {
 	var mark uint64
 	if n != nil {
-		l, ok, m := n.kept.get(time.Duration(c.layoutAge.Load()))
+		l, ok, m := n.kept.get(c, ino)
 		if ok {
 			return l, nil
 		}
@@ -83,13 +102,13 @@ func (c *Client) layoutOf(ctx context.Context, n *node, ino sealfs.Ino) (layout,
 	}
 	k := c.begin(op.Getattr, ino)
 	k.Ino = ino
-	a, err := c.attr(ctx, k)
+	a, err := c.attrs(ctx, k)
 	if err != nil {
 		return layout{}, err
 	}
-	l := layoutOf(&a)
+	l := layoutOf(&a.Attr)
 	if n != nil {
-		l = n.kept.put(l, mark)
+		l = n.kept.put(l, a.ino, mark)
 		n.far.Store(l.bound != 0 && l.size >= sealfs.HomeBytes)
 	}
 	return l, nil
@@ -102,7 +121,7 @@ func (c *Client) seen(a *op.Attr) {
 		return
 	}
 	if n := c.nodes.get(a.Ino); n != nil {
-		if l, _, _ := n.kept.get(0); l != layoutOf(a) {
+		if !n.kept.same(layoutOf(a)) {
 			n.kept.forget()
 		}
 	}
@@ -120,13 +139,13 @@ func (c *Client) resized(ino sealfs.Ino) {
 func (c *Client) extend(ctx context.Context, n *node, ino sealfs.Ino, l layout, flags op.Flags) (layout, error) {
 	k := c.begin(op.Extend, ino)
 	k.Ino, k.Gen, k.Off, k.Size, k.Flags, k.layout = ino, l.gen, l.bound, l.size, flags, true
-	a, err := c.attr(ctx, k)
+	a, err := c.attrs(ctx, k)
 	if err != nil {
 		return layout{}, err
 	}
-	l = layoutOf(&a)
+	l = layoutOf(&a.Attr)
 	if n != nil {
-		n.kept.grown(l)
+		n.kept.grown(l, a.ino)
 		n.far.Store(l.bound != 0 && l.size >= sealfs.HomeBytes)
 	}
 	return l, nil

@@ -93,6 +93,9 @@ func newEngine(dir string) (*sealserver.Server, sealfs.Ino, error) {
 }
 
 func serve(dir string) (err error) {
+	if strings.Contains(dir, ":") {
+		return servePair(strings.Split(dir, ":"))
+	}
 	var h op.Handler
 	var root sealfs.Ino
 	var o Options
@@ -164,6 +167,7 @@ type server struct {
 	dir  string
 	cmd  *exec.Cmd
 	pipe io.WriteCloser
+	out  *bufio.Reader
 }
 
 // needFUSE skips, visibly, where nothing can be mounted.
@@ -238,7 +242,8 @@ func startServerAt(t testing.TB, dir string, env ...string) *server {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.stop(t) })
-	if line, err := bufio.NewReader(out).ReadString('\n'); strings.TrimSpace(line) != "mounted" {
+	s.out = bufio.NewReader(out)
+	if line, err := s.out.ReadString('\n'); strings.TrimSpace(line) != "mounted" {
 		t.Fatalf("mount: %q, %v", line, err)
 	}
 	return s

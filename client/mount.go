@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -32,9 +33,11 @@ type MountOptions struct {
 	Suid       bool // setuid and setgid bits count (root only)
 	Dev        bool // device files work (root only)
 
-	// For how long the kernel believes what it was told: that a name exists, that
-	// one does not, and attributes. 0 is one second, negative not at all. What
-	// this mount changes it knows at once.
+	// For how long the kernel believes what it was told at most: that a name exists, that
+	// one does not, and attributes. Negative is not at all, 0 for as long as the lease lasts
+	// under which it was told. What is told without a lease is not believed; but
+	// a client without a session has no leases, and these are the times then, one second if 0.
+	// What this mount changes it knows at once.
 	EntryTimeout    time.Duration
 	NegativeTimeout time.Duration
 	AttrTimeout     time.Duration
@@ -69,6 +72,8 @@ type MountPoint struct {
 func Mount(ctx context.Context, c *Client, o MountOptions) (*MountPoint, error) {
 	for _, d := range []*time.Duration{&o.EntryTimeout, &o.NegativeTimeout, &o.AttrTimeout} {
 		switch {
+		case *d == 0 && c.leasing:
+			*d = math.MaxInt64
 		case *d == 0:
 			*d = time.Second
 		case *d < 0:
@@ -90,9 +95,10 @@ func Mount(ctx context.Context, c *Client, o MountOptions) (*MountPoint, error) 
 	m := &MountPoint{c: c, o: o, dir: dir, done: make(chan struct{})}
 	c.layoutAge.Store(int64(o.AttrTimeout))
 	c.lazy.Store(true)
+	f := newFilesystem(c, o)
 	err = o.Processors.mount(func() error {
 		var err error
-		m.srv, err = fuse.NewServer(newFilesystem(c, o), dir, m.fuseOptions())
+		m.srv, err = fuse.NewServer(f, dir, m.fuseOptions())
 		return err
 	})
 	if err != nil {
@@ -103,9 +109,20 @@ func Mount(ctx context.Context, c *Client, o MountOptions) (*MountPoint, error) 
 		return nil, fmt.Errorf("mount %s: %w", dir, err)
 	}
 	closeDeviceOnExec()
+	if f.k != nil {
+		// Nothing was told yet, and nothing is served.
+		if err := f.k.attach(m.srv, dir); err != nil {
+			o.Logger.Info("this kernel cannot be told to forget names at any time (from 6.16 on it can): they are looked up each time", "err", err)
+		}
+		c.kernel.Store(f.k)
+	}
 	go func() {
 		m.srv.Serve()
 		m.o.Processors.unmount()
+		if f.k != nil {
+			c.kernel.Store(nil)
+			f.k.close()
+		}
 		close(m.done)
 	}()
 	// The test that go-fuse makes here may be forbidden to us by the root's mode.
@@ -340,7 +357,7 @@ func resolve(dir string) (string, error) {
 }
 
 // mountInfo is a line of /proc/self/mountinfo.
-type mountInfo struct{ dir, fsType, source string }
+type mountInfo struct{ dir, fsType, source, dev string }
 
 // findMount returns what is mounted at dir, on top if there are several, or nil.
 func findMount(dir string) (*mountInfo, error) {
@@ -357,7 +374,7 @@ func findMount(dir string) (*mountInfo, error) {
 			continue
 		}
 		if at := unescape(fields[4]); at == dir {
-			found = &mountInfo{at, fields[i+1], unescape(fields[i+2])}
+			found = &mountInfo{at, fields[i+1], unescape(fields[i+2]), fields[2]}
 		}
 	}
 	return found, nil

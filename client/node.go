@@ -23,6 +23,8 @@ type node struct {
 	far        atomic.Bool // the file has grown beyond what an append to its home may write
 	kept       kept        // what is known of its layout
 	early      atomic.Pointer[early]
+	changes    atomic.Uint64 // by this client, at their beginning and end
+	privileged atomic.Bool   // the kernel was told to forget the mode, since writes take privileges away
 
 	gate  gate     // taken while the buffer changes or is sent; guards the following
 	gone  bool     // released: no buffer may begin

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"math"
-	"time"
 
 	"sealfs"
 	"sealfs/op"
@@ -30,9 +29,9 @@ import (
 // is released again.
 
 // open sends k, an Open, Create or Tmpfile, ends it, and counts the opening.
-func (c *Client) open(ctx context.Context, k *call) (op.Attr, error) {
+func (c *Client) open(ctx context.Context, k *call) (answer, error) {
 	if !c.remote {
-		a, err := c.attr(ctx, k)
+		a, err := c.attrs(ctx, k)
 		if err == nil {
 			c.nodes.open(a.Ino, c.ses.Load())
 		}
@@ -44,7 +43,7 @@ func (c *Client) open(ctx context.Context, k *call) (op.Attr, error) {
 		var err error
 		if n, err = c.opening(ctx, k.Ino); err != nil {
 			k.end()
-			return op.Attr{}, err
+			return answer{}, err
 		}
 	}
 	a, err := c.askOpen(ctx, k, &n)
@@ -87,19 +86,19 @@ func (c *Client) opening(ctx context.Context, ino sealfs.Ino) (*node, error) {
 
 // askOpen asks k until its answer counts. n is where the opening was announced.
 // It may be called again when it gave up.
-func (c *Client) askOpen(ctx context.Context, k *call, n **node) (op.Attr, error) {
+func (c *Client) askOpen(ctx context.Context, k *call, n **node) (answer, error) {
 	for {
-		asked := time.Now()
+		mark := earlyMark(*n)
 		err := c.ask(ctx, k)
 		if err == errGaveUp {
-			return op.Attr{}, err
+			return answer{}, err
 		}
 		c.finish(k)
-		a := k.rep.Attr
+		a := k.answer()
 		switch {
 		case err == nil && c.opened(a.Ino, k, *n):
 			if k.Len != 0 && *n != nil {
-				c.keepEarly(*n, k.rep.Data, asked)
+				c.keepEarly(*n, k.rep.Data, a.ino, mark)
 			}
 			return a, nil
 		case err != nil:
@@ -109,7 +108,7 @@ func (c *Client) askOpen(ctx context.Context, k *call, n **node) (op.Attr, error
 			return a, err
 		case *n == nil || k.ses.ended.Load():
 			// A new file exists now, and is opened like any other.
-			k.Request = op.Request{Type: op.Open, Ino: a.Ino, Shard: k.Shard}
+			k.Request = op.Request{Type: op.Open, Ino: a.Ino, Shard: k.Shard, Flags: op.WantWrite}
 			c.address(k)
 			if *n, err = c.opening(c.life, a.Ino); err != nil {
 				return a, err
@@ -188,6 +187,9 @@ func (c *Client) release(ctx context.Context, n *node) error {
 	last := n.gone
 	if last {
 		c.dropEarly(n)
+		if c.leasing {
+			c.leases.lower(n.ino)
+		}
 	}
 	if last {
 		err, n.err = n.err, nil // the last who can be told
@@ -273,6 +275,7 @@ func (c *Client) Register(ctx context.Context, h op.Handler, mine func(sealfs.Sh
 	if first < 0 {
 		return nil
 	}
+	c.registering(mine, sealfs.Shard(first))
 	var all []op.Opens
 	c.Opens(func(ino sealfs.Ino, count uint64) {
 		if mine(ino.Home(c.o.Shards)) {

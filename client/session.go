@@ -16,9 +16,9 @@ type identity struct {
 	id    sealfs.Session
 	seqs  []sequence // by shard: a server that is away must not keep others from forgetting results
 	ended atomic.Bool
-	over  chan struct{} // closed when ended
-	next  chan struct{} // closed when the client has another session
-	until atomic.Pointer[time.Time]
+	over  chan struct{}             // closed when ended
+	next  chan struct{}             // closed when the client has another session
+	until atomic.Pointer[time.Time] // see Renewed
 }
 
 func newIdentity(id sealfs.Session, shards uint32) *identity {
@@ -43,10 +43,24 @@ func (c *Client) enlist(ctx context.Context, k *call) error {
 		s := c.ses.Load()
 		if !s.ended.Load() {
 			k.ses, k.Session = s, s.id
-			if k.Type.Changes() {
-				k.Seq, k.Low = s.seqs[k.Shard].start()
+			if !k.Type.Changes() {
+				return nil
 			}
-			return nil
+			seq, low, full := s.seqs[k.Shard].start()
+			if full == nil {
+				k.Seq, k.Low = seq, low
+				return nil
+			}
+			k.ses = nil
+			select {
+			case <-full:
+			case <-s.over:
+			case <-ctx.Done():
+				return errGaveUp
+			case <-c.life.Done():
+				return errGaveUp
+			}
+			continue
 		}
 		if boundToSession(k.Type) {
 			return fmt.Errorf("%v: %w", k.Type, sealfs.ErrSession)
@@ -101,16 +115,12 @@ func (c *Client) Fence(why error) {
 	}
 }
 
-// Renewed says until when the session cannot have ended: one term after the last renewal that
-// was answered was sent. After that time, until the next call, writes through a mount are not
-// delayed: the server says whether the session lives. Without any call it is believed to live.
+// Renewed says until when the session cannot have ended: less than one term after the last
+// renewal that was answered was sent. After that time, until the next call, nothing is believed
+// any more that was leased, and writes are not delayed: the server says whether the session lives.
+// Without any call it is taken to live for 54 seconds after the last sign of life of a
+// server, which must not end it within a minute of one.
 func (c *Client) Renewed(until time.Time) { c.ses.Load().until.Store(&until) }
-
-// doubtful reports whether the session may have ended.
-func (c *Client) doubtful() bool {
-	until := c.ses.Load().until.Load()
-	return until != nil && time.Now().After(*until)
-}
 
 // Resume gives a client whose session has ended another one. It returns
 // sealfs.ErrInvalid for a client without sessions or one whose session lives.
@@ -134,6 +144,7 @@ func (c *Client) fence(s *identity, why error) {
 	// From here on no opening is counted for s.
 	nodes := c.nodes.clear()
 	close(s.over)
+	go c.disbelieve(func(sealfs.Shard) bool { return true })
 	c.log.Error("the session has ended: files that are open fail from now on", "session", uint64(s.id), "files", len(nodes), "err", why)
 	go func() {
 		for _, n := range nodes {
@@ -149,15 +160,27 @@ func (c *Client) fence(s *identity, why error) {
 type sequence struct {
 	mu   sync.Mutex
 	last uint64
-	open []uint64 // not answered yet, ascending
+	open []uint64      // not answered yet, ascending
+	full chan struct{} // closed when the lowest of them is answered, if somebody waits
 }
 
-func (s *sequence) start() (seq, low uint64) {
+// sequenceWindow is how far numbers may run ahead of the lowest that is not
+// answered. A server remembers 256 results, so that the lowest would find no room.
+const sequenceWindow = 250
+
+// start returns the next number and the lowest, or what is closed when there may be one.
+func (s *sequence) start() (seq, low uint64, full <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if len(s.open) > 0 && s.last+1-s.open[0] >= sequenceWindow {
+		if s.full == nil {
+			s.full = make(chan struct{})
+		}
+		return 0, 0, s.full
+	}
 	s.last++
 	s.open = append(s.open, s.last)
-	return s.last, s.open[0]
+	return s.last, s.open[0], nil
 }
 
 func (s *sequence) finish(seq uint64) {
@@ -165,5 +188,9 @@ func (s *sequence) finish(seq uint64) {
 	defer s.mu.Unlock()
 	if i, ok := slices.BinarySearch(s.open, seq); ok {
 		s.open = slices.Delete(s.open, i, i+1)
+		if i == 0 && s.full != nil {
+			close(s.full)
+			s.full = nil
+		}
 	}
 }

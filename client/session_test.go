@@ -265,7 +265,7 @@ func TestSessionEnds(t *testing.T) {
 	for _, how := range []string{"server", "owner"} {
 		t.Run(how, func(t *testing.T) {
 			u := newCluster()
-			c, _ := u.client(t, 7, Options{})
+			c, _ := u.lone(t, 7, Options{})
 			c.age = time.Hour
 			fs := c.FS(Cred{})
 			f, err := fs.OpenFile("f", os.O_CREATE|os.O_RDWR, 0o600)

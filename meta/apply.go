@@ -35,6 +35,12 @@ type Config struct {
 	// Guard refuses what a transaction under way is in the way of; nil: there
 	// are none. Its error ends the operation and is returned as it is.
 	Guard func(tx op.Tx, t Touch) error
+	// Altered, if not nil, hears what a change alters, or what it prepares to be
+	// altered: the inode ino (attributes, data, extended attributes) or, with a name, this
+	// entry of the directory ino, and with it the directory's attributes. It does not hear
+	// of new inodes, of which nobody knows. An inode that is gone for good is told
+	// apart by gone. Some it hears of more than once.
+	Altered func(ino sealfs.Ino, name string, gone bool)
 
 	hashMask uint64 // tests: bits of name hashes that are dropped, so that names collide
 }
@@ -212,8 +218,27 @@ func (ch *change) finish() error {
 	return writeShard(ch.tx, ch.req.Shard, &ch.shard)
 }
 
-// put writes an inode's record.
+// altered tells of what the operation alters.
+func (ch *change) altered(ino sealfs.Ino, name string) {
+	if ch.c.Altered != nil {
+		ch.c.Altered(ino, name, false)
+	}
+}
+
+// put writes the record of an inode that the operation alters.
 func (ch *change) put(in *Inode) error {
+	if !in.fresh && !in.foreign {
+		ch.altered(in.Ino, "")
+	}
+	return ch.record(in)
+}
+
+// putDir writes the record of a directory in which the operation has altered
+// entries, and nothing else but the attributes that follow from them.
+func (ch *change) putDir(in *Inode) error { return ch.record(in) }
+
+// record writes an inode's record.
+func (ch *change) record(in *Inode) error {
 	if in.foreign {
 		return nil // its own store writes it, when it commits
 	}

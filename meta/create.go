@@ -16,7 +16,7 @@ func (ch *change) newInode(in *Inode, s sealfs.Shard, volume sealfs.Volume, mode
 	now := ch.req.Time
 	*in = Inode{
 		Ino: ino, Mode: mode, Nlink: 1, UID: ch.req.UID, GID: ch.req.GID,
-		Atime: now, Mtime: now, Ctime: now, Btime: now, Version: 1, Volume: volume,
+		Atime: now, Mtime: now, Ctime: now, Btime: now, Version: 1, Volume: volume, fresh: true,
 	}
 	return ch.charge(in, 0, 1)
 }
@@ -160,7 +160,7 @@ func (ch *change) enter(dir *Inode, e *Entry, in *Inode) error {
 		return err
 	}
 	dir.touch(ch.req.Time)
-	if err := ch.put(dir); err != nil {
+	if err := ch.putDir(dir); err != nil {
 		return err
 	}
 	dir.Attr(&ch.rep.Dir)

@@ -93,6 +93,7 @@ func findEntry(r pmem.Reader, c Config, dir *Inode, name string, e *Entry) (bool
 
 // putEntry writes the entry of dir at cookie.
 func (ch *change) putEntry(dir sealfs.Ino, cookie uint64, name string, in *Inode) error {
+	ch.altered(dir, name)
 	var b [1 + binary.MaxVarintLen64 + sealfs.NameMax]byte
 	e := Entry{Ino: in.Ino, Type: uint8(in.Mode >> 12)}
 	v := append(e.Append(b[:0]), name...)
@@ -109,8 +110,9 @@ func (ch *change) addEntry(dir *Inode, cookie uint64, name string, in *Inode) er
 	return ch.putEntry(dir.Ino, cookie, name, in)
 }
 
-// dropEntry deletes an entry of dir.
-func (ch *change) dropEntry(dir *Inode, cookie uint64) error {
+// dropEntry deletes the entry of dir at cookie.
+func (ch *change) dropEntry(dir *Inode, cookie uint64, name string) error {
+	ch.altered(dir.Ino, name)
 	if dir.Size == 0 {
 		return damaged("directory %d counts no entries but has one", dir.Ino)
 	}

@@ -82,6 +82,7 @@ type Inode struct {
 
 	part    bool // stands for what shard at holds of the file: see loadPart
 	at      sealfs.Shard
+	fresh   bool               // made by this operation
 	foreign bool               // lies in another store: what is known came with the request
 	kept    int                // bytes in keep that stand for First.Sums or Target
 	keep    [inlineTarget]byte // see own

@@ -334,6 +334,7 @@ func (ch *change) preparePart(p *op.Request) error {
 	if err := ch.touch(TouchLinks, in.Ino, ""); err != nil {
 		return err
 	}
+	ch.altered(in.Ino, "")
 	switch p.Part {
 	case op.PartDrop:
 		switch {
@@ -386,6 +387,7 @@ func (ch *change) prepareName(p *op.Request) error {
 	if err := ch.touch(TouchName, dir.Ino, p.Name); err != nil {
 		return err
 	}
+	ch.altered(dir.Ino, p.Name)
 	found, err := findEntry(ch.tx, ch.c, &dir, p.Name, &e)
 	switch {
 	case err != nil:
@@ -533,7 +535,7 @@ func (ch *change) commitName(p *op.Request) error {
 	if now < dir.Ctime {
 		dir.Mtime = max(now, mtime) // what has happened since need not have changed entries
 	}
-	return ch.put(&dir)
+	return ch.putDir(&dir)
 }
 
 // abort forgets what was prepared. The number of a new inode is lost.

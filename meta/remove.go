@@ -147,11 +147,11 @@ func (ch *change) detach(dir *Inode, e *Entry, in *Inode) error {
 			return err
 		}
 	}
-	if err := ch.dropEntry(dir, e.Cookie); err != nil {
+	if err := ch.dropEntry(dir, e.Cookie, ch.req.Name); err != nil {
 		return err
 	}
 	dir.touch(ch.req.Time)
-	if err := ch.put(dir); err != nil {
+	if err := ch.putDir(dir); err != nil {
 		return err
 	}
 	dir.Attr(&ch.rep.Dir)
@@ -175,6 +175,9 @@ func (ch *change) dropLink(in *Inode, now int64) error {
 	}
 	if err := ch.touch(TouchLinks, in.Ino, ""); err != nil {
 		return err
+	}
+	if !in.foreign {
+		ch.altered(in.Ino, "")
 	}
 	in.change(now)
 	if in.Nlink--; in.isDir() {
@@ -256,6 +259,9 @@ func (ch *change) free(in *Inode) (done bool, err error) {
 	k := InodeKey(ch.c.Shards, in.Ino)
 	if err := ch.tx.Delete(k[:]); err != nil && err != sealfs.ErrNotExist {
 		return false, err
+	}
+	if ch.c.Altered != nil {
+		ch.c.Altered(in.Ino, "", true)
 	}
 	return true, nil
 }

@@ -140,7 +140,7 @@ func (ch *change) move(from, to *Inode, src, dst *Entry, moved, other *Inode) er
 	if to.Nlink > sealfs.LinkMax {
 		return refusal(sealfs.ErrTooManyLinks)
 	}
-	if err := ch.dropEntry(from, src.Cookie); err != nil {
+	if err := ch.dropEntry(from, src.Cookie, ch.req.Name); err != nil {
 		return err
 	}
 	if to.foreign {
@@ -215,11 +215,11 @@ func (ch *change) exchange(from, to *Inode, src, dst *Entry, moved, other *Inode
 // touchBoth notes a change of the directories' contents and writes them.
 func (ch *change) touchBoth(from, to *Inode) error {
 	from.touch(ch.req.Time)
-	if err := ch.put(from); err != nil || to == from {
+	if err := ch.putDir(from); err != nil || to == from {
 		return err
 	}
 	to.touch(ch.req.Time)
-	return ch.put(to)
+	return ch.putDir(to)
 }
 
 // refuseLoop refuses to move a directory into itself or below itself: it walks

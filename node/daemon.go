@@ -178,6 +178,7 @@ func StartDaemon(ctx context.Context, o DaemonOptions) (d *Daemon, err error) {
 	d.onClose(d.closeMounts)
 	d.remount(ctx, records)
 	d.meters.peers(d.peers)
+	d.meters.mounts(d.mounted)
 	d.meters.gauge("sealfs_mounts", "Mounts of the daemon.", func() float64 { return float64(len(d.list())) })
 	if err := d.serveAdmin(d.api()); err != nil {
 		return d, err
@@ -370,6 +371,20 @@ func (d *Daemon) list() []MountStatus {
 	}
 	slices.SortFunc(all, func(a, b MountStatus) int { return strings.Compare(a.Mount, b.Mount) })
 	return all
+}
+
+// mounted returns the mounts that the kernel knows.
+func (d *Daemon) mounted() (list []*mount) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, m := range d.mounts {
+		m.mu.Lock()
+		if m.mount != nil {
+			list = append(list, m.mount)
+		}
+		m.mu.Unlock()
+	}
+	return list
 }
 
 // peers returns what all mounts together know of the servers.

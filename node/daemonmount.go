@@ -29,7 +29,7 @@ type clusterMount struct {
 	state   string
 	reason  string
 	session cluster.Session
-	until   time.Time   // it lives as long, at least
+	until   time.Time   // it is certain to live as long
 	cluster sealfs.UUID // zero until it is known; the mount is of no other one ever
 	router  *router.Router
 	mount   *mount
@@ -247,7 +247,7 @@ func (m *clusterMount) openSession(ctx context.Context) (cluster.Session, error)
 		return s, err
 	}
 	m.mu.Lock()
-	m.session, m.until = s, sent.Add(s.TTL)
+	m.session, m.until = s, certain(sent, s)
 	m.mu.Unlock()
 	return s, nil
 }
@@ -321,10 +321,14 @@ func (m *clusterMount) renew(ctx context.Context, patience time.Duration) error 
 	sent := time.Now()
 	err := m.remote.RenewSession(ctx, s.ID)
 	if err == nil {
-		m.mount.client.Renewed(sent.Add(s.TTL))
+		m.mount.client.Renewed(certain(sent, s))
 	}
 	return err
 }
+
+// certain answers until when a session is certain to live that was renewed by a request sent
+// at that time: managers count from when it arrives, and clocks run at different speeds.
+func certain(sent time.Time, s cluster.Session) time.Time { return sent.Add(s.TTL * 9 / 10) }
 
 // again begins a new session when the old one has ended: files that were open
 // have lost what they held there.

@@ -91,6 +91,10 @@ func (m *meters) stores(srv *server.Server) {
 		{"sealfs_store_region_rebuildable", "1 if a lost region can be made again, 0 if it cannot at present.", metrics.KindGauge, func(s *st) float64 { return truth(s.Stats.FarReason == "") }},
 		{"sealfs_store_cleaned_segments_total", "Segments that the cleaner emptied.", metrics.KindCounter, func(s *st) float64 { return float64(s.Stats.Cleaned) }},
 		{"sealfs_store_moved_bytes_total", "Live bytes that the cleaner moved.", metrics.KindCounter, func(s *st) float64 { return float64(s.Stats.MovedBytes) }},
+		{"sealfs_store_leases", "Leases that sessions hold on inodes.", metrics.KindGauge, func(s *st) float64 { return float64(s.Leases.Held) }},
+		{"sealfs_store_lease_sessions", "Sessions that may hold leases.", metrics.KindGauge, func(s *st) float64 { return float64(s.Leases.Sessions) }},
+		{"sealfs_store_lease_revocations_total", "Revocations of leases.", metrics.KindCounter, func(s *st) float64 { return float64(s.Leases.Revoked) }},
+		{"sealfs_store_lease_waits_total", "Requests that waited until a lease was given back.", metrics.KindCounter, func(s *st) float64 { return float64(s.Leases.Waits) }},
 		{"sealfs_store_scrub_running", "1 while a scrub runs.", metrics.KindGauge, func(s *st) float64 { return truth(s.Scrub.State == lsfs.ScrubRunning) }},
 		{"sealfs_store_scrub_progress_ratio", "How much of the present scrub is done, 0 to 1; 0 without one.", metrics.KindGauge, func(s *st) float64 { return scrubDone(s.Scrub.Round) }},
 		{"sealfs_store_scrub_ended_seconds", "When the last whole scrub ended, in seconds since 1970; 0: none since the start.", metrics.KindGauge, func(s *st) float64 { return scrubEnded(&s.Scrub) }},
@@ -116,6 +120,21 @@ func (m *meters) peers(list func() []router.ServerStats) {
 		{"sealfs_peer_sent_bytes_total", "Bytes sent to the server.", metrics.KindCounter, func(s *st) float64 { return float64(s.Wire.BytesOut) }},
 		{"sealfs_peer_received_bytes_total", "Bytes received from the server.", metrics.KindCounter, func(s *st) float64 { return float64(s.Wire.BytesIn) }},
 	})
+}
+
+// mounts tells what mounts have asked servers for.
+func (m *meters) mounts(list func() []*mount) {
+	const name = "sealfs_mount_requests_total"
+	d := metrics.Desc{Name: name, Help: "Requests that a mount has sent to servers.", Kind: metrics.KindCounter, Labels: []string{"mount", "type"}}
+	m.keep(m.Collect([]metrics.Desc{d}, func(s *metrics.Sink) {
+		for _, at := range list() {
+			at.client.Requests(func(t op.Type, n uint64) {
+				if n > 0 {
+					s.Emit(name, float64(n), at.point, t.String())
+				}
+			})
+		}
+	}))
 }
 
 // wire tells what all clients together sent and received.

@@ -211,6 +211,8 @@ func (n *Node) mountDefault(ctx context.Context, point string, s Settings) error
 	}
 	log := n.log.With("part", "mount")
 	co := client.Options{
+		// Its session holds leases beside those of further mounts.
+		Session: newSession(), Local: true,
 		Shards: n.cfg.Shards, Epoch: func(s sealfs.Shard) sealfs.Epoch { return epoch(n.manager.Map(), s) }, Durable: s.Durable, Logger: log,
 		Each: eachOf(n.router), Chunked: len(n.cfg.Stores) > 1, Quota: quotaOf(n.manager.Map, v.ID),
 	}
@@ -218,7 +220,8 @@ func (n *Node) mountDefault(ctx context.Context, point string, s Settings) error
 	if err != nil {
 		return err
 	}
-	n.onClose(n.mount.close)
+	session := n.mount.client.Session()
+	n.onClose(func() error { return errors.Join(n.mount.close(), n.server.EndSession(session)) })
 	n.work.Go(func() {
 		select {
 		case <-n.ctx.Done():
@@ -391,12 +394,17 @@ func (m *Mounted) connect(ctx context.Context, o MountOptions, s Session, admin 
 		return err
 	}
 	m.onClose(conn.Close)
+	watch, err := wire.Dial(ctx, "unix", o.Dir.dataSocket(), wire.Options{Cluster: s.Cluster})
+	if err != nil {
+		return err
+	}
+	m.onClose(watch.Close)
 	co := client.Options{
 		Shards: s.Shards, Session: s.ID, Durable: settings.Durable, Logger: m.log, Retry: time.Second,
 		Epoch: func(s sealfs.Shard) sealfs.Epoch { return epoch(cm, s) }, Each: eachIn(cm),
 		Chunked: len(cm.Stores) > 1, Quota: quotaOf(func() *cluster.Map { return cm }, v.ID),
 	}
-	if m.mount, err = newMount(ctx, conn, v, co, mo.client(o.Mount, o.Volume, m.log, &m.processors)); err != nil {
+	if m.mount, err = newMount(ctx, watchApart{conn, watch}, v, co, mo.client(o.Mount, o.Volume, m.log, &m.processors)); err != nil {
 		return err
 	}
 	m.onClose(m.mount.close)
@@ -405,6 +413,18 @@ func (m *Mounted) connect(ctx context.Context, o MountOptions, s Session, admin 
 		m.end(fmt.Errorf("mount %s: connection to the main process: %w", o.Mount, conn.Err()))
 	}()
 	return nil
+}
+
+// watchApart sends Watch, which waits at the server all the time, over a connection of its
+// own: a lone caller on the other one then reads its answer itself.
+type watchApart struct{ conn, watch *wire.Conn }
+
+// Do answers as op.Handler says.
+func (w watchApart) Do(ctx context.Context, req *op.Request, rep *op.Reply) error {
+	if req.Type == op.Watch {
+		return w.watch.Do(ctx, req, rep)
+	}
+	return w.conn.Do(ctx, req, rep)
 }
 
 func (m *Mounted) onClose(f func() error) { m.undo = append(m.undo, f) }

@@ -238,6 +238,14 @@ func (n *Node) listen() error {
 	n.meters.stores(n.server)
 	n.meters.wire(ws.Stats)
 	n.meters.manager(n.manager)
+	n.meters.mounts(func() (list []*mount) {
+		n.volumes.Lock()
+		defer n.volumes.Unlock()
+		if n.mount != nil {
+			list = append(list, n.mount)
+		}
+		return list
+	})
 	if n.meters.err != nil {
 		return errors.Join(n.meters.err, data.Close(), admin.Close())
 	}

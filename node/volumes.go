@@ -186,6 +186,15 @@ func (n *Node) mountable(name string) (cluster.VolumeInfo, error) {
 	return v, err
 }
 
+// newSession returns the number of a session: random, since result rows of
+// sessions outlive this process; never 0, and below the numbers that servers use for
+// themselves.
+func newSession() sealfs.Session {
+	var b [8]byte
+	rand.Read(b[:]) // never fails
+	return sealfs.Session(binary.LittleEndian.Uint64(b[:])>>1 | 1)
+}
+
 // openSession admits a further mount.
 func (n *Node) openSession(volume, mount string, pid int) (Session, error) {
 	n.volumes.Lock()
@@ -194,12 +203,8 @@ func (n *Node) openSession(volume, mount string, pid int) (Session, error) {
 	if err != nil {
 		return Session{}, err
 	}
-	var b [8]byte
-	rand.Read(b[:]) // never fails
 	s := Session{
-		// Random, since result rows of sessions outlive this process; never 0, and
-		// below the numbers that servers use for themselves.
-		ID: sealfs.Session(binary.LittleEndian.Uint64(b[:])>>1 | 1), Volume: v.ID, Root: v.Root,
+		ID: newSession(), Volume: v.ID, Root: v.Root,
 		Shards: n.cfg.Shards, Cluster: n.cfg.Cluster, PID: pid, Mount: mount,
 	}
 	n.sessions[s.ID] = s

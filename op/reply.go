@@ -9,7 +9,8 @@ import (
 )
 
 // The bits of a reply's presence byte. The encoding of a reply is: code (two
-// bytes), presence byte, then the present parts in order of their bits.
+// bytes), presence byte, then the present parts in order of their bits; then, if
+// there are any, the lease, stamp and revocations.
 // Data is never part of it: like a Write's payload it travels beside.
 const (
 	replyAttr = 1 << iota
@@ -72,15 +73,29 @@ func (r *Reply) AppendTo(b []byte) []byte {
 		b[at] |= replyDir
 		b = appendAttr(b, &r.Dir)
 	}
+	if r.Lease == 0 && r.Stamp == 0 && len(r.Revokes) == 0 {
+		return b
+	}
+	b = append(b, byte(r.Lease))
+	b = binary.AppendUvarint(b, r.Stamp)
+	for i := range r.Revokes {
+		v := &r.Revokes[i]
+		b = binary.AppendUvarint(b, v.Num)
+		b = append(b, byte(v.Kind))
+		b = binary.AppendUvarint(b, uint64(v.Ino))
+		b = enc.AppendVarBytes(b, v.Name)
+	}
 	return b
 }
+
+// RevokesMax bounds the revocations of one reply.
+const RevokesMax = 256
 
 // DecodeReply reads one reply from all of b. Data is left as it was; the room
 // of Entries is reused. It returns ErrInvalid for bytes that AppendTo cannot
 // have written.
 func DecodeReply(r *Reply, b []byte) error {
-	entries, data := r.Entries[:0], r.Data
-	*r = Reply{Entries: entries, Data: data}
+	*r = Reply{Entries: r.Entries[:0], Revokes: r.Revokes[:0], Data: r.Data}
 	in := enc.Reader{B: b}
 	r.Code = sealfs.Code(in.U16())
 	mask := in.U8()
@@ -127,10 +142,26 @@ func DecodeReply(r *Reply, b []byte) error {
 	if mask&replyDir != 0 {
 		ok = readAttr(&in, &r.Dir) && ok
 	}
+	if ok && !in.Err && len(in.B) > 0 {
+		ok = r.readLease(&in)
+	}
 	if !ok || !in.Done() {
 		return fmt.Errorf("reply is malformed: %w", sealfs.ErrInvalid)
 	}
 	return nil
+}
+
+// readLease reads the end of a reply that tells of leases, and reports whether it is one.
+func (r *Reply) readLease(in *enc.Reader) bool {
+	r.Lease, r.Stamp = Lease(in.U8()), in.Uvarint()
+	for len(in.B) > 0 && !in.Err && len(r.Revokes) < RevokesMax {
+		v := Revoke{Num: in.Uvarint(), Kind: RevokeKind(in.U8()), Ino: sealfs.Ino(in.Uvarint()), Name: string(in.VarBytes(sealfs.NameMax))}
+		if v.Num == 0 || v.Kind == 0 || v.Kind >= numRevokeKinds || v.Ino == 0 || v.Ino > sealfs.InoMax || (v.Name != "") != (v.Kind == RevokeName) {
+			return false
+		}
+		r.Revokes = append(r.Revokes, v)
+	}
+	return r.Lease <= leaseAll && (r.Lease != 0 || r.Stamp != 0 || len(r.Revokes) > 0)
 }
 
 func appendAttr(b []byte, a *Attr) []byte {

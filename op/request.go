@@ -67,6 +67,8 @@ const (
 	WaitFor // shard Shard, which knows the waits of Volume: Lock.Owner of Session waits on Ino, by the wait number Off, for the owners listed in Data (see AppendOwners); for nobody any more without Data. The wait number Len, if not 0, was found to be over. Answers in Data the waits that close a circle with it, if any (see AppendWait). With Mode 1 Data lists such a circle instead: Eof says that all of it is known still, and that the wait Off is taken out
 	Waiting // Ino: whether the one wait listed in Data (see AppendWait) is one still: Eof
 
+	Watch // shard Shard: the session has carried out the revocations of that store up to number Off, and believes nothing any more of the inodes listed in Data (see AppendOpens); waits for further ones, Len milliseconds at most. Answers Revokes
+
 	numTypes
 )
 
@@ -90,7 +92,7 @@ var typeNames = [numTypes]string{
 	Getxattr: "getxattr", Listxattr: "listxattr", Statfs: "statfs", TestLock: "testlock",
 	Seek: "seek", Sync: "sync", Open: "open", Release: "release", WaitLock: "waitlock",
 	Prepare: "prepare", Commit: "commit", Abort: "abort", Forget: "forget", Extend: "extend", Purge: "purge",
-	Resolve: "resolve", Ancestors: "ancestors", Register: "register",
+	Resolve: "resolve", Ancestors: "ancestors", Register: "register", Watch: "watch",
 	WaitFor: "waitfor", Waiting: "waiting",
 }
 
@@ -141,6 +143,7 @@ const (
 	Walked                      // Rename: (resolved) no moved directory is above its new place
 	Purged                      // Reclaim: (resolved) no chunk of the file is left in other shards
 	OFD                         // WaitLock: the owner is an open file, not a process: it may wait in a circle
+	WantWrite                   // Open: the sender is going to write, and wants the lease to delay it
 
 	flagsAll Flags = 1<<iota - 1
 )
@@ -316,7 +319,41 @@ type Reply struct {
 	Entries []Dirent
 	Space   Space
 	Dir     Attr   // change of one directory's entries: its attributes afterwards, so that nobody need ask
+	Lease   Lease  // what the sender may believe until it is revoked
+	Stamp   uint64 // with Lease, or Watch: number of the last revocation that was issued to the session by this store
+	Revokes []Revoke
 	Data    []byte // Read, Readlink, Getxattr, Listxattr (names ended by NUL)
+}
+
+// Lease says what of an answer its receiver may believe until it is revoked.
+type Lease uint8
+
+// The leases of a reply.
+const (
+	LeaseIno   Lease = 1 << iota // the inode of Attr: attributes and content. In Readdir, of each entry with attributes
+	LeaseDir                     // the directory Dir of the request: attributes, and the names that were asked for
+	LeaseWrite                   // the inode of Attr, alone: writes may be delayed
+	leaseAll   Lease = 1<<iota - 1
+)
+
+// RevokeKind is what a session must stop to believe.
+type RevokeKind uint8
+
+// The kinds of revocations.
+const (
+	_           RevokeKind = iota
+	RevokeInode            // everything about Ino
+	RevokeName             // Name in the directory Ino, its listing and its attributes; other names remain
+	RecallWrite            // send what is delayed for Ino, then delay no more; the rest remains
+	numRevokeKinds
+)
+
+// Revoke is one revocation of a lease.
+type Revoke struct {
+	Num  uint64 // ascending by one, within a session and an incarnation of a store
+	Kind RevokeKind
+	Ino  sealfs.Ino
+	Name string // RevokeName only
 }
 
 // Space is the room in a volume.
@@ -335,5 +372,5 @@ func (r *Reply) Err() error {
 
 // Reset empties r for reuse; buffers keep their room.
 func (r *Reply) Reset() {
-	*r = Reply{Entries: r.Entries[:0], Data: r.Data[:0]}
+	*r = Reply{Entries: r.Entries[:0], Revokes: r.Revokes[:0], Data: r.Data[:0]}
 }

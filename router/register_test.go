@@ -105,7 +105,7 @@ func TestRegister(t *testing.T) {
 				open++
 			}
 		}
-		return open == 2
+		return open == 3 // with that for Watch
 	})
 }
 
@@ -232,5 +232,30 @@ func TestStoreComes(t *testing.T) {
 	reaches(t, r, 0)
 	if now := only(t, r).Links; now != links {
 		t.Errorf("%d links, then %d", links, now)
+	}
+}
+
+// TestWatchStandsApart: a Watch, which waits at the server all the time, keeps none of the
+// connections busy that requests go over.
+func TestWatchStandsApart(t *testing.T) {
+	f := newFake(t, "tcp", echo)
+	r := newRouter(t, makeMap(1, f.addr), Options{
+		Conns: 2, Register: func(context.Context, string, []sealfs.UUID, op.Handler) error { return nil },
+	})
+	for _, kind := range []op.Type{op.Watch, op.Getattr} {
+		if err := r.Do(t.Context(), &op.Request{Type: kind}, new(op.Reply)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.mu.Lock()
+	l := r.servers[f.addr].link.Load()
+	r.mu.Unlock()
+	apart := l.conn(&op.Request{Type: op.Watch})
+	for _, kind := range []op.Type{op.Getattr, op.Write, op.Sync, op.Commit} {
+		for shard := range sealfs.Shard(8) {
+			if l.conn(&op.Request{Type: kind, Shard: shard}) == apart {
+				t.Fatalf("%v goes over the connection of Watch", kind)
+			}
+		}
 	}
 }

@@ -45,7 +45,7 @@ type Options struct {
 	Conns int
 	// Peer says that this process is a server of the cluster. Commit, Abort, Forget,
 	// Resolve and Sync then go over a connection of their own, where no Prepare
-	// that waits is in their way.
+	// that waits is in their way. With Register, which clients have, Watch does so.
 	Peer bool
 	// Program is the name and version of this program, told to servers. Default "sealfs".
 	Program string

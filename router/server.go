@@ -51,7 +51,8 @@ type attempt struct {
 // link is a set of connections to one life of a server.
 type link struct {
 	conns   []*wire.Conn // for requests
-	control *wire.Conn   // for requests that must not stand behind others; nil: there is none
+	control *wire.Conn   // for requests that must not stand behind others, or would keep a connection busy; nil: there is none
+	peer    bool
 	since   time.Time
 }
 
@@ -102,6 +103,10 @@ func (l *link) conn(req *op.Request) *wire.Conn {
 	if l.control != nil {
 		switch req.Type {
 		case op.Commit, op.Abort, op.Forget, op.Resolve, op.Sync, op.WaitFor, op.Waiting:
+			if l.peer {
+				return l.control
+			}
+		case op.Watch: // which waits there all the time
 			return l.control
 		}
 	}
@@ -292,7 +297,7 @@ func (s *server) call(l *link) (err error) {
 		}
 		l.conns = append(l.conns, c)
 	}
-	if o.Peer {
+	if l.peer = o.Peer; o.Peer || o.Register != nil {
 		l.control, err = wire.Dial(ctx, s.network, s.addr, wo)
 	}
 	return err

@@ -56,18 +56,30 @@ func ringPath(b testing.TB) string {
 }
 
 // BenchmarkCreate: a small file made and written, as a mount does it.
-func BenchmarkCreate(b *testing.B) {
+func BenchmarkCreate(b *testing.B) { benchmarkCreate(b, 0) }
+
+// BenchmarkCreateWatched is BenchmarkCreate by a session that watches and so is
+// granted leases.
+func BenchmarkCreateWatched(b *testing.B) { benchmarkCreate(b, 1) }
+
+func benchmarkCreate(b *testing.B, session sealfs.Session) {
 	for _, size := range []int{0, 4096} {
 		b.Run(fmt.Sprintf("size=%d", size), func(b *testing.B) {
 			s, root := fileServer(b, 16<<30)
 			ctx := context.Background()
 			data := make([]byte, size)
 			var rep op.Reply
+			if session != 0 {
+				req := op.Request{Type: op.Watch, Session: session}
+				if err := s.Do(ctx, &req, &rep); err != nil || rep.Code != 0 {
+					b.Fatal(err, rep.Code)
+				}
+			}
 			b.ReportAllocs()
 			n := 0
 			for b.Loop() {
 				n++
-				req := op.Request{Type: op.Create, Volume: 1, Dir: root, Shard: root.Home(4096), Name: fmt.Sprintf("file.%08d", n), Mode: 0o644}
+				req := op.Request{Type: op.Create, Volume: 1, Dir: root, Shard: root.Home(4096), Name: fmt.Sprintf("file.%08d", n), Mode: 0o644, Session: session}
 				rep.Reset()
 				if err := s.Do(ctx, &req, &rep); err != nil || rep.Code != 0 {
 					b.Fatal(err, rep.Code)
@@ -75,7 +87,7 @@ func BenchmarkCreate(b *testing.B) {
 				if size == 0 {
 					continue
 				}
-				req = op.Request{Type: op.Write, Volume: 1, Ino: rep.Attr.Ino, Shard: root.Home(4096), Data: data}
+				req = op.Request{Type: op.Write, Volume: 1, Ino: rep.Attr.Ino, Shard: root.Home(4096), Data: data, Session: session}
 				rep.Reset()
 				if err := s.Do(ctx, &req, &rep); err != nil || rep.Code != 0 {
 					b.Fatal(err, rep.Code)

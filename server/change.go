@@ -8,6 +8,7 @@ import (
 
 	"sealfs"
 	"sealfs/internal/enc"
+	"sealfs/lease"
 	"sealfs/lsfs"
 	"sealfs/lsfs/layout"
 	"sealfs/meta"
@@ -32,6 +33,10 @@ type change struct {
 	held     sealfs.Ino  // registered as held by this change
 	locked   *op.Request // the part whose locks were taken
 	freed    txn.Dropped // the locks that were given up
+	claim    *claim      // what the request takes back from others; nil: it alters nothing that they could believe
+	altered  []lease.Change
+	gone     []sealfs.Ino                   // inodes that were freed
+	noted    func(sealfs.Ino, string, bool) // note; made once, since it takes an allocation
 }
 
 // errRefused carries a refusal through the store, errHeld the news that what
@@ -41,12 +46,22 @@ var (
 	errHeld    = errors.New("held open")
 )
 
-var changes = sync.Pool{New: func() any { return new(change) }}
+var changes = sync.Pool{New: func() any {
+	c := new(change)
+	c.noted = c.note
+	return c
+}}
 
 // change executes a request that changes the namespace. payload is what a Write
 // logs.
 func (st *store) change(req *op.Request, rep *op.Reply, payload []byte) error {
-	end, err := st.execute(context.Background(), req, rep, payload)
+	return st.changeFor(nil, req, rep, payload)
+}
+
+// changeFor is change of a request that may alter what others believe; then it
+// returns errLeased.
+func (st *store) changeFor(cl *claim, req *op.Request, rep *op.Reply, payload []byte) error {
+	end, err := st.executeFor(context.Background(), cl, req, rep, payload)
 	if err != nil || !st.srv.o.Durable || rep.Code != 0 {
 		return err
 	}
@@ -67,10 +82,34 @@ func (st *store) changeWithin(ctx context.Context, req *op.Request, rep *op.Repl
 }
 
 // execute executes a change and returns where its record ends. It waits for
-// transactions that are in its way, unless it must die: then it answers ErrDeadlock.
+// transactions that are in its way, unless it must die: then it answers ErrDeadlock. It
+// waits for leases, too.
 func (st *store) execute(ctx context.Context, req *op.Request, rep *op.Reply, payload []byte) (sealfs.LSN, error) {
+	cl := claimFor(req)
+	defer cl.end(st)
+	return st.executePatiently(ctx, cl, req, rep, payload)
+}
+
+func (st *store) executePatiently(ctx context.Context, cl *claim, req *op.Request, rep *op.Reply, payload []byte) (sealfs.LSN, error) {
+	for {
+		end, err := st.executeFor(ctx, cl, req, rep, payload)
+		if err != errLeased {
+			return end, err
+		}
+		if err := st.regain(ctx, cl); err != nil {
+			return end, err
+		}
+	}
+}
+
+// executeFor is execute that returns errLeased instead of waiting for leases. A
+// request that alters nothing that others could believe needs no claim.
+func (st *store) executeFor(ctx context.Context, cl *claim, req *op.Request, rep *op.Reply, payload []byte) (sealfs.LSN, error) {
 	c := changes.Get().(*change)
 	c.st, c.req, c.rep = st, req, rep
+	if alters(req.Type) {
+		c.claim = cl
+	}
 	defer c.free()
 	if req.Type == op.Commit {
 		st.follow(req.Mtime)
@@ -88,12 +127,16 @@ func (st *store) execute(ctx context.Context, req *op.Request, rep *op.Reply, pa
 	}
 	for {
 		c.cfg = st.config()
+		c.cfg.Altered = c.noted
 		c.buf = req.AppendTo(c.buf[:0])
 		c.in.Op = c.buf
 		end, err := st.Update(&c.in, c)
 		switch {
 		case err == nil:
 			c.freed.Tell()
+			for _, ino := range c.gone {
+				st.leases.Forget(ino)
+			}
 			st.after(req, rep)
 			return end, nil
 		case err == errHeld:
@@ -198,13 +241,17 @@ func (c *change) Apply(tx *lsfs.Tx) error {
 	}
 	if c.req.Flags&op.OpenIt != 0 && c.rep.Attr.Ino != 0 {
 		c.held = c.rep.Attr.Ino
-		c.st.holds.add(c.req.Session, c.held)
+		c.st.holds.add(c.req.Session, c.held, c.writes())
 		if c.st.srv.ended(c.req.Session) { // just now: who ends it may have looked before
 			c.Undo()
 			c.rep.Reset()
 			c.rep.Code = sealfs.ErrSession
 			return errRefused
 		}
+	}
+	// After the hold: who closes a file gives up its lease to write.
+	if !c.lease() {
+		return errLeased
 	}
 	switch c.req.Type {
 	case op.Prepare:
@@ -229,6 +276,7 @@ func (c *change) Undo() {
 		c.st.lockCounts.undo(c.locks)
 	}
 	c.locks, c.counted = c.locks[:0], false
+	c.altered, c.gone = c.altered[:0], c.gone[:0]
 	if c.held != 0 {
 		c.st.holds.drop(c.req.Session, c.held, 1)
 		c.held = 0
@@ -265,7 +313,7 @@ func (c *change) CountLocks(sess sealfs.Session, n int) {
 }
 
 func (c *change) free() {
-	*c = change{buf: c.buf[:0], charges: c.charges[:0], locks: c.locks[:0]}
+	*c = change{buf: c.buf[:0], charges: c.charges[:0], locks: c.locks[:0], altered: c.altered[:0], gone: c.gone[:0], noted: c.noted}
 	changes.Put(c)
 }
 

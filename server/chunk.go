@@ -78,7 +78,7 @@ func (s *settling) wait(ino sealfs.Ino, turns turn.Turns) {
 
 // settledChange executes a change of a file's size. One that changes the file's
 // generation or bound is durable when it returns, and nobody is told before.
-func (st *store) settledChange(req *op.Request, rep *op.Reply) error {
+func (st *store) settledChange(cl *claim, req *op.Request, rep *op.Reply) error {
 	var in meta.Inode
 	if err := st.inode(req.Ino, &in); err != nil {
 		return err
@@ -88,11 +88,11 @@ func (st *store) settledChange(req *op.Request, rep *op.Reply) error {
 		raises = req.Off > in.Bound || req.Flags&op.Append != 0 && req.Len > in.Bound-min(in.Size, in.Bound)
 	}
 	if !raises {
-		return st.change(req, rep, nil)
+		return st.changeFor(cl, req, rep, nil)
 	}
 	st.chunks.settling.begin(req.Ino)
 	defer st.chunks.settling.end(req.Ino)
-	if err := st.change(req, rep, nil); err != nil || rep.Code != 0 || rep.Attr.Gen == in.Gen && rep.Attr.Bound <= max(in.Bound, sealfs.HomeBytes) {
+	if err := st.changeFor(cl, req, rep, nil); err != nil || rep.Code != 0 || rep.Attr.Gen == in.Gen && rep.Attr.Bound <= max(in.Bound, sealfs.HomeBytes) {
 		return err
 	}
 	return st.Sync()
@@ -123,7 +123,7 @@ func (st *store) writePart(ctx context.Context, req *op.Request, rep *op.Reply, 
 	if req.Off%sealfs.ChunkBytes+uint64(len(req.Data)) > sealfs.ChunkBytes {
 		return fmt.Errorf("write of %d bytes at %d goes beyond a chunk: %w", len(req.Data), req.Off, sealfs.ErrInvalid)
 	}
-	w := st.writing(d)
+	w := st.writing(d, nil) // what a chunk holds is leased with the inode: see op.Extend
 	defer w.free()
 	defer st.lockStripe(req.Ino).Unlock()
 	var err error
@@ -148,7 +148,7 @@ func (st *store) punchPart(ctx context.Context, req *op.Request, rep *op.Reply, 
 	} else if err != nil {
 		return err
 	}
-	w := st.writing(d)
+	w := st.writing(d, nil)
 	defer w.free()
 	var err error
 	// The bound does not matter: nothing beyond it is written.
@@ -235,7 +235,7 @@ func (st *store) known(req *op.Request, d place, end uint64) (bool, error) {
 
 // askHome returns the attributes of the request's file as its home knows them.
 func (st *store) askHome(ctx context.Context, req *op.Request) (op.Attr, error) {
-	q := op.Request{Type: op.Getattr, Ino: req.Ino, Shard: req.Ino.Home(st.srv.cfg.Shards), Volume: req.Volume}
+	q := op.Request{Type: op.Getattr, Session: internalSession, Ino: req.Ino, Shard: req.Ino.Home(st.srv.cfg.Shards), Volume: req.Volume}
 	var rep op.Reply
 	err := st.srv.ask(ctx, &q, &rep)
 	if err == nil && rep.Code != 0 {
@@ -333,7 +333,7 @@ func (st *store) clearChunks(ctx context.Context, in *meta.Inode) error {
 	if in.Cut == 0 {
 		// Nobody cut anything off, but writers may have left what they never told of.
 		req := op.Request{Type: op.Reclaim, Ino: ino, Shard: ino.Home(st.srv.cfg.Shards), Valid: op.SetSize}
-		if err := st.settledChange(&req, new(op.Reply)); err != nil {
+		if err := st.settledChange(nil, &req, new(op.Reply)); err != nil {
 			return err
 		}
 	}

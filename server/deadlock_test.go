@@ -238,14 +238,14 @@ func TestDeadlockAfterRestart(t *testing.T) {
 	}
 }
 
-// claim is a range of a file that somebody holds or wants.
-type claim struct {
+// lockClaim is a range of a file that somebody holds or wants.
+type lockClaim struct {
 	file       int
 	kind       op.LockType
 	start, end uint64
 }
 
-func (c claim) against(o claim) bool {
+func (c lockClaim) against(o lockClaim) bool {
 	return c.file == o.file && c.start <= o.end && o.start <= c.end && (c.kind == op.WriteLock || o.kind == op.WriteLock)
 }
 
@@ -253,8 +253,8 @@ func (c claim) against(o claim) bool {
 // and holds what it says.
 type lockers struct {
 	mu    sync.Mutex
-	holds [][]claim
-	wants []*claim
+	holds [][]lockClaim
+	wants []*lockClaim
 }
 
 // inCircle reports whether an owner waits for itself in the end.
@@ -298,7 +298,7 @@ func TestDeadlockRandom(t *testing.T) {
 	files := w.files(4)
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
-	l := &lockers{holds: make([][]claim, owners), wants: make([]*claim, owners)}
+	l := &lockers{holds: make([][]lockClaim, owners), wants: make([]*lockClaim, owners)}
 	var refused, granted int
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
@@ -311,7 +311,7 @@ func TestDeadlockRandom(t *testing.T) {
 			for range rounds {
 				for range each {
 					start := rng.Uint64N(8)
-					c := claim{rng.IntN(len(files)), op.LockType(1 + rng.IntN(2)), start, start + rng.Uint64N(3)}
+					c := lockClaim{rng.IntN(len(files)), op.LockType(1 + rng.IntN(2)), start, start + rng.Uint64N(3)}
 					l.mu.Lock()
 					l.wants[me] = &c
 					l.mu.Unlock()
@@ -324,14 +324,14 @@ func TestDeadlockRandom(t *testing.T) {
 					l.wants[me] = nil
 					if err == nil {
 						// A read lock that takes the place of a write lock must not count as both.
-						var held []claim
+						var held []lockClaim
 						for _, h := range l.holds[me] {
 							if h.file == c.file && h.start <= c.end && c.start <= h.end {
 								if h.start < c.start {
-									held = append(held, claim{h.file, h.kind, h.start, c.start - 1})
+									held = append(held, lockClaim{h.file, h.kind, h.start, c.start - 1})
 								}
 								if h.end > c.end {
-									held = append(held, claim{h.file, h.kind, c.end + 1, h.end})
+									held = append(held, lockClaim{h.file, h.kind, c.end + 1, h.end})
 								}
 								continue
 							}

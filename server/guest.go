@@ -50,7 +50,7 @@ type peer struct{ s *Server }
 // waited for each other is refused: only what is meant for parties comes this way.
 func (p peer) Do(ctx context.Context, req *op.Request, rep *op.Reply) error {
 	switch req.Type {
-	case op.WaitLock, op.SetLock, op.Open, op.Release, op.Register:
+	case op.WaitLock, op.SetLock, op.Open, op.Release, op.Register, op.Watch:
 		return fmt.Errorf("%v from a server: %w", req.Type, sealfs.ErrInvalid)
 	}
 	return p.s.Do(ctx, req, rep)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"sync"
+	"sync/atomic"
 
 	"sealfs"
 	"sealfs/meta"
@@ -19,15 +20,55 @@ type holds struct {
 	// grace is true after a start, as long as sessions may still register what
 	// they hold: everything counts as held.
 	grace      bool
+	over       chan struct{}                    // closed when it ends
+	starting   atomic.Bool                      // grace, for a quick look
+	closed     func(sealfs.Session, sealfs.Ino) // hears of files that a session does not hold any more
 	registered map[sealfs.Session]struct{}
 	// telling is what sessions have told so far of what they hold: see register.
 	telling map[sealfs.Session][]op.Opens
 }
 
-func (h *holds) add(sess sealfs.Session, ino sealfs.Ino) {
+// wantsWrite in a count says that the session has opened the file to write to it.
+const wantsWrite = 1 << 63
+
+// add counts one more opening; writing says that it is to write to the file.
+func (h *holds) add(sess sealfs.Session, ino sealfs.Ino, writing bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.put(sess, ino, 1)
+	if writing {
+		h.files[ino][sess] |= wantsWrite
+	}
+}
+
+// writes reports whether a session holds a file open and is going to write to it:
+// it said so then, or it says so now.
+func (h *holds) writes(sess sealfs.Session, ino sealfs.Ino, now bool) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	n := h.files[ino][sess]
+	return n&wantsWrite != 0 || n != 0 && now
+}
+
+// begin begins the time of grace.
+func (h *holds) begin() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.grace, h.over = true, make(chan struct{})
+	h.starting.Store(true)
+}
+
+// graceful returns what is closed when the time of grace is over, nil if it is.
+func (h *holds) graceful() <-chan struct{} {
+	if !h.starting.Load() {
+		return nil
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.grace {
+		return nil
+	}
+	return h.over
 }
 
 // put is add of n, with the lock held.
@@ -48,11 +89,14 @@ func (h *holds) drop(sess sealfs.Session, ino sealfs.Ino, n uint64) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	m := h.files[ino]
-	if m[sess] > n {
+	if m[sess]&^wantsWrite > n {
 		m[sess] -= n
 		return false
 	}
 	delete(m, sess)
+	if h.closed != nil {
+		h.closed(sess, ino) // at once: it may be opened again right now
+	}
 	if len(m) > 0 {
 		return false
 	}
@@ -95,10 +139,14 @@ func (h *holds) drops(match func(sealfs.Session) bool) []sealfs.Ino {
 // hold answers Open. The inode is looked up under the same lock under which
 // changes decide whether a file is held, so it cannot vanish in between.
 func (st *store) hold(ctx context.Context, req *op.Request, rep *op.Reply) error {
+	return st.patiently(ctx, req, rep, (*store).holdFor)
+}
+
+func (st *store) holdFor(ctx context.Context, cl *claim, req *op.Request, rep *op.Reply) error {
 	for {
 		// Asked for before, so that what has come by then is seen.
 		busy := st.guard(op.Tx{}, meta.Touch{Kind: meta.TouchExists, Ino: req.Ino})
-		if err := st.holdNow(req, rep); err != nil || rep.Code != sealfs.ErrNotExist || busy == nil {
+		if err := st.holdNow(cl, req, rep); err != nil || rep.Code != sealfs.ErrNotExist || busy == nil {
 			if err == nil && rep.Code == 0 {
 				st.bring(req, rep)
 			}
@@ -111,16 +159,16 @@ func (st *store) hold(ctx context.Context, req *op.Request, rep *op.Reply) error
 	}
 }
 
-func (st *store) holdNow(req *op.Request, rep *op.Reply) error {
+func (st *store) holdNow(cl *claim, req *op.Request, rep *op.Reply) error {
 	if st.srv.ended(req.Session) {
 		return sealfs.ErrSession
 	}
-	return st.View(func(r pmem.Reader) error { return st.holdAt(r, req, rep) })
+	return st.View(func(r pmem.Reader) error { return st.holdAt(r, cl, req, rep) })
 }
 
 // holdAt registers a hold in the state r, which is locked: no change can come
 // between the look at the inode and the hold.
-func (st *store) holdAt(r pmem.Reader, req *op.Request, rep *op.Reply) error {
+func (st *store) holdAt(r pmem.Reader, cl *claim, req *op.Request, rep *op.Reply) error {
 	q := op.Request{Type: op.Getattr, Ino: req.Ino, Shard: req.Shard, Volume: req.Volume}
 	if err := meta.Query(r, st.srv.cfg, &q, rep); err != nil || rep.Code != 0 {
 		return err
@@ -130,7 +178,12 @@ func (st *store) holdAt(r pmem.Reader, req *op.Request, rep *op.Reply) error {
 		rep.Code = sealfs.ErrStale // it is being freed
 		return nil
 	}
-	st.holds.add(req.Session, req.Ino)
+	// Before the lease: who closes the file meanwhile gives up the one to write.
+	st.holds.add(req.Session, req.Ino, req.Flags&op.WantWrite != 0)
+	if err := st.tell(req, rep, cl); err != nil {
+		st.release(req.Session, req.Ino, 1)
+		return err
+	}
 	if st.srv.ended(req.Session) { // just now: who ends it may have looked before
 		st.release(req.Session, req.Ino, 1)
 		return sealfs.ErrSession

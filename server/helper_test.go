@@ -60,7 +60,7 @@ func (s *simServer) start(t testing.TB, kept *pmem.Staging) {
 
 func (s *simServer) startOn(t testing.TB, region pmem.Backing, kept *pmem.Staging) {
 	t.Helper()
-	s.Server = &Server{o: Options{Shards: testShards, Peers: s.peers}, cfg: meta.Config{Shards: testShards}, log: testLog(t), pace: usualPace}
+	s.Server = &Server{o: Options{Shards: testShards, Peers: s.peers}, cfg: meta.Config{Shards: testShards}, log: testLog(t), quit: make(chan struct{}), pace: usualPace}
 	st, err := s.attach(s.dev, region, kept, StoreOptions{Device: "device", Region: "region", Log: s.logOptions})
 	if err != nil {
 		t.Fatal(err)

@@ -226,6 +226,7 @@ func (st *store) endSessions(match func(sealfs.Session) bool) error {
 		calls.End(match)
 	}
 	st.callsMu.Unlock()
+	st.leases.End(match)
 	for _, ino := range st.holds.end(match) {
 		if st.reclaim.nameless(ino) {
 			st.reclaim.add(ino)

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"sync"
@@ -46,10 +47,15 @@ var readings = sync.Pool{New: func() any { return new(reading) }}
 
 // read answers Read: rep.Data gets up to req.Len bytes, fewer only at the end
 // of the file, or of what stands at home.
-func (st *store) read(req *op.Request, rep *op.Reply) error {
+func (st *store) read(ctx context.Context, req *op.Request, rep *op.Reply) error {
 	d, err := st.place(req)
 	if err != nil {
 		return err
+	}
+	if !d.part {
+		if err := st.awaitWriter(ctx, req); err != nil {
+			return err
+		}
 	}
 	n := int(min(req.Len, sealfs.IOMax))
 	if d.part && req.Off%sealfs.ChunkBytes+uint64(n) > sealfs.ChunkBytes {

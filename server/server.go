@@ -14,6 +14,7 @@ import (
 	"sealfs/cluster"
 	"sealfs/disk"
 	"sealfs/internal/turn"
+	"sealfs/lease"
 	"sealfs/lsfs"
 	"sealfs/meta"
 	"sealfs/op"
@@ -111,6 +112,7 @@ type store struct {
 
 	stripes [256]sync.Mutex // by inode: data changes
 	holds   holds
+	leases  *lease.Table
 	usage   usage
 	locks   waiters
 	circles waitGraph
@@ -229,14 +231,15 @@ func (s *Server) attach(dev disk.Device, region pmem.Backing, kept *pmem.Staging
 	if err != nil {
 		return nil, err
 	}
-	st := &store{Store: ls, srv: s, opts: so}
+	st := &store{Store: ls, srv: s, opts: so, leases: lease.New(ls.Incarnation(), 0)}
+	st.holds.closed = st.leases.Lower
 	st.guard, st.isLocal = st.parties.locks.Guard, st.local
 	st.mark.Store(uint32(time.Now().UnixNano() >> 10))
 	if err := st.load(); err != nil {
 		return nil, errors.Join(err, ls.Close())
 	}
 	if s.o.KeepSessions {
-		st.holds.grace = true
+		st.holds.begin()
 	} else if err := st.dropSessions(func(at sealfs.Session) bool { return at != volumeSession }); err != nil {
 		// What sessions of the last run held is free; the rows that make volumes'
 		// roots idempotent stay.
@@ -331,21 +334,27 @@ func (s *Server) Do(ctx context.Context, req *op.Request, rep *op.Reply) error {
 
 // do dispatches on the type. An error is turned into a code by answer.
 func (st *store) do(ctx context.Context, req *op.Request, rep *op.Reply) error {
+	if err := st.awaitSessions(ctx, req); err != nil {
+		if req.Type == op.Prepare && ctx.Err() == nil && errors.Is(err, sealfs.ErrInterrupted) {
+			return sealfs.ErrDeadlock // the coordinator begins anew
+		}
+		return err
+	}
 	switch req.Type {
 	case op.Write:
-		return st.write(ctx, req, rep)
+		return st.patiently(ctx, req, rep, (*store).write)
 	case op.Fallocate:
-		return st.fallocate(ctx, req, rep)
+		return st.patiently(ctx, req, rep, (*store).fallocate)
 	case op.Setattr:
 		return st.setattr(ctx, req, rep)
 	case op.Extend:
-		return st.resize(ctx, req, rep)
+		return st.patiently(ctx, req, rep, (*store).resize)
 	case op.Purge:
 		return st.purge(req, rep)
 	case op.Getattr:
 		return st.getattr(ctx, req, rep)
 	case op.Read:
-		return st.read(req, rep)
+		return st.read(ctx, req, rep)
 	case op.Sync:
 		rep.Off = uint64(st.Incarnation())
 		return st.Sync()
@@ -374,6 +383,8 @@ func (st *store) do(ctx context.Context, req *op.Request, rep *op.Reply) error {
 		return st.noteWait(req, rep)
 	case op.Waiting:
 		return st.stillWaits(req, rep)
+	case op.Watch:
+		return st.watch(ctx, req, rep)
 	}
 	if req.Type.Changes() {
 		return st.changeWithin(ctx, req, rep)
@@ -427,6 +438,8 @@ func (st *store) once(ctx context.Context, req *op.Request, rep *op.Reply) error
 
 // query answers what the namespace alone knows.
 func (st *store) query(ctx context.Context, req *op.Request, rep *op.Reply) error {
+	cl := claimFor(req)
+	defer cl.end(st)
 	cfg := st.config()
 	if req.Type != op.Ancestors {
 		cfg.Guard = st.parties.locks.Now()
@@ -434,7 +447,18 @@ func (st *store) query(ctx context.Context, req *op.Request, rep *op.Reply) erro
 	var patience context.Context // of this question for attributes
 	var late time.Time           // see awaitNames
 	for {
-		err := st.View(func(r pmem.Reader) error { return meta.Query(r, cfg, req, rep) })
+		err := st.View(func(r pmem.Reader) error {
+			if err := meta.Query(r, cfg, req, rep); err != nil {
+				return err
+			}
+			return st.tell(req, rep, cl)
+		})
+		if err == errLeased {
+			if err := st.regain(ctx, cl); err != nil {
+				return err
+			}
+			continue
+		}
 		blocked, ok := err.(*txn.Blocked)
 		if !ok {
 			return err
@@ -494,7 +518,7 @@ func (st *store) settled(ctx context.Context, req *op.Request) error {
 	if st.parties.locks.Empty() {
 		return nil
 	}
-	q := op.Request{Type: op.Getattr, Ino: req.Ino, Shard: req.Shard, Volume: req.Volume}
+	q := op.Request{Type: op.Getattr, Session: internalSession, Ino: req.Ino, Shard: req.Shard, Volume: req.Volume}
 	var rep op.Reply
 	return st.query(ctx, &q, &rep) // what it refuses the change will refuse
 }

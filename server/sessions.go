@@ -190,7 +190,7 @@ func (h *holds) register(sess sealfs.Session, list []op.Opens, off, total uint64
 	delete(h.telling, sess)
 	before := h.drops(func(at sealfs.Session) bool { return at == sess })
 	for _, o := range list {
-		h.put(sess, o.Ino, o.Count)
+		h.put(sess, o.Ino, o.Count&^wantsWrite)
 	}
 	if h.grace {
 		if h.registered == nil {
@@ -221,6 +221,10 @@ func (h *holds) endGrace() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	was := h.grace
+	if was {
+		close(h.over)
+		h.starting.Store(false)
+	}
 	h.grace, h.registered = false, nil
 	return was
 }

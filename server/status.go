@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"sealfs"
+	"sealfs/lease"
 	"sealfs/lsfs"
 	"sealfs/pmem"
 )
@@ -27,6 +28,7 @@ type StoreStatus struct {
 	Files        int64       `json:"files"`            // inodes of all volumes
 	BytesPerFile float64     `json:"region_bytes_per_file"`
 	Stats        lsfs.Stats  `json:"stats"`
+	Leases       lease.Stats `json:"leases"`
 	// Scrub is without findings, which Server.Scrub tells.
 	Scrub lsfs.ScrubStatus `json:"scrub"`
 }
@@ -37,7 +39,7 @@ func (s *Server) Status() Status {
 	for _, st := range s.all() {
 		x := StoreStatus{
 			ID: st.ID(), Device: absolute(st.opts.Device), Region: absolute(st.opts.Region), Staging: absolute(st.opts.Staging),
-			State: "up", Stats: st.Stats(), Files: st.usage.inodes(), Scrub: st.Scrub(false),
+			State: "up", Stats: st.Stats(), Files: st.usage.inodes(), Leases: st.leases.Stats(), Scrub: st.Scrub(false),
 		}
 		x.Rebuild = "the region can be rebuilt"
 		if why := x.Stats.FarReason; why != "" {

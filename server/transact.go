@@ -84,13 +84,15 @@ func (st *store) await(ctx context.Context, err error, tx op.Tx) error {
 // transact executes an operation whose parties lie on several stores; this
 // store holds the shard that the request is addressed to, and coordinates.
 func (st *store) transact(ctx context.Context, req *op.Request, rep *op.Reply) error {
+	cl := claimFor(req)
+	defer cl.end(st)
 	age := st.now()
 	var last meta.Plan
 	same := 0 // attempts in which the parties did not know what the plan was made for
 	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
 		rep.Reset()
 		a := attempt{st: st, tx: op.Tx{Age: age, Nonce: st.srv.random()}}
-		again, err := a.run(ctx, req, rep)
+		again, err := a.run(ctx, cl, req, rep)
 		if err != nil || !again {
 			return err
 		}
@@ -115,7 +117,7 @@ func (st *store) transact(ctx context.Context, req *op.Request, rep *op.Reply) e
 		mine.Take()
 		// It may have become an ordinary change meanwhile, or one to be refused.
 		rep.Reset()
-		if end, err := st.execute(ctx, req, rep, nil); !isForeign(err) {
+		if end, err := st.executePatiently(ctx, cl, req, rep, nil); !isForeign(err) {
 			if err == nil && rep.Code == 0 && st.srv.o.Durable {
 				err = st.SyncTo(end)
 			}
@@ -151,7 +153,7 @@ type attempt struct {
 
 // run makes the attempt. again says that it was in somebody's way, or found another
 // state than it had planned for.
-func (a *attempt) run(ctx context.Context, req *op.Request, rep *op.Reply) (again bool, err error) {
+func (a *attempt) run(ctx context.Context, cl *claim, req *op.Request, rep *op.Reply) (again bool, err error) {
 	st, tx := a.st, a.tx
 	plan, err := st.plan(ctx, req)
 	a.plan = plan
@@ -165,6 +167,9 @@ func (a *attempt) run(ctx context.Context, req *op.Request, rep *op.Reply) (agai
 	}
 	if len(plan.Parts) == 0 {
 		return true, nil // it is not foreign any more
+	}
+	if err := st.vacate(ctx, cl, req, &plan); err != nil {
+		return false, err
 	}
 	c := txn.Begin(tx, req.Shard, plan.Parts)
 	st.srv.active.add(tx)
@@ -184,7 +189,7 @@ func (a *attempt) run(ctx context.Context, req *op.Request, rep *op.Reply) (agai
 		stop()
 	}
 	if c.State() == txn.Ready {
-		if err := st.decide(ctx, c, plan, req, rep); err != nil {
+		if err := st.decide(ctx, c, cl, plan, req, rep); err != nil {
 			return false, err
 		}
 	}
@@ -258,7 +263,7 @@ func (st *store) target(ctx context.Context, req *op.Request) (meta.Target, erro
 	if req.Type != op.Rename || st.local(req.Dir2.Home(st.srv.cfg.Shards)) {
 		return meta.Target{}, nil
 	}
-	look := op.Request{Type: op.Lookup, Dir: req.Dir2, Name: req.Name2, Shard: req.Dir2.Home(st.srv.cfg.Shards), Volume: req.Volume}
+	look := op.Request{Type: op.Lookup, Session: internalSession, Dir: req.Dir2, Name: req.Name2, Shard: req.Dir2.Home(st.srv.cfg.Shards), Volume: req.Volume}
 	var found op.Reply
 	if err := st.srv.peers().Do(ctx, &look, &found); err != nil {
 		return meta.Target{}, err
@@ -320,7 +325,7 @@ func codeOf(err error, rep *op.Reply) sealfs.Code {
 
 // decide records the decision durably. An error leaves it open whether there is
 // one: then the transaction stays active, and nobody is told anything.
-func (st *store) decide(ctx context.Context, c *txn.Coordinator, plan meta.Plan, req *op.Request, rep *op.Reply) error {
+func (st *store) decide(ctx context.Context, c *txn.Coordinator, cl *claim, plan meta.Plan, req *op.Request, rep *op.Reply) error {
 	d := *req
 	d.Tx, d.Coord, d.Votes = c.Tx(), req.Shard, c.Votes()
 	switch req.Type {
@@ -331,8 +336,13 @@ func (st *store) decide(ctx context.Context, c *txn.Coordinator, plan meta.Plan,
 	}
 	bound, stop := context.WithTimeout(ctx, prepareTimeout)
 	defer stop()
-	end, err := st.execute(bound, &d, rep, nil)
+	end, err := st.executeFor(bound, cl, &d, rep, nil)
 	req.Time = d.Time
+	if err == errLeased {
+		rep.Reset()
+		c.Abort(sealfs.ErrDeadlock) // the next attempt waits for it before anybody prepares
+		return nil
+	}
 	if errors.Is(err, sealfs.ErrInterrupted) && ctx.Err() == nil {
 		c.Abort(sealfs.ErrDeadlock) // it holds what others wait for, so it does not wait for long
 		return nil
@@ -443,7 +453,17 @@ func (st *store) prepare(ctx context.Context, req *op.Request, rep *op.Reply) er
 	// Who has asked does not wait for ever either, and cannot say so: see wire.
 	bound, stop := context.WithTimeout(ctx, prepareTimeout)
 	defer stop()
-	end, err := st.execute(bound, req, rep, nil)
+	cl := claimFor(req)
+	defer cl.end(st)
+	end, err := st.executeFor(bound, cl, req, rep, nil)
+	if err == errLeased {
+		// The other parties may have promised already.
+		short, stop := context.WithTimeout(ctx, prepareLeases)
+		defer stop()
+		if err = st.regain(short, cl); err == nil {
+			end, err = st.executePatiently(short, cl, req, rep, nil)
+		}
+	}
 	if errors.Is(err, sealfs.ErrInterrupted) && ctx.Err() == nil {
 		rep.Reset()
 		rep.Code = sealfs.ErrDeadlock

@@ -14,6 +14,7 @@ import (
 // writing is the room for one merged payload; pooled.
 type writing struct {
 	to    place
+	claim *claim
 	bound uint64 // what the file's home has just said, for a part: see meta.Part
 	req   op.Request
 	buf   []byte
@@ -36,9 +37,10 @@ func (st *store) lockStripe(ino sealfs.Ino) *sync.Mutex {
 // write answers Write. Data is cut into payloads that a record can hold; each
 // is merged with what the file has in the blocks at its ends. An Append with a Len must
 // not go beyond HomeBytes: its sender wants the file to get chunks then. The inode's
-// stripe is held over the merge, so that nobody changes those blocks meanwhile.
+// stripe is held over the merge, so that nobody changes those blocks meanwhile. It is
+// given up when others hold leases, with nothing done yet: then write returns errLeased.
 // rep.Off says where the data went.
-func (st *store) write(ctx context.Context, req *op.Request, rep *op.Reply) error {
+func (st *store) write(ctx context.Context, cl *claim, req *op.Request, rep *op.Reply) error {
 	off, data := req.Off, req.Data
 	if len(data) == 0 || len(data) > sealfs.IOMax {
 		rep.Code = sealfs.ErrInvalid
@@ -74,15 +76,15 @@ func (st *store) write(ctx context.Context, req *op.Request, rep *op.Reply) erro
 		rep.Code = sealfs.ErrStale // the sender thinks that the file is whole
 		return nil
 	}
-	w := st.writing(atHome(req.Ino))
+	w := st.writing(atHome(req.Ino), cl)
 	defer w.free()
 	return st.writePieces(w, req, rep, off, size)
 }
 
 // writing returns room for payloads.
-func (st *store) writing(to place) *writing {
+func (st *store) writing(to place, cl *claim) *writing {
 	w := writings.Get().(*writing)
-	w.to = to
+	w.to, w.claim = to, cl
 	return w
 }
 
@@ -91,6 +93,9 @@ func atHome(ino sealfs.Ino) place { return place{ino: ino} }
 // writePieces writes req.Data at off.
 func (st *store) writePieces(w *writing, req *op.Request, rep *op.Reply, off, size uint64) error {
 	data := req.Data
+	if w.claim != nil && uint64(len(data)) > uint64(st.PayloadMax())-off%sealfs.BlockSize {
+		w.claim.keep = true
+	}
 	for at, rest := off, data; len(rest) > 0; {
 		n := int(min(uint64(len(rest)), at&^(sealfs.BlockSize-1)+uint64(st.PayloadMax())-at))
 		last := n == len(rest)
@@ -106,7 +111,7 @@ func (st *store) writePieces(w *writing, req *op.Request, rep *op.Reply, off, si
 }
 
 func (w *writing) free() {
-	w.req, w.bound = op.Request{}, 0
+	w.req, w.bound, w.claim = op.Request{}, 0, nil
 	writings.Put(w)
 }
 
@@ -152,7 +157,7 @@ func (st *store) writePiece(w *writing, req *op.Request, rep *op.Reply, off uint
 	r.Sums = w.sums
 	for {
 		rep.Reset()
-		if err := st.change(r, rep, r.Data); err != nil || rep.Code != sealfs.ErrAgain {
+		if err := st.changeFor(w.claim, r, rep, r.Data); err != nil || rep.Code != sealfs.ErrAgain {
 			req.Time = r.Time
 			return err
 		}
@@ -213,22 +218,22 @@ func (st *store) setattr(ctx context.Context, req *op.Request, rep *op.Reply) er
 	if req.Valid&op.SetSize == 0 {
 		return st.changeWithin(ctx, req, rep)
 	}
-	return st.resize(ctx, req, rep)
+	return st.patiently(ctx, req, rep, (*store).resize)
 }
 
 // resize answers what changes the size of a file, or how far its chunks reach.
-func (st *store) resize(ctx context.Context, req *op.Request, rep *op.Reply) error {
+func (st *store) resize(ctx context.Context, cl *claim, req *op.Request, rep *op.Reply) error {
 	defer st.lockStripe(req.Ino).Unlock()
-	return st.grow(ctx, req, rep)
+	return st.grow(ctx, cl, req, rep)
 }
 
 // grow executes a change that may lengthen a file. A file is not lengthened
 // over a tail that an earlier truncation left to be freed: that comes first. The
 // inode's stripe must be held; it is given up while others purge their chunks.
-func (st *store) grow(ctx context.Context, req *op.Request, rep *op.Reply) error {
+func (st *store) grow(ctx context.Context, cl *claim, req *op.Request, rep *op.Reply) error {
 	for {
 		rep.Reset()
-		if err := st.settledChange(req, rep); err != nil || rep.Code != sealfs.ErrAgain {
+		if err := st.settledChange(cl, req, rep); err != nil || rep.Code != sealfs.ErrAgain {
 			return err
 		}
 		var in meta.Inode
@@ -257,7 +262,7 @@ const (
 
 // fallocate answers Fallocate. The namespace makes holes of whole blocks; the
 // parts of blocks at the ends of the range are overwritten with zeros first.
-func (st *store) fallocate(ctx context.Context, req *op.Request, rep *op.Reply) error {
+func (st *store) fallocate(ctx context.Context, cl *claim, req *op.Request, rep *op.Reply) error {
 	if req.Mode&(punchHole|zeroRange) != 0 {
 		if d, err := st.place(req); err != nil {
 			return err
@@ -270,9 +275,10 @@ func (st *store) fallocate(ctx context.Context, req *op.Request, rep *op.Reply) 
 	if err != nil {
 		return err
 	}
-	w := st.writing(atHome(req.Ino))
+	cl.keep = true
+	w := st.writing(atHome(req.Ino), cl)
 	defer w.free()
-	return st.punch(w, req, rep, size, func(step *op.Request) error { return st.grow(ctx, step, rep) })
+	return st.punch(w, req, rep, size, func(step *op.Request) error { return st.grow(ctx, cl, step, rep) })
 }
 
 // punch does what Fallocate asks for, by steps that execute one change each. The

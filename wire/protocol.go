@@ -43,7 +43,7 @@
 // requests may follow. Ids are the client's: an id may be used again when its
 // request was answered. Every request is answered once, in any order, also one
 // that was cancelled: a cancel only asks the server to stop waiting (WaitLock,
-// Sync), it has no answer of its own, and one that comes too late means nothing.
+// Watch, Sync), it has no answer of its own, and one that comes too late means nothing.
 //
 // A request that the server could not decode or its handler could not answer
 // gets a reply with flag failed. A code within an op.Reply is an answer.

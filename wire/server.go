@@ -31,9 +31,9 @@ type ServerOptions struct {
 	// MaxConns bounds the connections; further ones are refused with ErrBusy. Default 4096.
 	MaxConns int
 	// MaxInflightPerConn bounds the requests of one connection whose reply is
-	// not yet sent, but for those that wait for a lock; no more are read then. Default 512.
+	// not yet sent, but for those that wait for a lock, and Watches; no more are read then. Default 512.
 	MaxInflightPerConn int
-	// MaxWaitersPerConn bounds the WaitLocks of one connection; further ones
+	// MaxWaitersPerConn bounds the WaitLocks and Watches of one connection; further ones
 	// are answered ErrNoLocks. They are apart from the others, because the request
 	// that ends their wait must still get through. Default 1024.
 	MaxWaitersPerConn int
@@ -308,13 +308,13 @@ type serverConn struct {
 	changed sync.Cond
 	running int                    // handlers that are not the reader's
 	cancels map[uint64]cancellable // by id
-	waiters int                    // WaitLocks
+	waiters int                    // WaitLocks and Watches
 }
 
 // cancellable is a request that the client may cancel.
 type cancellable struct {
 	stop  context.CancelCauseFunc
-	waits bool // a WaitLock, which nothing but its cancelling may ever end
+	waits bool // one of the waiters, which nothing but its cancelling may ever end
 }
 
 func (s *Server) newConn(ctx context.Context, nc net.Conn, g *group) *serverConn {
@@ -532,7 +532,7 @@ func (c *serverConn) request(h *header, head []byte) (reader bool, err error) {
 		t.data = append(t.data[:0], t.req.Data...)
 		t.req.Data = t.data
 	}
-	waits := bad == nil && t.req.Type == op.WaitLock
+	waits := bad == nil && waits(t.req.Type)
 	if !waits {
 		t.charge = min(charge(&t.req, h.payloadLen), c.s.opts.MaxInflightBytes)
 		if err := c.admit(t.charge); err != nil {
@@ -555,7 +555,7 @@ func (c *serverConn) request(h *header, head []byte) (reader bool, err error) {
 	}
 
 	switch t.req.Type {
-	case op.WaitLock, op.Sync:
+	case op.WaitLock, op.Watch, op.Sync:
 		return true, c.runCancellable(t)
 	case op.Read, op.Write, op.Fallocate, op.Reclaim, op.DropSession, op.DropVolume, op.Purge,
 		op.Prepare, op.Mkdir, op.Rmdir, op.Rename, op.Link, op.Register:
@@ -745,9 +745,13 @@ func (c *serverConn) leave() {
 	c.mu.Unlock()
 }
 
+// waits reports whether requests of type t wait for what other clients do. A Watch
+// also tells what its sender has done, for which other requests of the connection may wait.
+func waits(t op.Type) bool { return t == op.WaitLock || t == op.Watch }
+
 // runCancellable runs t, which may wait for long, until the client says cancel.
 func (c *serverConn) runCancellable(t *task) error {
-	id, waits := t.id, t.req.Type == op.WaitLock
+	id, waits := t.id, waits(t.req.Type)
 	c.mu.Lock()
 	if _, ok := c.cancels[id]; ok {
 		c.mu.Unlock()
