@@ -276,15 +276,27 @@ func detach(dir string) error {
 }
 
 // ClearStale detaches mounts of ours at dir whose process is gone, so that every
-// access fails with ENOTCONN, and reports whether there was one.
+// access fails with ENOTCONN, and reports whether there was one. That of a process that cannot
+// end because of its own mount is aborted first.
 func ClearStale(dir string) (cleared bool, err error) {
+	if dir, err = filepath.Abs(dir); err != nil {
+		return false, err
+	}
+	AbortOrphan(dir)
+	if parent, err := filepath.EvalSymlinks(filepath.Dir(dir)); err == nil {
+		AbortOrphan(filepath.Join(parent, filepath.Base(dir)))
+	}
 	if dir, err = resolve(dir); err != nil {
 		return false, err
 	}
-	for {
+	for tries := 0; ; tries++ {
 		// Without the force the kernel would answer for the dead from its cache.
 		var st unix.Statx_t
-		if err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_STATX_FORCE_SYNC, unix.STATX_BASIC_STATS, &st); err != unix.ENOTCONN {
+		err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_STATX_FORCE_SYNC, unix.STATX_BASIC_STATS, &st)
+		if err == unix.ECONNABORTED && tries < 100 {
+			continue // it ended just now, and the next one to ask hears so
+		}
+		if err != unix.ENOTCONN {
 			return cleared, nil
 		}
 		at, err := findMount(dir)
@@ -360,12 +372,22 @@ func resolve(dir string) (string, error) {
 type mountInfo struct{ dir, fsType, source, dev string }
 
 // findMount returns what is mounted at dir, on top if there are several, or nil.
-func findMount(dir string) (*mountInfo, error) {
+func findMount(dir string) (found *mountInfo, err error) {
+	all, err := mounts()
+	for i := range all {
+		if all[i].dir == dir {
+			found = &all[i]
+		}
+	}
+	return found, err
+}
+
+// mounts returns all mounts, those on top of others behind them.
+func mounts() (all []mountInfo, err error) {
 	b, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return nil, err
 	}
-	var found *mountInfo
 	for lines := bufio.NewScanner(bytes.NewReader(b)); lines.Scan(); {
 		// ID PARENT MAJOR:MINOR ROOT DIR OPTIONS [TAGS...] - TYPE SOURCE OPTIONS
 		fields := strings.Fields(lines.Text())
@@ -373,11 +395,9 @@ func findMount(dir string) (*mountInfo, error) {
 		if i < 5 || len(fields) < i+3 {
 			continue
 		}
-		if at := unescape(fields[4]); at == dir {
-			found = &mountInfo{at, fields[i+1], unescape(fields[i+2]), fields[2]}
-		}
+		all = append(all, mountInfo{unescape(fields[4]), fields[i+1], unescape(fields[i+2]), fields[2]})
 	}
-	return found, nil
+	return all, nil
 }
 
 // unescape undoes the octal escapes of blanks and backslashes in mountinfo.

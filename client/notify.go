@@ -148,7 +148,7 @@ func deviceOf(dir string) (*os.File, error) {
 	}
 	for _, e := range fds {
 		fd, err := strconv.Atoi(e.Name())
-		if err != nil || connectionOf(e.Name()) != minor {
+		if err != nil || connectionOf("/proc/self/fdinfo/"+e.Name()) != minor {
 			continue
 		}
 		if fd, err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0); err != nil {
@@ -159,9 +159,10 @@ func deviceOf(dir string) (*os.File, error) {
 	return nil, fmt.Errorf("device of the mount at %s: %w", dir, sealfs.ErrNotExist)
 }
 
-// connectionOf returns the number of the FUSE connection that an open file is the device of, or "".
-func connectionOf(fd string) string {
-	f, err := os.Open("/proc/self/fdinfo/" + fd)
+// connectionOf returns the number of the FUSE connection that an open file is the device of, or "". The kernel
+// says so in a file of /proc, which is given.
+func connectionOf(fdinfo string) string {
+	f, err := os.Open(fdinfo)
 	if err != nil {
 		return ""
 	}

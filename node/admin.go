@@ -61,12 +61,12 @@ type sessionRequest struct {
 	PID    int    `json:"pid"`
 }
 
-// serveSession opens a session and ends it when the client hangs up. When ctx is
-// done it asks the client to.
+// serveSession opens a session and ends it when the client hangs up, or has to be given up. When
+// ctx is done it asks the client to hang up.
 func (n *Node) serveSession(ctx context.Context, a *api, w http.ResponseWriter, r *http.Request) {
 	var req sessionRequest
 	err := readBody(r, &req)
-	var s Session
+	var s *openSession
 	if err == nil {
 		s, err = n.openSession(req.Volume, req.Mount, req.PID)
 	}
@@ -79,11 +79,13 @@ func (n *Node) serveSession(ctx context.Context, a *api, w http.ResponseWriter, 
 	defer n.endSession(s)
 	w.Header().Set("Content-Type", "application/json")
 	send := func(err error) bool { return err == nil && http.NewResponseController(w).Flush() == nil }
-	if !send(json.NewEncoder(w).Encode(s)) {
+	if !send(json.NewEncoder(w).Encode(s.Session)) {
 		return
 	}
 	select {
 	case <-r.Context().Done():
+		return
+	case <-s.over:
 		return
 	case <-ctx.Done():
 	}
@@ -128,7 +130,7 @@ func (a *Admin) Locate(ctx context.Context, ino sealfs.Ino) (l Location, err err
 }
 
 // session opens a session for a mount of this process, which lasts until body is
-// closed. goodbye returns when the main process is about to end, or has ended.
+// closed. goodbye returns when the main process is about to end, has ended, or has ended the session.
 func (a *Admin) session(ctx context.Context, req sessionRequest) (s Session, goodbye func(), body io.Closer, err error) {
 	r, err := a.open(ctx, http.MethodPost, "/v1/sessions", req)
 	if err != nil {

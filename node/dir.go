@@ -1,7 +1,6 @@
 package node
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -19,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sealfs"
+	"sealfs/client"
 	"sealfs/wire"
 )
 
@@ -186,7 +186,7 @@ func (d Dir) takeLock(f *os.File, deadline time.Time) error {
 		pid := readPID(f)
 		if ok {
 			// A killed process gives its files back one by one: wait for the last.
-			if exiting(pid) {
+			if client.Dying(pid) {
 				awaitExit(pid, lockWait)
 			}
 			if err := f.Truncate(0); err != nil {
@@ -199,8 +199,9 @@ func (d Dir) takeLock(f *os.File, deadline time.Time) error {
 		if pid > 0 {
 			who = fmt.Sprintf("process %d", pid)
 		}
+		client.AbortDying(pid) // which could not end without
 		left := time.Until(deadline)
-		if left <= 0 || d.answers() {
+		if left <= 0 || !client.Dying(pid) && d.answers() {
 			return fault(sealfs.ErrBusy, "%s is in use by %s: see `sealfs status --data %s`, or stop it with `sealfs down --data %s`", d.path, who, d.path, d.path)
 		}
 		awaitExit(pid, min(left, 50*time.Millisecond))
@@ -217,22 +218,6 @@ func (d Dir) answers() bool {
 		}
 	}
 	return false
-}
-
-// exiting reports whether a process is on its way out.
-func exiting(pid int) bool {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return false
-	}
-	// PID (NAME) STATE PPID PGRP SESSION TTY TPGID FLAGS ...; NAME may hold anything.
-	w := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
-	if len(w) < 7 {
-		return false
-	}
-	const pfExiting = 4
-	flags, _ := strconv.ParseUint(w[6], 10, 64)
-	return flags&pfExiting != 0
 }
 
 // awaitExit waits until a process has ended and given all back, but not longer

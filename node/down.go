@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sealfs"
+	"sealfs/client"
 )
 
 // DownOptions says how Down goes about it.
@@ -251,7 +252,8 @@ func (d Dir) clearStale(point string) error {
 		}
 	}
 	for _, p := range dead {
-		if exiting(p.PID) {
+		if client.Dying(p.PID) {
+			client.AbortDying(p.PID)
 			awaitExit(p.PID, lockWait) // only then is its mount dead
 		}
 		points = append(points, p.Mount)

@@ -369,7 +369,7 @@ func Mount(ctx context.Context, o MountOptions) (m *Mounted, err error) {
 	m.started = Started{PID: os.Getpid(), Data: o.Dir.path, Volume: o.Volume, Mount: o.Mount, Log: path}
 	go func() {
 		goodbye() // until the session is closed, requests are still answered
-		m.end(fault(sealfs.ErrUnavailable, "the main process of %s ends: mount %s ends too", o.Dir, o.Mount))
+		m.end(fault(sealfs.ErrUnavailable, "the main process of %s ends, or has given mount %s up: the mount ends", o.Dir, o.Mount))
 	}()
 	m.log.Info("mounted", "volume", o.Volume, "session", uint64(s.ID))
 	return m, nil
@@ -408,6 +408,13 @@ func (m *Mounted) connect(ctx context.Context, o MountOptions, s Session, admin 
 		return err
 	}
 	m.onClose(m.mount.close)
+	go func() {
+		select {
+		case <-m.mount.over:
+		case <-m.mount.client.Expired():
+			m.end(fault(sealfs.ErrSession, "the main process of %s has given mount %s up, which did not answer: the mount ends", o.Dir, o.Mount))
+		}
+	}()
 	go func() {
 		<-conn.Done()
 		m.end(fmt.Errorf("mount %s: connection to the main process: %w", o.Mount, conn.Err()))

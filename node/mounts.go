@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sealfs"
+	"sealfs/client"
 )
 
 // mountEntry is a line of /proc/self/mountinfo.
@@ -133,6 +134,7 @@ func stale(path string) bool {
 	if err != nil || !mounted || !m.ours() {
 		return false
 	}
+	client.AbortOrphan(path)
 	// Not stat: the kernel answers that out of its cache for a while. Who asks
 	// while the process is dying gets ECONNABORTED, and the next one ENOTCONN.
 	for range 100 {

@@ -53,7 +53,8 @@ type Node struct {
 	// volumes serialises what changes volumes or sessions: a volume that is
 	// being deleted gets no session, one with a session is not deleted.
 	volumes  sync.Mutex
-	sessions map[sealfs.Session]Session
+	sessions map[sealfs.Session]*openSession
+	expelled []sealfs.Session        // sessions that this process has ended: their requests are refused
 	drops    map[sealfs.Volume]*drop // deletions under way
 }
 
@@ -64,7 +65,7 @@ func Up(ctx context.Context, o Options) (n *Node, err error) {
 	if o.Getenv == nil {
 		o.Getenv = os.Getenv
 	}
-	n = &Node{sessions: make(map[sealfs.Session]Session), drops: make(map[sealfs.Volume]*drop)}
+	n = &Node{sessions: make(map[sealfs.Session]*openSession), drops: make(map[sealfs.Volume]*drop)}
 	n.begin(ctx, o.Dir)
 	defer func() {
 		if err != nil {
@@ -209,6 +210,7 @@ func (n *Node) serve(ctx context.Context, s Settings) error {
 	}
 	n.work.Go(n.beat)
 	n.work.Go(n.publishMap)
+	n.work.Go(n.watchSessions)
 	return n.listen()
 }
 

@@ -43,7 +43,7 @@ func (n *Node) running() Running {
 	r := Running{State: StateRunning, PID: os.Getpid(), Stores: n.server.Status().Stores, Volumes: n.listVolumes(), Sessions: []Session{}}
 	n.volumes.Lock()
 	for _, s := range n.sessions {
-		r.Sessions = append(r.Sessions, s)
+		r.Sessions = append(r.Sessions, s.Session)
 	}
 	n.volumes.Unlock()
 	var faults []string

@@ -3,8 +3,6 @@ package node
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
-	"encoding/binary"
 	"os"
 	"slices"
 
@@ -184,43 +182,6 @@ func (n *Node) mountable(name string) (cluster.VolumeInfo, error) {
 		err = fault(sealfs.ErrUnavailable, "volume %q cannot be mounted: its state is %s", name, v.State)
 	}
 	return v, err
-}
-
-// newSession returns the number of a session: random, since result rows of
-// sessions outlive this process; never 0, and below the numbers that servers use for
-// themselves.
-func newSession() sealfs.Session {
-	var b [8]byte
-	rand.Read(b[:]) // never fails
-	return sealfs.Session(binary.LittleEndian.Uint64(b[:])>>1 | 1)
-}
-
-// openSession admits a further mount.
-func (n *Node) openSession(volume, mount string, pid int) (Session, error) {
-	n.volumes.Lock()
-	defer n.volumes.Unlock()
-	v, err := n.mountable(volume)
-	if err != nil {
-		return Session{}, err
-	}
-	s := Session{
-		ID: newSession(), Volume: v.ID, Root: v.Root,
-		Shards: n.cfg.Shards, Cluster: n.cfg.Cluster, PID: pid, Mount: mount,
-	}
-	n.sessions[s.ID] = s
-	n.log.Info("session begins", "session", uint64(s.ID), "volume", volume, "mount", mount, "pid", pid)
-	return s, nil
-}
-
-// endSession releases what the session held.
-func (n *Node) endSession(s Session) {
-	if err := n.server.EndSession(s.ID); err != nil {
-		n.log.Error("locks of a session are not all released; a restart releases them", "session", uint64(s.ID), "err", err)
-	}
-	n.volumes.Lock()
-	defer n.volumes.Unlock()
-	delete(n.sessions, s.ID)
-	n.log.Info("session ended", "session", uint64(s.ID), "mount", s.Mount, "pid", s.PID)
 }
 
 func (n *Node) volumeStatus(v cluster.VolumeInfo) VolumeStatus {

@@ -339,6 +339,22 @@ func (st *store) watch(ctx context.Context, req *op.Request, rep *op.Reply) erro
 	}
 }
 
+// Overdue looks, once each time that it is called, at who does not give back what others wait for. It
+// returns the sessions that have not acknowledged a revocation for more than looks calls, and
+// which of these have not been heard of meanwhile. Who calls it ends sessions: those that are late
+// by Fence, those that are silent then by EndSession. A client that was fenced hears so
+// with its next request, and believes nothing any more; one that cannot hear stops to believe 54
+// seconds after the last Watch that was answered. So calls shall take a minute, at least, for looks.
+func (s *Server) Overdue(looks int) (late, silent []sealfs.Session) {
+	s.overdueMu.Lock()
+	defer s.overdueMu.Unlock()
+	var tables []*lease.Table
+	for _, st := range s.all() {
+		tables = append(tables, st.leases)
+	}
+	return s.overdue.Look(tables, looks)
+}
+
 // awaitSessions returns when it is known what sessions hold: after a start, what
 // they were granted before is not, so nothing is changed, and nothing told that they
 // may have delayed, until all that live have come back or their time is over.

@@ -94,8 +94,11 @@ type Server struct {
 
 	sessions atomic.Pointer[sessionList] // nil: not known yet
 	fenced   atomic.Pointer[map[sealfs.Session]struct{}]
-	attended atomic.Pointer[time.Time] // until when the sessions are known; nil: for ever
-	pace     pace
+
+	overdueMu sync.Mutex // a leaf but for the tables
+	overdue   lease.Overdue
+	attended  atomic.Pointer[time.Time] // until when the sessions are known; nil: for ever
+	pace      pace
 	// lockLimits bound the locks of a store.
 	lockLimits lockLimits
 	active     active
