@@ -212,7 +212,7 @@ func (f *filesystem) changed(ino sealfs.Ino) {
 }
 
 // within notes that a request is under way for which the kernel holds a directory's lock, until
-// the result is called.
+// the result is called. For other inodes it means nothing.
 func (f *filesystem) within(dir sealfs.Ino) func() {
 	if f.k == nil {
 		return func() {}
@@ -300,6 +300,7 @@ func (f *filesystem) Statx(cancel <-chan struct{}, in *fuse.StatxIn, out *fuse.S
 }
 
 func (f *filesystem) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
+	defer f.within(f.ino(in.NodeId))()
 	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
 	s := SetAttr{Mode: in.Mode & modePerm, Cred: Cred{UID: in.Owner.Uid, GID: in.Owner.Gid}, Size: in.Size}

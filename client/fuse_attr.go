@@ -87,6 +87,7 @@ const (
 )
 
 func (f *filesystem) SetXAttr(cancel <-chan struct{}, in *fuse.SetXAttrIn, name string, value []byte) fuse.Status {
+	defer f.within(f.ino(in.NodeId))()
 	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
 	if err := refuseAttr(name); err != nil {
@@ -115,6 +116,7 @@ func (f *filesystem) SetXAttr(cancel <-chan struct{}, in *fuse.SetXAttrIn, name 
 }
 
 func (f *filesystem) RemoveXAttr(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
+	defer f.within(f.ino(h.NodeId))()
 	ctx, w := f.wait(cancel, h.Pid)
 	defer w.over()
 	if err := refuseAttr(name); err != nil {

@@ -197,6 +197,7 @@ func (f *filesystem) OpenDir(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.
 func (f *filesystem) ReleaseDir(in *fuse.ReleaseIn) { f.Release(nil, in) }
 
 func (f *filesystem) FsyncDir(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	defer f.within(f.ino(in.NodeId))()
 	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
 	return status(f.c.Fsync(ctx, f.ino(in.NodeId)))

@@ -46,11 +46,11 @@ type interruptible struct {
 }
 
 // wait returns a context for the handling of a request, and what must be told
-// that it is over. A client without a session never waits for a server, so
-// that there is nothing to interrupt.
+// that it is over. A client without a session never waits, neither for
+// a server nor for other clients, so that there is nothing to interrupt.
 // tid is the thread that asks.
 func (f *filesystem) wait(cancel <-chan struct{}, tid uint32) (context.Context, *interruptible) {
-	if !f.c.remote {
+	if !f.c.leasing {
 		return bg, nil
 	}
 	r := &interruptible{cancel: cancel, tid: tid, list: &f.interrupts}

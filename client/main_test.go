@@ -48,6 +48,10 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	if dir := os.Getenv(stuckEnv); dir != "" {
+		fmt.Fprintln(os.Stderr, serveStuck(dir))
+		os.Exit(1)
+	}
 	if os.Getenv(lockerEnv) != "" {
 		lockerMain()
 		os.Exit(0)

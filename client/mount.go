@@ -197,10 +197,10 @@ func (m *MountPoint) fuseOptions() *fuse.MountOptions {
 	return o
 }
 
-// background bounds the requests that run in the background. With servers that may
-// be away it is high: requests that wait for one of them must not keep others out.
+// background bounds the requests that run in the background. With servers that may be
+// away, or clients that may hang, it is high: requests that wait for one of them must not keep others out.
 func (m *MountPoint) background() int {
-	if m.c.remote {
+	if m.c.leasing {
 		return 4096
 	}
 	return 64
