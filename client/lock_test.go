@@ -135,7 +135,7 @@ func TestUnsureLocks(t *testing.T) {
 // clock it may have, and goes on when it has not.
 func TestDoubtfulSession(t *testing.T) {
 	u := newCluster()
-	c, _ := u.client(t, 7, Options{})
+	c, _ := u.lone(t, 7, Options{})
 	a, err := c.Create(context.Background(), u.root, "f", 0o600, Cred{})
 	if err != nil {
 		t.Fatal(err)

@@ -31,6 +31,10 @@ func (s *stuck) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut
 	return fuse.OK
 }
 
+func (s *stuck) Lookup(<-chan struct{}, *fuse.InHeader, string, *fuse.EntryOut) fuse.Status {
+	return fuse.ENOENT
+}
+
 func (s *stuck) Mkdir(cancel <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
 	go s.srv.EntryNotify(fuse.FUSE_ROOT_ID, "other")
 	fmt.Println("mkdir")

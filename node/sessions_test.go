@@ -33,6 +33,7 @@ func TestSilentMount(t *testing.T) {
 	defer alive.Close()
 	do := func(ctx context.Context, r op.Request) (rep op.Reply, err error) {
 		r.Volume, r.Shard = s.Volume, s.Root.Home(s.Shards)
+		r.Epoch = epoch(n.manager.Map(), r.Shard)
 		if err = n.server.Do(ctx, &r, &rep); err == nil && rep.Code != 0 {
 			err = rep.Code
 		}
