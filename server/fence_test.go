@@ -67,6 +67,41 @@ func TestFencedSession(t *testing.T) {
 	}
 }
 
+// TestFencedLease: what a fenced session believes is not changed before its end is known, also when it
+// goes on watching meanwhile.
+func TestFencedLease(t *testing.T) {
+	w := newWorld(t, 5, 1)
+	s := w.srv[0].Load()
+	ino := w.must(op.Request{Type: op.Create, Dir: w.root, Name: "f", Mode: 0o644}).Attr.Ino
+	watch := op.Request{Type: op.Watch, Session: 7, Shard: ino.Home(testShards), Volume: 1, Seq: 1}
+	w.must(watch)
+	if rep := w.must(op.Request{Type: op.Getattr, Ino: ino, Session: 7}); rep.Lease&op.LeaseIno == 0 {
+		t.Fatal("no lease")
+	}
+	s.Fence([]sealfs.Session{7})
+	watch.Seq++
+	var rep op.Reply
+	if err := w.Do(context.Background(), &watch, &rep); err != nil || rep.Code != sealfs.ErrSession {
+		t.Fatalf("watch of a fenced session: %v, %v", err, rep.Code)
+	}
+	change := op.Request{Type: op.Setattr, Ino: ino, Valid: op.SetMode, Mode: 0o600}
+	address(&change)
+	changed := w.begin(context.Background(), change)
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for s.Status().Stores[0].Leases.Waits == 0 {
+		select {
+		case err := <-changed:
+			t.Fatalf("changed while a fenced session believes it: %v", err)
+		case <-tick.C:
+		}
+	}
+	s.SetSessions(10, []sealfs.Session{8, 9})
+	if err := <-changed; err != nil {
+		t.Errorf("after the end: %v", err)
+	}
+}
+
 // TestUnattended: a server that the managers may have given up takes no changes of sessions until
 // it has heard of them.
 func TestUnattended(t *testing.T) {
