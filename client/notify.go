@@ -461,11 +461,14 @@ func (k *kernel) renamed(c *Client, dir sealfs.Ino, name string, dir2 sealfs.Ino
 	if !k.epochs {
 		return
 	}
-	word, bit := k.bit(dir2, name2)
-	word.Or(bit)
+	from, fromBit := k.bit(dir, name)
+	to, toBit := k.bit(dir2, name2)
+	if from.Load()&fromBit == 0 && (!exchange || to.Load()&toBit == 0) {
+		return // never told with validity, so they have none under their new names either
+	}
+	to.Or(toBit)
 	if exchange {
-		word, bit = k.bit(dir, name)
-		word.Or(bit)
+		from.Or(fromBit)
 	}
 	if c.leases.has(dir2).serial == 0 || exchange && c.leases.has(dir).serial == 0 {
 		k.allNames()
