@@ -19,6 +19,12 @@ func TestOrder(t *testing.T) {
 			cond := sync.Cond{L: &mu}
 			open := false
 			var order []int
+			var orderMu sync.Mutex // turns are an order in time, which the race detector does not know
+			note := func(i int) {
+				orderMu.Lock()
+				defer orderMu.Unlock()
+				order = append(order, i)
+			}
 			var all sync.WaitGroup
 			for _, i := range []int{3, 1, 2} {
 				all.Go(func() {
@@ -26,13 +32,13 @@ func TestOrder(t *testing.T) {
 					l.Take()
 					<-start
 					l.Take()
-					order = append(order, i)
+					note(i)
 					mu.Lock()
 					for !open {
 						turns.Wait(&cond)
 					}
 					mu.Unlock()
-					order = append(order, 10+i)
+					note(10 + i)
 					if turns.Mine() != l {
 						t.Errorf("lane %d goes on in %v", i, turns.Mine())
 					}
@@ -40,7 +46,7 @@ func TestOrder(t *testing.T) {
 					for j := range 2 {
 						children.Go(func() {
 							l.Child(j).Take()
-							order = append(order, 10*i+j)
+							note(10*i + j)
 						})
 					}
 					children.Wait()
@@ -49,13 +55,13 @@ func TestOrder(t *testing.T) {
 			mine := turns.Mine()
 			<-time.After(Period)
 			close(start)
-			order = append(order, 0)
+			note(0)
 			<-time.After(Period)
 			mu.Lock()
 			open = true
 			cond.Broadcast()
 			mu.Unlock()
-			order = append(order, 0)
+			note(0)
 			all.Wait()
 			mine.Take()
 			want := []int{0, 1, 2, 3, 0, 11, 12, 13, 10, 20, 30, 11, 21, 31}
