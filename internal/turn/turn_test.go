@@ -72,6 +72,30 @@ func TestOrder(t *testing.T) {
 	}
 }
 
+// TestLock: who waits for a mutex does not stop the clock of who holds it.
+func TestLock(t *testing.T) {
+	for _, turns := range []Turns{{}, Simulated(0)} {
+		for _, mu := range []Mutex{&sync.Mutex{}, &sync.RWMutex{}} {
+			synctest.Test(t, func(t *testing.T) {
+				mu.Lock()
+				if turns.on {
+					go func() {
+						<-time.After(time.Second)
+						mu.Unlock()
+					}()
+				} else {
+					mu.Unlock()
+				}
+				turns.Lock(mu)
+				if mu.TryLock() {
+					t.Error("it is not locked")
+				}
+				mu.Unlock()
+			})
+		}
+	}
+}
+
 // TestOff: the zero Turns does not wait.
 func TestOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
