@@ -289,10 +289,7 @@ type twinLocker struct {
 	file        int      // on which it waits
 	waits       *lockCall
 	waitsThere  *lockCall
-	mine        []lockPlace // where it has waited for POSIX locks
 }
-
-type lockPlace struct{ file, at int }
 
 // step makes one call, and reports whether the two are still alike.
 func (w *lockTwin) step() bool {

@@ -133,7 +133,7 @@ func differ(req *op.Request, got, want *op.Reply) string {
 }
 
 // late takes care of what several stores may answer in another way than one does:
-// which of two faults of a link is told, and, in answers that are not there to tell the
+// which of two faults of a link or a rename is told, and, in answers that are not there to tell the
 // attributes, what a transaction has in hand whose Commit the party has not heard: names,
 // and that the last one is gone. Who asks for the attributes gets them as they are.
 func (w *twin) late(req *op.Request, got, want *op.Reply) {
@@ -142,6 +142,11 @@ func (w *twin) late(req *op.Request, got, want *op.Reply) {
 	switch req.Type {
 	case op.Link:
 		if got.Code == sealfs.ErrExist && want.Code != 0 {
+			got.Code = want.Code
+		}
+		return
+	case op.Rename: // a loop is looked for when everything else has been found right
+		if want.Code == sealfs.ErrInvalid && (got.Code == sealfs.ErrNotDir || got.Code == sealfs.ErrNotEmpty) {
 			got.Code = want.Code
 		}
 		return

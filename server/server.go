@@ -300,7 +300,7 @@ func (s *Server) Close() error {
 		st.chunks.cuts.close()
 	}
 	s.finisher.stop()
-	s.gate.Lock()
+	s.o.Turns.Lock(&s.gate)
 	defer s.gate.Unlock()
 	var errs []error
 	for _, st := range stores {

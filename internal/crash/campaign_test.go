@@ -427,6 +427,19 @@ func TestCampaign(t *testing.T) {
 	}
 }
 
+// TestLives: lives come to their end, whatever is under way then: a file's chunks may
+// be being purged.
+func TestLives(t *testing.T) {
+	alone(t)
+	c := &campaign{t: t, goal: 1 << 60, quick: true}
+	for seed := range uint64(10) {
+		c.unit(sequenceNamed("chunks"), seed)
+	}
+	for _, v := range c.found {
+		t.Error(v)
+	}
+}
+
 // TestReplay judges the state that -replay names.
 func TestReplay(t *testing.T) {
 	if *replayed == "" {

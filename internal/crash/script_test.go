@@ -332,7 +332,7 @@ func (r *run) next(l *life, at []position, m media, clock int64) (err error) {
 		return err
 	}
 	gone := func(ino sealfs.Ino) bool {
-		_, there := r.attr(ino)
+		_, there := attr(r.o, ino)
 		return !there
 	}
 	r.inos, r.files, r.dirs = slices.DeleteFunc(r.inos, gone), slices.DeleteFunc(r.files, gone), slices.DeleteFunc(r.dirs, gone)
@@ -451,11 +451,11 @@ var kinds = []struct {
 }
 
 // attr returns the attributes of an inode, if it is there.
-func (r *run) attr(ino sealfs.Ino) (op.Attr, bool) {
+func attr(h op.Handler, ino sealfs.Ino) (op.Attr, bool) {
 	req := op.Request{Type: op.Getattr, Ino: ino}
 	address(&req)
 	var rep op.Reply
-	err := r.o.Do(context.Background(), &req, &rep)
+	err := h.Do(context.Background(), &req, &rep)
 	return rep.Attr, err == nil && rep.Code == 0
 }
 
@@ -466,7 +466,7 @@ const chunksUsed = 2
 // tells the home how long the file is.
 func (r *run) chunk() error {
 	ino := pick(r, r.files)
-	a, there := r.attr(ino)
+	a, there := attr(r.o, ino)
 	if !there || a.Mode&typeMask != typeFile || a.Bound == 0 && a.Size > sealfs.HomeBytes {
 		return nil // it is no file for chunks
 	}
@@ -474,7 +474,7 @@ func (r *run) chunk() error {
 	data := r.data()
 	data = data[:min(uint64(len(data)), r.seq.payload()-off%sealfs.BlockSize)]
 	end := off + uint64(len(data))
-	if a.Bound < end {
+	if at, _ := attr(r.w, ino); min(a.Bound, at.Bound) < end {
 		if err := r.change(op.Request{Type: op.Extend, Ino: ino, Gen: a.Gen, Off: sealfs.BoundFor(end)}); err != nil {
 			return err
 		}
@@ -528,6 +528,11 @@ func (r *run) change(req op.Request) error {
 	address(&req)
 	r.rec.begin()
 	mine := req
+	if req.Type == op.Extend || req.Type == op.Write && req.Off >= sealfs.HomeBytes {
+		// A cut may leave nothing of what raised the generation but that.
+		a, _ := attr(r.w, req.Ino)
+		mine.Gen = a.Gen
+	}
 	var got op.Reply
 	if err := r.w.Do(context.Background(), &mine, &got); err != nil {
 		return fmt.Errorf("%v: %w", req.Type, err)
@@ -556,14 +561,15 @@ func (r *run) change(req op.Request) error {
 			}
 		}
 	}
-	was, _ := r.attr(req.Ino)
+	was, _ := attr(r.o, req.Ino)
 	var want op.Reply
 	if err := r.o.Do(context.Background(), &req, &want); err != nil {
 		return err
 	}
-	// Of two faults of a link either may be told, and who releases what is not there
-	// need not be told.
-	forgiven := req.Type == op.Link && got.Code == sealfs.ErrExist || req.Type == op.Release
+	// Of two faults of a link either may be told, as of a rename between stores, and who
+	// releases what is not there need not be told.
+	forgiven := req.Type == op.Link && got.Code == sealfs.ErrExist || req.Type == op.Release ||
+		req.Type == op.Rename && r.seq.g.stores > 1 && got.Code != 0 && want.Code != 0
 	if got.Code != want.Code && !forgiven {
 		return fmt.Errorf("%+v is answered %v, by the model %v", req, got.Code, want.Code)
 	}
@@ -596,6 +602,8 @@ func (r *run) change(req op.Request) error {
 			}
 		}
 		r.rec.durable(chunks)
+		// A file that is deleted goes when its chunks are gone, in the model at once.
+		r.files = slices.DeleteFunc(r.files, func(ino sealfs.Ino) bool { _, there := attr(r.o, ino); return !there })
 	}
 	return nil
 }

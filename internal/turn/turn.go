@@ -60,9 +60,15 @@ func (t Turns) Wait(c *sync.Cond) {
 	}
 }
 
+// Mutex is a sync.Mutex, or a sync.RWMutex for who locks it alone.
+type Mutex interface {
+	sync.Locker
+	TryLock() bool
+}
+
 // Lock locks a mutex that may be held by somebody who waits. A goroutine that waits
 // for a mutex would keep the clock of the simulation from moving on.
-func (t Turns) Lock(mu *sync.Mutex) {
+func (t Turns) Lock(mu Mutex) {
 	if !t.on {
 		mu.Lock()
 		return

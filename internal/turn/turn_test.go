@@ -19,6 +19,12 @@ func TestOrder(t *testing.T) {
 			cond := sync.Cond{L: &mu}
 			open := false
 			var order []int
+			var orderMu sync.Mutex // turns are an order in time, which the race detector does not know
+			note := func(i int) {
+				orderMu.Lock()
+				defer orderMu.Unlock()
+				order = append(order, i)
+			}
 			var all sync.WaitGroup
 			for _, i := range []int{3, 1, 2} {
 				all.Go(func() {
@@ -26,13 +32,13 @@ func TestOrder(t *testing.T) {
 					l.Take()
 					<-start
 					l.Take()
-					order = append(order, i)
+					note(i)
 					mu.Lock()
 					for !open {
 						turns.Wait(&cond)
 					}
 					mu.Unlock()
-					order = append(order, 10+i)
+					note(10 + i)
 					if turns.Mine() != l {
 						t.Errorf("lane %d goes on in %v", i, turns.Mine())
 					}
@@ -40,7 +46,7 @@ func TestOrder(t *testing.T) {
 					for j := range 2 {
 						children.Go(func() {
 							l.Child(j).Take()
-							order = append(order, 10*i+j)
+							note(10*i + j)
 						})
 					}
 					children.Wait()
@@ -49,13 +55,13 @@ func TestOrder(t *testing.T) {
 			mine := turns.Mine()
 			<-time.After(Period)
 			close(start)
-			order = append(order, 0)
+			note(0)
 			<-time.After(Period)
 			mu.Lock()
 			open = true
 			cond.Broadcast()
 			mu.Unlock()
-			order = append(order, 0)
+			note(0)
 			all.Wait()
 			mine.Take()
 			want := []int{0, 1, 2, 3, 0, 11, 12, 13, 10, 20, 30, 11, 21, 31}
@@ -63,6 +69,30 @@ func TestOrder(t *testing.T) {
 				t.Fatalf("order %v, want %v", order, want)
 			}
 		})
+	}
+}
+
+// TestLock: who waits for a mutex does not stop the clock of who holds it.
+func TestLock(t *testing.T) {
+	for _, turns := range []Turns{{}, Simulated(0)} {
+		for _, mu := range []Mutex{&sync.Mutex{}, &sync.RWMutex{}} {
+			synctest.Test(t, func(t *testing.T) {
+				mu.Lock()
+				if turns.on {
+					go func() {
+						<-time.After(time.Second)
+						mu.Unlock()
+					}()
+				} else {
+					mu.Unlock()
+				}
+				turns.Lock(mu)
+				if mu.TryLock() {
+					t.Error("it is not locked")
+				}
+				mu.Unlock()
+			})
+		}
 	}
 }
 
