@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -77,13 +78,23 @@ type known struct {
 	hot     time.Time
 	busy    int    // requests under way that may hold its lock, for a directory
 	stale   bool   // pages may be older than what will be told next
+	names   *names // that were told with validity, for a directory
 	size    uint64 // this and the following: told last
 	mtime   int64
 	version uint64
 	done    chan struct{} // pages are being dropped; closed when that is done
 }
 
+// names is what the kernel was told in a directory. Its lease may be taken as a whole.
+type names struct {
+	list []string // up to namesMax
+	more bool     // there are others
+}
+
 const (
+	// namesMax bounds the names that are remembered for a directory. Where there are more, and its lease
+	// is taken, the kernel has to forget all that it knows.
+	namesMax = 16
 	// entryPatience is for how long a revocation of names waits for the directory.
 	entryPatience = time.Millisecond
 	// hotTime is for how long attributes are told without validity after they were revoked.
@@ -435,23 +446,55 @@ func (k *kernel) name(c *Client, dir sealfs.Ino, name string, b belief) time.Dur
 	if !k.epochs || b == 0 {
 		return 0
 	}
-	// First the bit, then the belief: who ends it looks for the bit afterwards.
-	p := k.part(dir)
-	p.mu.Lock()
-	n := k.get(p, dir)
-	hot := n == nil || time.Since(n.hot) < hotTime
-	p.mu.Unlock()
-	if hot {
-		return 0
-	}
-	if word, bit := k.bit(dir, name); word.Load()&bit == 0 {
-		word.Or(bit)
-		k.bits.Add(1)
-	}
-	if !c.leases.holds(dir, b) {
+	// First it is noted, then comes the belief: who ends that looks for notes afterwards.
+	if !k.note(dir, name, false) || !c.leases.holds(dir, b) {
 		return 0
 	}
 	return max(time.Until(c.believedUntil()), 0)
+}
+
+// note remembers that a name is about to be told with validity, unless it should not be, or already was: moved.
+func (k *kernel) note(dir sealfs.Ino, name string, moved bool) bool {
+	p := k.part(dir)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := k.get(p, dir)
+	if n == nil || !moved && time.Since(n.hot) < hotTime {
+		return false
+	}
+	word, bit := k.bit(dir, name)
+	if word.Load()&bit == 0 {
+		word.Or(bit)
+		k.bits.Add(1)
+	}
+	if n.names == nil {
+		n.names = new(names)
+	}
+	switch l := n.names; {
+	case l.more || slices.Contains(l.list, name):
+	case len(l.list) == namesMax:
+		l.list, l.more = nil, true
+	default:
+		l.list = append(l.list, name)
+	}
+	return true
+}
+
+// take returns the names in a directory that are not to be believed any more, or that they are too many.
+func (k *kernel) take(dir sealfs.Ino, list []op.Revoke) (_ []op.Revoke, more bool) {
+	p := k.part(dir)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := k.get(p, dir)
+	if n == nil || n.names == nil {
+		return list, false
+	}
+	l := n.names
+	n.names = nil
+	for _, name := range l.list {
+		list = append(list, op.Revoke{Ino: dir, Name: name})
+	}
+	return list, l.more
 }
 
 // renamed is for a rename that was answered: the kernel moves its entries, which it may
@@ -466,17 +509,21 @@ func (k *kernel) renamed(c *Client, dir sealfs.Ino, name string, dir2 sealfs.Ino
 	if from.Load()&fromBit == 0 && (!exchange || to.Load()&toBit == 0) {
 		return // never told with validity, so they have none under their new names either
 	}
-	to.Or(toBit)
+	noted := k.note(dir2, name2, true)
 	if exchange {
-		from.Or(fromBit)
+		noted = k.note(dir, name, true) && noted
 	}
-	if c.leases.has(dir2).serial == 0 || exchange && c.leases.has(dir).serial == 0 {
+	if !noted || c.leases.has(dir2).serial == 0 || exchange && c.leases.has(dir).serial == 0 {
 		k.allNames()
 	}
 }
 
-// names makes the kernel forget names.
-func (k *kernel) names(list []op.Revoke) {
+// forgetNames makes the kernel forget names, or all of them.
+func (k *kernel) forgetNames(list []op.Revoke, all bool) {
+	if all {
+		k.allNames()
+		return
+	}
 	over := make(chan struct{}, len(list))
 	waiting, blocked := 0, false
 	deadline := time.Now().Add(entryPatience)

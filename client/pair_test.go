@@ -278,6 +278,51 @@ func TestMountsAgree(t *testing.T) {
 	}
 }
 
+// TestNamesOutliveTheirLease has a directory's lease taken as a whole, by a change of the
+// directory itself or by many names in it: names that the kernel was told under it are not believed any longer.
+func TestNamesOutliveTheirLease(t *testing.T) {
+	p := startPair(t)
+	for _, test := range []struct {
+		name string
+		act  func(dir string) error
+	}{
+		{"chmod", func(dir string) error { return os.Chmod(dir, 0o700) }},
+		{"many", func(dir string) error {
+			for i := range 100 {
+				if err := os.WriteFile(filepath.Join(dir, fmt.Sprint(i)), nil, 0o644); err != nil {
+					return err
+				}
+			}
+			return nil
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			mine, others := filepath.Join(p.dirs[0], test.name), filepath.Join(p.dirs[1], test.name)
+			file := filepath.Join(others, "f")
+			if err := errors.Join(os.Mkdir(mine, 0o755), os.WriteFile(filepath.Join(mine, "f"), nil, 0o644)); err != nil {
+				t.Fatal(err)
+			}
+			for range 2 {
+				if _, err := os.Stat(file); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := os.Stat(filepath.Join(others, "none")); !errors.Is(err, os.ErrNotExist) {
+					t.Fatal(err)
+				}
+			}
+			if err := errors.Join(test.act(mine), os.Remove(filepath.Join(mine, "f")), os.WriteFile(filepath.Join(mine, "none"), nil, 0o644)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := os.Stat(file); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("a name that was removed is still seen: %v", err)
+			}
+			if _, err := os.Stat(filepath.Join(others, "none")); err != nil {
+				t.Errorf("a name that was made is not seen: %v", err)
+			}
+		})
+	}
+}
+
 // TestOpenFilesAgree keeps a file open in both mounts; what one has written or
 // appended, the other one reads, while its writes would be delayed otherwise.
 func TestOpenFilesAgree(t *testing.T) {
@@ -479,7 +524,7 @@ func TestKernelForgets(t *testing.T) {
 		close(entry)
 	}()
 	start := time.Now()
-	k.names([]op.Revoke{{Num: 1, Kind: op.RevokeName, Ino: parent.Ino, Name: name}})
+	k.forgetNames([]op.Revoke{{Num: 1, Kind: op.RevokeName, Ino: parent.Ino, Name: name}}, false)
 	if d := time.Since(start); d > time.Second {
 		t.Errorf("a name was revoked in %v", d)
 	}

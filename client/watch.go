@@ -322,6 +322,7 @@ func (c *Client) carryOut(list []op.Revoke) {
 	defer cancel()
 	var sending sync.WaitGroup
 	var names []op.Revoke
+	all := false
 	kernel := c.kernel.Load()
 	for i := range list {
 		v := &list[i]
@@ -345,10 +346,15 @@ func (c *Client) carryOut(list []op.Revoke) {
 		}
 		if kernel != nil && v.Kind != op.RecallWrite {
 			kernel.inode(v.Ino, v.Kind == op.RevokeInode)
+			if v.Kind == op.RevokeInode {
+				var more bool
+				names, more = kernel.take(v.Ino, names)
+				all = all || more
+			}
 		}
 	}
-	if kernel != nil && len(names) > 0 {
-		kernel.names(names)
+	if kernel != nil && (all || len(names) > 0) {
+		kernel.forgetNames(names, all)
 	}
 	sending.Wait()
 }
