@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -153,6 +154,38 @@ func (c *Client) insist(ctx context.Context, k *call) error {
 		k.end()
 	}()
 	return err
+}
+
+// pursued reports whether requests of type t, interrupted, are asked on until it is known whether they have happened:
+// all changes of what this client may believe, but for those that a caller of do asks on itself.
+func pursued(t op.Type) bool {
+	switch t {
+	case op.SetLock, op.DropOwner:
+		return false
+	}
+	return t.Changes()
+}
+
+// pursue asks on in the background what an interrupted caller has begun. A server tells no client of what that
+// has done itself, so what this one believes would be wrong, once it happens, until the answer is there.
+func (c *Client) pursue(k *call) {
+	on := c.begin(k.Type, 0)
+	on.Request, on.ses, on.unsure = k.Request, k.ses, true
+	on.Data = bytes.Clone(k.Data) // it is the caller's
+	go func() {
+		if err := c.ask(c.life, on); err == nil {
+			c.happened(on)
+		}
+		c.finish(on)
+		on.end()
+	}()
+}
+
+// happened is for a change of this client's own that its caller was not told of.
+func (c *Client) happened(k *call) {
+	if kernel := c.kernel.Load(); kernel != nil {
+		kernel.happened(k)
+	}
 }
 
 // boundToSession reports whether requests of type t belong to a file that the

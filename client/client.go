@@ -247,6 +247,10 @@ func (c *Client) do(ctx context.Context, k *call) error {
 	c.address(k)
 	if c.remote {
 		err := c.ask(ctx, k)
+		if err == errGaveUp && k.unsure && pursued(k.Type) {
+			c.pursue(k)
+			return err
+		}
 		c.finish(k)
 		return err
 	}

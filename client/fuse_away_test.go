@@ -21,6 +21,7 @@ import (
 
 	"sealfs"
 	"sealfs/internal/oracle"
+	"sealfs/op"
 )
 
 // callEnv makes the test binary do one system call on a file, when it is told to, and say how that ends.
@@ -44,6 +45,8 @@ func callOf(name, path string) (func() error, error) {
 		return func() error { _, err := unix.Open(path, unix.O_RDONLY, 0); return err }, nil
 	case "mkdir":
 		return func() error { return unix.Mkdir(path+".d", 0o700) }, nil
+	case "unlink":
+		return func() error { return unix.Unlink(path) }, nil
 	case "statfs":
 		return func() error { var st unix.Statfs_t; return unix.Statfs(path, &st) }, nil
 	case "write":
@@ -226,6 +229,65 @@ func TestSignalsInterruptCalls(t *testing.T) {
 	if ws, ok := cat.ProcessState.Sys().(syscall.WaitStatus); !ok || !ws.Signaled() || ws.Signal() != syscall.SIGINT {
 		t.Errorf("cat ended with %v", err)
 	}
+}
+
+// slow is a server that takes its time for unlinks: whoever asks may go, and it happens nevertheless.
+type slow struct {
+	op.Handler
+	now chan struct{} // closed to let them happen
+}
+
+func (s slow) Do(ctx context.Context, req *op.Request, rep *op.Reply) error {
+	if req.Type == op.Unlink {
+		select {
+		case <-s.now:
+		case <-ctx.Done():
+			go func(late op.Request) {
+				<-s.now
+				s.Handler.Do(context.Background(), &late, new(op.Reply))
+			}(*req)
+			return sealfs.ErrInterrupted
+		}
+	}
+	return s.Handler.Do(ctx, req, rep)
+}
+
+// TestInterruptedChangeIsSeen interrupts an unlink that a server is slow to answer: when it happens after all,
+// the mount, whose kernel believes that there is such a name, sees it.
+func TestInterruptedChangeIsSeen(t *testing.T) {
+	needFUSE(t)
+	u := newCluster()
+	net := oracle.NewNet(u.model, 3, 7)
+	server := slow{generous{net}, make(chan struct{})}
+	c := u.clientOf(t, net, server, 7, Options{})
+	connected(t, c)
+	m, err := Mount(context.Background(), c, MountOptions{Dir: mountDir(t), Name: "slow"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Unmount()
+	_, path := fileIn(t, c, net, 1, "f")
+	path = filepath.Join(m.Dir(), path)
+	there := func() bool { return exec.Command("stat", path).Run() == nil }
+	believed := func() {
+		await(t, "the name is not believed", func() bool {
+			before := c.requests[op.Lookup].Load() + c.requests[op.Getattr].Load()
+			return there() && c.requests[op.Lookup].Load()+c.requests[op.Getattr].Load() == before
+		})
+	}
+	believed()
+	p := startCall(t, "unlink", path)
+	p.begin()
+	await(t, "unlink is not sent", func() bool { return c.requests[op.Unlink].Load() > 0 })
+	if err := unix.Tgkill(p.cmd.Process.Pid, p.tid, unix.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	if got := p.end(t); got != unix.EINTR.Error() {
+		t.Fatal(got)
+	}
+	believed() // the kernel forgets the name by itself, but asks again
+	close(server.now)
+	await(t, "the mount does not see what it has removed itself", func() bool { return !there() })
 }
 
 // TestShortCallsAreNotInterrupted sends signals all the time while calls are answered as usual.

@@ -417,6 +417,28 @@ func (k *kernel) touched(ino sealfs.Ino) {
 	}
 }
 
+// happened is for a change of this mount's own that the kernel takes for one that has failed.
+func (k *kernel) happened(c *call) {
+	if !c.Type.Changes() {
+		return
+	}
+	var names []op.Revoke
+	for _, at := range [...]struct {
+		dir  sealfs.Ino
+		name string
+	}{{c.Dir, c.Name}, {c.Dir2, c.Name2}} {
+		if at.dir != 0 && at.name != "" {
+			names = append(names, op.Revoke{Ino: at.dir, Name: at.name})
+		}
+	}
+	k.forgetNames(names, false)
+	for _, ino := range [...]sealfs.Ino{c.Dir, c.Dir2, c.Ino, c.rep.Attr.Ino} {
+		if ino != 0 {
+			k.inode(ino, true)
+		}
+	}
+}
+
 // enter notes that a request is under way for which the kernel holds a directory's lock; leave
 // that it is answered.
 func (k *kernel) enter(dir sealfs.Ino) { k.busy(dir, 1) }

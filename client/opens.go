@@ -53,6 +53,7 @@ func (c *Client) open(ctx context.Context, k *call) (answer, error) {
 	}
 	go func() {
 		if a, err := c.askOpen(c.life, k, &n); err == nil {
+			c.happened(k)
 			c.Release(c.life, a.Ino)
 		}
 		k.end()
