@@ -168,7 +168,7 @@ func (l *leases) revoke(v *op.Revoke) lease {
 	old, held := p.held[v.Ino]
 	switch now := old; {
 	case !held:
-	case v.Kind == op.RevokeName:
+	case v.Kind == op.RevokeName || v.Kind == op.RevokeOwn:
 		p.serial++
 		now.serial = p.serial
 		p.held[v.Ino] = now

@@ -16,6 +16,7 @@ type Change struct {
 // session, and those of one that does not watch, take from others and get nothing.
 type Ask struct {
 	Session sealfs.Session
+	Behalf  sealfs.Session // that has asked for the changes, if these are a part of a transaction
 	Changes []Change
 	Tells   sealfs.Ino // its attributes or data are told; 0: nobody's
 	Keep    bool       // nobody gets anything of what changes until the ticket is done
@@ -130,10 +131,11 @@ func (t *Table) free(a *Ask) bool {
 			if h.s.ended || h.s.id == a.Session && !c.Self {
 				continue
 			}
-			if c.Name != "" && (t.faults&faultForgetNames != 0 || a.Ticket.returned(h.s, c.Ino, c.Name)) {
+			own := h.mode == read && (h.s.id == a.Session || a.Behalf != 0 && h.s.id == a.Behalf)
+			if (c.Name != "" || own) && (t.faults&faultForgetNames != 0 || a.Ticket.returned(h.s, c.Ino, c.Name)) {
 				continue
 			}
-			a.want(h.s, t.revoke(h, c.Ino, c.Name), c.Ino, c.Name)
+			a.want(h.s, t.revoke(h, c.Ino, c.Name, own), c.Ino, c.Name)
 			blocked = true
 		}
 		if blocked {

@@ -384,6 +384,10 @@ func (s *sim) carry(p *peer) {
 		delete(p.knows, item{r.Ino, r.Name})
 		delete(p.knows, item{ino: r.Ino})
 		s.hits["named"]++
+	case op.RevokeOwn:
+		delete(p.knows, item{r.Ino, r.Name})
+		delete(p.knows, item{ino: r.Ino})
+		s.hits["own"]++
 	}
 	p.seen[r.Ino] = r.Num
 	p.off = r.Num
@@ -592,7 +596,7 @@ func TestSimulate(t *testing.T) {
 		}
 	}
 	t.Log(hits)
-	for _, k := range []string{"blocked", "told", "overtaken", "believed", "write", "delayed", "recalled", "named", "dropped", "ended"} {
+	for _, k := range []string{"blocked", "told", "overtaken", "believed", "write", "delayed", "recalled", "named", "own", "dropped", "ended"} {
 		if hits[k] < int(seeds)/20 {
 			t.Errorf("%q happened %d times only", k, hits[k])
 		}

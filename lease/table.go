@@ -255,11 +255,18 @@ func (t *Table) issue(s *session, kind op.RevokeKind, ino sealfs.Ino, name strin
 }
 
 // revoke takes the lease of h on ino, or with a name no more than that, and
-// returns the number of the revocation to wait for.
-func (t *Table) revoke(h *holder, ino sealfs.Ino, name string) uint64 {
+// returns the number of the revocation to wait for. For a change of its own the session keeps
+// the lease: its kernel knows what it has asked for.
+func (t *Table) revoke(h *holder, ino sealfs.Ino, name string, own bool) uint64 {
 	s := h.s
 	if num, ok := s.pending[key{ino, op.RevokeInode, ""}]; ok {
 		return num
+	}
+	if own {
+		if num, ok := s.pending[key{ino, op.RevokeOwn, name}]; ok {
+			return num
+		}
+		return t.issue(s, op.RevokeOwn, ino, name)
 	}
 	if name != "" {
 		if num, ok := s.pending[key{ino, op.RevokeName, name}]; ok {

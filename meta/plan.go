@@ -119,6 +119,7 @@ func (p *planner) find(dir *Inode, name string) (Target, error) {
 
 func (p *planner) add(part op.Request) {
 	part.Type, part.Volume, part.Coord = op.Prepare, p.dir.Volume, p.req.Shard
+	part.Lock.Owner = uint64(p.req.Session)
 	p.plan.Parts = append(p.plan.Parts, part)
 }
 

@@ -42,7 +42,7 @@ var everything = Reply{
 	},
 	Space: Space{Bytes: 1 << 40, BytesFree: 2, Inodes: 3, InodesFree: 0},
 	Lease: LeaseIno | LeaseWrite, Stamp: 7,
-	Revokes: []Revoke{{Num: 6, Kind: RevokeName, Ino: 13, Name: "x"}, {Num: 7, Kind: RecallWrite, Ino: sealfs.InoMax}},
+	Revokes: []Revoke{{Num: 6, Kind: RevokeName, Ino: 13, Name: "x"}, {Num: 7, Kind: RecallWrite, Ino: sealfs.InoMax}, {Num: 8, Kind: RevokeOwn, Ino: 2}, {Num: 9, Kind: RevokeOwn, Ino: 2, Name: "y"}},
 }
 
 // TestGoldenRequest holds the encoding to bytes: they stand in logs and on wires.
@@ -91,7 +91,7 @@ func TestGoldenReply(t *testing.T) {
 		"data apart": {Reply{Eof: true, Data: []byte("beside")}, "000008"},
 		"everything": {everything, "01007f" + "010203040506070801030204090000" + "0101020304" + "0a" + "0b" +
 			"02" + "01780c000000000000004008" + "036469720d030000000000000084" + "0ded8301020000000000000000" + "00000000" +
-			"808080808020" + "020300050706020d01780703ffffffffffffff0f00"},
+			"808080808020" + "020300050706020d01780703ffffffffffffff0f00080402000904020179"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := c.rep.AppendTo(nil)

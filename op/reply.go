@@ -156,7 +156,7 @@ func (r *Reply) readLease(in *enc.Reader) bool {
 	r.Lease, r.Stamp = Lease(in.U8()), in.Uvarint()
 	for len(in.B) > 0 && !in.Err && len(r.Revokes) < RevokesMax {
 		v := Revoke{Num: in.Uvarint(), Kind: RevokeKind(in.U8()), Ino: sealfs.Ino(in.Uvarint()), Name: string(in.VarBytes(sealfs.NameMax))}
-		if v.Num == 0 || v.Kind == 0 || v.Kind >= numRevokeKinds || v.Ino == 0 || v.Ino > sealfs.InoMax || (v.Name != "") != (v.Kind == RevokeName) {
+		if v.Num == 0 || v.Kind == 0 || v.Kind >= numRevokeKinds || v.Ino == 0 || v.Ino > sealfs.InoMax || v.Name != "" != (v.Kind == RevokeName) && v.Kind != RevokeOwn {
 			return false
 		}
 		r.Revokes = append(r.Revokes, v)

@@ -53,7 +53,7 @@ const (
 
 	// Changes between servers, and those of large files: they came later.
 
-	Prepare // a party's Part of Tx, on the object that the part names; Coord decides. Answers the object's attributes: the vote
+	Prepare // a party's Part of Tx, on the object that the part names; Coord decides. Lock.Owner is the session that has asked for it all. Answers the object's attributes: the vote
 	Commit  // shard Shard: what was prepared there for Tx happens, at the time Mtime
 	Abort   // shard Shard: what was prepared there for Tx is forgotten
 	Forget  // shard Shard of a coordinator: every party has Tx durably
@@ -345,6 +345,7 @@ const (
 	RevokeInode            // everything about Ino
 	RevokeName             // Name in the directory Ino, its listing and its attributes; other names remain
 	RecallWrite            // send what is delayed for Ino, then delay no more; the rest remains
+	RevokeOwn              // what was told of Ino, or with a Name RevokeName, for a change that the session itself has asked for; the lease remains
 	numRevokeKinds
 )
 
@@ -353,7 +354,7 @@ type Revoke struct {
 	Num  uint64 // ascending by one, within a session and an incarnation of a store
 	Kind RevokeKind
 	Ino  sealfs.Ino
-	Name string // RevokeName only
+	Name string // RevokeName, and RevokeOwn of a name
 }
 
 // Space is the room in a volume.

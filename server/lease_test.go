@@ -99,7 +99,7 @@ func (b *believer) carry(r op.Revoke) {
 	b.seen[r.Ino] = r.Num
 	delete(b.attrs, r.Ino)
 	switch r.Kind {
-	case op.RevokeName:
+	case op.RevokeName, op.RevokeOwn:
 		delete(b.names, dirName{r.Ino, r.Name})
 	case op.RevokeInode:
 		maps.DeleteFunc(b.names, func(n dirName, _ sealfs.Ino) bool { return n.dir == r.Ino })
@@ -463,7 +463,7 @@ func TestLeaseNames(t *testing.T) {
 	two.must(op.Request{Type: op.Link, Dir: d, Name: "z", Ino: y})
 	two.told()
 	two.must(op.Request{Type: op.Rename, Dir: d, Name: "x", Dir2: d, Name2: "y"})
-	if told := two.told(); len(told) != 1 || told[0] != (op.Revoke{Kind: op.RevokeInode, Ino: y}) {
+	if told := two.told(); len(told) != 1 || told[0] != (op.Revoke{Kind: op.RevokeOwn, Ino: y}) {
 		t.Errorf("revoked %v", told)
 	}
 	two.judge()

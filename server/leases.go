@@ -132,6 +132,9 @@ func (c *change) lease() bool {
 		return true
 	}
 	a := lease.Ask{Session: c.claim.as, Changes: c.altered, Keep: c.claim.keep, Ticket: c.claim.ticket}
+	if req.Type == op.Prepare {
+		a.Behalf = sealfs.Session(req.Lock.Owner)
+	}
 	told := false
 	for i := range a.Changes {
 		x := &a.Changes[i]
