@@ -33,7 +33,6 @@ type call struct {
 	count   bool // an opening
 	at      int  // the caller's clock when it was asked
 	era     int  // how many own changes of the subject it had begun or ended then
-	ticket  *Ticket
 	ready   bool
 	value   int
 	flush   bool
@@ -46,7 +45,6 @@ type watching struct {
 	off   uint64
 	drops []sealfs.Ino
 	w     Watcher
-	at    bool // it has come to the server
 	revs  []op.Revoke
 	stamp uint64
 	err   error
