@@ -174,23 +174,23 @@ func (w *handler) Do(ctx context.Context, req *op.Request, rep *op.Reply) error 
 func (w *handler) collect(s *Sink) {
 	for t := range w.types {
 		c := &w.types[t]
-		// What is done is read before what has begun, so that the difference
-		// is never negative.
+		// What has begun is read first: who reads it after what is done counts those, too, that
+		// came and went while he was kept from running.
+		begun := c.begun.Load()
+		if begun == 0 {
+			continue
+		}
 		var done [numClasses]uint64
 		var sum uint64
 		for k := range done {
 			done[k] = c.done[k].Load()
 			sum += done[k]
 		}
-		begun := c.begun.Load()
-		if begun == 0 {
-			continue
-		}
 		name := op.Type(t).String()
 		for k, n := range done {
 			s.Emit(requestsName, float64(n), w.role, name, classNames[k])
 		}
-		s.Emit(underWayName, float64(begun-sum), w.role, name)
+		s.Emit(underWayName, float64(begun-min(sum, begun)), w.role, name)
 		s.EmitHistogram(durationName, &c.latency, w.role, name)
 	}
 }
