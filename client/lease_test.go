@@ -258,6 +258,39 @@ func TestRecallSends(t *testing.T) {
 	}
 }
 
+// TestRecallSendsWhatWasDelayedBefore loses the store after a write was delayed: belief is over,
+// the data is not; when the server asks for it, it is sent before the acknowledgement.
+func TestRecallSendsWhatWasDelayedBefore(t *testing.T) {
+	leased(t, func(t *testing.T, c *Client, l *lessor) {
+		c.age = time.Hour
+		ctx := context.Background()
+		a, err := c.Create(ctx, c.Root(), "f", 0o644, Cred{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Write(ctx, a.Ino, 0, []byte("delayed"), 0); err != nil {
+			t.Fatal(err)
+		}
+		l.mu.Lock()
+		l.mute = true
+		l.mu.Unlock()
+		c.disbelieve(func(sealfs.Shard) bool { return true })
+		if c.mayDelay(a.Ino) {
+			t.Error("writes may be delayed without a lease")
+		}
+		watched(t, c)
+		l.take()
+		num := l.revoke(op.RecallWrite, a.Ino, "")
+		l.await(num)
+		if log := l.take(); !slices.Equal(log, []string{"delayed", fmt.Sprint("ack ", num)}) {
+			t.Errorf("%q", log)
+		}
+		if err := c.Release(ctx, a.Ino); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
 // TestBeliefNeedsLife stops to believe when no server has given a sign of life for a term, and
 // when the session has ended, and begins again.
 func TestBeliefNeedsLife(t *testing.T) {

@@ -283,6 +283,11 @@ func (c *Client) Register(ctx context.Context, h op.Handler, mine func(sealfs.Sh
 			all = append(all, op.Opens{Ino: ino, Count: count})
 		}
 	})
+	for i := range all {
+		if n := c.nodes.get(all[i].Ino); n != nil && n.dirty.Load() {
+			all[i].Count |= op.OpensDelayed // nobody may read the file before it was sent
+		}
+	}
 	k := c.begin(op.Register, 0)
 	defer k.end()
 	k.Shard, k.Len = sealfs.Shard(first), uint64(len(all))

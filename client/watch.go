@@ -312,6 +312,9 @@ func (c *Client) left(ino sealfs.Ino) {
 	}
 }
 
+// asks reports whether a revocation asks for delayed writes.
+func asks(k op.RevokeKind) bool { return k == op.RecallWrite || k == op.RevokeInode }
+
 // carryOut does what revocations say; when it returns they may be acknowledged. It waits
 // for nobody but the store of delayed writes. In particular it takes no gate of a node but under a
 // write lease: there, whoever has the gate writes what the server takes at once, while
@@ -334,7 +337,7 @@ func (c *Client) carryOut(list []op.Revoke) {
 			names = append(names, *v)
 		}
 		n := c.nodes.get(v.Ino)
-		if was.write && n != nil {
+		if n != nil && (was.write || asks(v.Kind) && n.dirty.Load()) { // or delayed before the store was lost
 			sending.Go(func() {
 				if err := c.sendNode(ctx, n); err != nil && c.life.Err() == nil {
 					c.log.Warn("delayed writes could not be sent when another client asked for them", "ino", uint64(n.ino), "err", err)

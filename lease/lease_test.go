@@ -122,6 +122,24 @@ func TestNames(t *testing.T) {
 	}
 }
 
+// TestReclaim: who has registered anew is asked for what it had delayed, before anybody is told; but what
+// others hold stays theirs.
+func TestReclaim(t *testing.T) {
+	r := newRig(t, 0, 2)
+	r.wants(Ask{Session: 2, Tells: 8, Ino: 8}, op.LeaseIno)
+	r.Reclaim(1, []sealfs.Ino{8, 9})
+	a := Ask{Session: 2, Tells: 9, Ino: 9}
+	r.blocked(&a)
+	num := r.told(r.watch(1, 0), op.Revoke{Kind: op.RecallWrite, Ino: 9})
+	r.watch(1, num)
+	r.wants(a, op.LeaseIno)
+	r.Done(a.Ticket)
+	r.wants(Ask{Session: 2, Changes: []Change{{Ino: 8}}, Ino: 8}, op.LeaseIno)
+	r.End(func(id sealfs.Session) bool { return id == 1 })
+	r.Reclaim(1, []sealfs.Ino{7})
+	r.wants(Ask{Session: 2, Tells: 7, Ino: 7, Write: true}, all)
+}
+
 // TestRecall: a question waits for the holder of Write, which keeps Read; before it is
 // taken wholly it may send what is delayed.
 func TestRecall(t *testing.T) {

@@ -406,13 +406,7 @@ func (t *Table) Watch(sess sealfs.Session, seq, off uint64, drops []sealfs.Ino, 
 		return Watcher{}, fmt.Errorf("session %d has carried out revocation %d, the last of this run is %d: %w", sess, off, issued, sealfs.ErrInvalid)
 	}
 	if s == nil {
-		s = &session{
-			id: sess, issued: t.base, acked: t.base,
-			pending: map[key]uint64{}, marks: map[sealfs.Ino]int{}, tickets: map[*Ticket]struct{}{},
-		}
-		t.sessions[sess] = s
-		t.live.Add(1)
-		s.fresh = true
+		s = t.begin(sess)
 	}
 	if seq != 0 && seq <= s.seq && t.faults&faultLateWatch == 0 {
 		return Watcher{s, 0}, nil // its answer is not waited for any more
@@ -429,6 +423,54 @@ func (t *Table) Watch(sess sealfs.Session, seq, off uint64, drops []sealfs.Ino, 
 	s.watch++
 	s.wake = wake
 	return Watcher{s, s.watch}, nil
+}
+
+// begin knows a session from now on.
+func (t *Table) begin(sess sealfs.Session) *session {
+	s := &session{
+		id: sess, issued: t.base, acked: t.base, fresh: true,
+		pending: map[key]uint64{}, marks: map[sealfs.Ino]int{}, tickets: map[*Ticket]struct{}{},
+	}
+	t.sessions[sess] = s
+	t.live.Add(1)
+	return s
+}
+
+// Reclaim gives a session that has registered anew Write on what it had delayed writes to,
+// as far as nobody else was given anything of it since. The session will watch.
+func (t *Table) Reclaim(sess sealfs.Session, inos []sealfs.Ino) {
+	if len(inos) == 0 {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if _, gone := t.gone[sess]; gone || sess == 0 {
+		return
+	}
+	s := t.sessions[sess]
+	if s == nil {
+		s = t.begin(sess)
+	}
+	for _, ino := range inos {
+		in := t.inodes[ino]
+		free := t.held < t.max
+		for k := range in.len() {
+			if h := in.at(k); h.s != s && !h.s.ended {
+				free = false
+			}
+		}
+		h := in.find(s)
+		switch {
+		case !free:
+			continue
+		case h != nil:
+			h.mode = write
+		default:
+			in.add(holder{s: s, mode: write})
+			t.held++
+		}
+		t.put(ino, &in)
+	}
 }
 
 // Bounds of the answer to one Watch, in revocations and in bytes of names.

@@ -14,6 +14,10 @@ type Opens struct {
 	Count uint64
 }
 
+// OpensDelayed, in Opens.Count of a Register, says that the session has writes to the file that
+// it has delayed under a lease from before.
+const OpensDelayed = 1 << 62
+
 // OpensMax is how many Opens fit the Data of one Register.
 const OpensMax = sealfs.XattrValueMax / 18
 

@@ -62,7 +62,7 @@ const (
 
 	Resolve   // shard Shard of a coordinator: the fate of Tx, in the reply's Off, and when it was decided, in Attr.Mtime
 	Ancestors // Ino, a directory: it and what is above it, as far as the store knows, in the reply's Entries; Off is the next to ask for elsewhere, 0 after a root. Tx, if any, may see its own parties
-	Register  // shard Shard: the files of its store that the session holds open, and no others: Len in all, those from number Off on listed in Data (see AppendOpens). It counts with the last of them
+	Register  // shard Shard: the files of its store that the session holds open, and no others: Len in all, those from number Off on listed in Data (see AppendOpens, OpensDelayed). It counts with the last of them
 
 	WaitFor // shard Shard, which knows the waits of Volume: Lock.Owner of Session waits on Ino, by the wait number Off, for the owners listed in Data (see AppendOwners); for nobody any more without Data. The wait number Len, if not 0, was found to be over. Answers in Data the waits that close a circle with it, if any (see AppendWait). With Mode 1 Data lists such a circle instead: Eof says that all of it is known still, and that the wait Off is taken out
 	Waiting // Ino: whether the one wait listed in Data (see AppendWait) is one still: Eof
