@@ -174,6 +174,9 @@ func (m *Map) createVolume(v VolumeInfo) (VolumeInfo, error) {
 		return VolumeInfo{}, fmt.Errorf("volume %q: the cluster has no stores: %w", v.Name, sealfs.ErrUnavailable)
 	}
 	v.ID, v.Root, v.State = m.NextVolume, 0, VolumeCreating
+	if v.Since = 0; v.Bytes != 0 || v.Inodes != 0 {
+		v.Since = BornLimited
+	}
 	m.NextVolume++
 	m.Volumes = append(slices.Clip(m.Volumes), v)
 	return v, nil
@@ -206,6 +209,9 @@ func (m *Map) changeVolume(c *command) (changed bool, v VolumeInfo, err error) {
 			return refuse(sealfs.ErrBusy, "is being deleted")
 		}
 		v.Bytes, v.Inodes = c.volume.Bytes, c.volume.Inodes
+		if old.Bytes == 0 && v.Bytes != 0 || old.Inodes == 0 && v.Inodes != 0 {
+			v.Since = m.Version
+		}
 	case cmdDeleteVolume:
 		v.State = VolumeDeleting
 	case cmdVolumeDeleted:

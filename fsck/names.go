@@ -442,6 +442,10 @@ func (r *reader) first(at ref, key, val []byte) error {
 			return r.damaged(&k, key, err)
 		}
 		r.charge(k.Shard, k.Volume, -u.Bytes, -u.Inodes)
+	case meta.KindGrant:
+		if _, err := meta.DecodeGrant(val); err != nil {
+			return r.damaged(&k, key, err)
+		}
 	case meta.KindInode:
 		var in meta.Inode
 		if err := meta.DecodeInode(val, k.Ino, &in); err != nil {

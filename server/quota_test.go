@@ -1,0 +1,335 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"sealfs"
+	"sealfs/cluster"
+	"sealfs/meta"
+	"sealfs/op"
+	"sealfs/pmem"
+)
+
+// limit gives volume 1 another quota, as a resize of the managers does.
+func (w *world) limit(bytes, inodes uint64) {
+	next := *w.m.Load()
+	v := next.Volumes[0]
+	next.Version++
+	if v.Bytes == 0 && bytes != 0 || v.Inodes == 0 && inodes != 0 {
+		v.Since = next.Version
+	}
+	v.Bytes, v.Inodes = bytes, inodes
+	next.Volumes = []cluster.VolumeInfo{v}
+	w.m.Store(&next)
+}
+
+// stored adds up what the rows of all stores say of volume 1.
+func (w *world) stored() (bytes, inodes int64) {
+	w.t.Helper()
+	for i := range w.srv {
+		for _, st := range w.srv[i].Load().all() {
+			err := st.View(func(r pmem.Reader) error {
+				return meta.VolumeUsage(r, testShards, func(_ sealfs.Volume, b, n int64) { bytes, inodes = bytes+b, inodes+n })
+			})
+			if err != nil {
+				w.t.Error(err)
+			}
+		}
+	}
+	return bytes, inodes
+}
+
+// settled is stored when nothing is left to be freed.
+func (w *world) settled() (bytes, inodes int64) {
+	w.t.Helper()
+	for i := range w.srv {
+		for _, st := range w.srv[i].Load().all() {
+			st.reclaim.settle()
+		}
+	}
+	return w.stored()
+}
+
+// asks sends a request of a client in volume 1, addressed as clients do.
+func (w *world) asks(req op.Request) *op.Reply {
+	w.t.Helper()
+	if req.Shard == 0 {
+		address(&req)
+	}
+	req.Volume = 1
+	rep := &op.Reply{}
+	if err := w.Do(context.Background(), &req, rep); err != nil {
+		w.t.Fatalf("%v: %v", req.Type, err)
+	}
+	return rep
+}
+
+func (w *world) asksFor(code sealfs.Code, req op.Request) *op.Reply {
+	w.t.Helper()
+	rep := w.asks(req)
+	if rep.Code != code {
+		w.t.Errorf("%v %q: %v, want %v", req.Type, req.Name, rep.Code, code)
+	}
+	return rep
+}
+
+// acl is an ACL that says more than a mode, in Linux's bytes.
+func quotaACL() []byte {
+	b := []byte{2, 0, 0, 0}
+	for _, e := range [][3]uint32{{1, 7, ^uint32(0)}, {2, 7, 1000}, {4, 5, ^uint32(0)}, {16, 7, ^uint32(0)}, {32, 0, ^uint32(0)}} {
+		b = append(b, byte(e[0]), 0, byte(e[1]), 0, byte(e[2]), byte(e[2]>>8), byte(e[2]>>16), byte(e[2]>>24))
+	}
+	return b
+}
+
+// TestQuotaEveryOperation meets the quota with every operation that grows a volume, and
+// makes sure that those which do not grow it go on.
+func TestQuotaEveryOperation(t *testing.T) {
+	for _, stores := range [][]int{{1}, {2, 2}} {
+		t.Run(fmt.Sprint(stores), func(t *testing.T) {
+			w := newWorld(t, 31, stores...)
+			file := w.asksFor(0, op.Request{Type: op.Create, Dir: w.root, Name: "file", Mode: 0o644}).Attr.Ino
+			w.asksFor(0, op.Request{Type: op.Write, Ino: file, Data: make([]byte, 8192)})
+			w.asksFor(0, op.Request{Type: op.Setxattr, Ino: file, Name: "user.a", Data: []byte("12345")})
+			w.asksFor(0, op.Request{Type: op.Create, Dir: w.root, Name: "gone", Mode: 0o644})
+			dir := w.asksFor(0, op.Request{Type: op.Mkdir, Dir: w.root, Name: "dir", Mode: 0o755, Shard2: 3}).Attr.Ino
+			_, inodes := w.settled()
+
+			w.limit(0, uint64(inodes))
+			for _, in := range []sealfs.Ino{w.root, dir} {
+				w.asksFor(sealfs.ErrQuota, op.Request{Type: op.Create, Dir: in, Name: "x", Mode: 0o644})
+				w.asksFor(sealfs.ErrQuota, op.Request{Type: op.Mknod, Dir: in, Name: "x", Mode: 0o010644})
+				w.asksFor(sealfs.ErrQuota, op.Request{Type: op.Symlink, Dir: in, Name: "x", Data: []byte("target")})
+				w.asksFor(sealfs.ErrQuota, op.Request{Type: op.Tmpfile, Dir: in, Mode: 0o600})
+				for shard := range sealfs.Shard(testShards) {
+					w.asksFor(sealfs.ErrQuota, op.Request{Type: op.Mkdir, Dir: in, Name: "x", Mode: 0o755, Shard2: shard})
+				}
+			}
+			w.asksFor(0, op.Request{Type: op.Link, Dir: w.root, Name: "second", Ino: file})
+			w.asksFor(0, op.Request{Type: op.Rename, Dir: w.root, Name: "second", Dir2: dir, Name2: "third"})
+			w.asksFor(0, op.Request{Type: op.Write, Ino: file, Off: 8192, Data: make([]byte, 8192)})
+			w.asksFor(0, op.Request{Type: op.Unlink, Dir: w.root, Name: "gone"})
+			w.asksFor(0, op.Request{Type: op.Mkdir, Dir: dir, Name: "instead", Mode: 0o755, Shard2: 2})
+			w.asksFor(sealfs.ErrQuota, op.Request{Type: op.Create, Dir: w.root, Name: "x", Mode: 0o644})
+
+			bytes, _ := w.settled()
+			w.limit(uint64(bytes), 0)
+			page := make([]byte, 4096)
+			w.asksFor(sealfs.ErrQuota, op.Request{Type: op.Write, Ino: file, Off: 1 << 20, Data: page})
+			w.asksFor(sealfs.ErrQuota, op.Request{Type: op.Write, Ino: file, Flags: op.Append, Data: page})
+			w.asksFor(sealfs.ErrQuota, op.Request{Type: op.Setxattr, Ino: file, Name: "user.b", Data: []byte("1")})
+			w.asksFor(sealfs.ErrQuota, op.Request{Type: op.Setxattr, Ino: file, Name: "user.a", Data: []byte("123456")})
+			w.asksFor(sealfs.ErrQuota, op.Request{Type: op.Setxattr, Ino: file, Name: op.ACLAccess, Data: quotaACL()})
+			w.asksFor(sealfs.ErrQuota, op.Request{Type: op.Setxattr, Ino: dir, Name: op.ACLDefault, Data: quotaACL()})
+			w.asksFor(0, op.Request{Type: op.Setxattr, Ino: file, Name: "user.a", Data: []byte("54321")})
+			w.asksFor(0, op.Request{Type: op.Write, Ino: file, Off: 4096, Data: page})
+			w.asksFor(0, op.Request{Type: op.Write, Ino: file, Off: 100, Data: page[:10]})
+			w.asksFor(0, op.Request{Type: op.Setattr, Ino: file, Valid: op.SetSize, Size: 1 << 30})
+			w.asksFor(0, op.Request{Type: op.Create, Dir: dir, Name: "empty", Mode: 0o644})
+			w.asksFor(0, op.Request{Type: op.Fallocate, Ino: file, Off: 0, Len: 4096, Mode: 3})
+			w.asksFor(0, op.Request{Type: op.Write, Ino: file, Off: 1 << 20, Data: page})
+			w.asksFor(sealfs.ErrQuota, op.Request{Type: op.Write, Ino: file, Off: 2 << 20, Data: page})
+			w.asksFor(0, op.Request{Type: op.Setattr, Ino: file, Valid: op.SetSize, Size: 5000})
+			w.asksFor(0, op.Request{Type: op.Write, Ino: file, Off: 8192, Data: page})
+
+			c := &splitter{w, context.Background()}
+			if err := c.write(file, sealfs.HomeBytes+sealfs.ChunkBytes*5, page); err != sealfs.ErrQuota && err != nil {
+				t.Errorf("write to a chunk: %v", err)
+			}
+			if err := c.write(file, sealfs.HomeBytes+sealfs.ChunkBytes*6, make([]byte, 65536)); err != sealfs.ErrQuota {
+				t.Errorf("write to a chunk beyond the quota: %v", err)
+			}
+			if now, _ := w.settled(); now > bytes {
+				t.Errorf("%d bytes are stored under a quota of %d", now, bytes)
+			}
+
+			// Below what there is, and up again.
+			w.limit(4096, 1)
+			w.asksFor(sealfs.ErrQuota, op.Request{Type: op.Create, Dir: w.root, Name: "x", Mode: 0o644})
+			w.asksFor(sealfs.ErrQuota, op.Request{Type: op.Write, Ino: file, Off: 2 << 20, Data: page})
+			w.asksFor(0, op.Request{Type: op.Write, Ino: file, Off: 4096, Data: page[:904]})
+			w.asksFor(0, op.Request{Type: op.Unlink, Dir: dir, Name: "empty"})
+			w.limit(1<<20, 100)
+			w.asksFor(0, op.Request{Type: op.Create, Dir: w.root, Name: "x", Mode: 0o644})
+			w.asksFor(0, op.Request{Type: op.Write, Ino: file, Off: 3 << 20, Data: page})
+			w.limit(0, 0)
+			w.asksFor(0, op.Request{Type: op.Write, Ino: file, Off: 4 << 20, Data: make([]byte, 1<<20)})
+		})
+	}
+}
+
+// TestQuotaParallel fills a volume from all sides: at no time there is more than the quota, and
+// nobody is told that it is used up before it is, be it that servers are killed meanwhile.
+func TestQuotaParallel(t *testing.T) {
+	for _, kills := range []int{0, 6} {
+		t.Run(fmt.Sprint(kills), func(t *testing.T) {
+			const quota, piece, writers = 24 << 20, 20_000, 8
+			w := newWorld(t, 32, 2, 2)
+			var files []sealfs.Ino
+			for i := range writers {
+				dir := w.asksFor(0, op.Request{Type: op.Mkdir, Dir: w.root, Name: fmt.Sprint("d", i), Mode: 0o755, Shard2: sealfs.Shard(i % testShards)}).Attr.Ino
+				files = append(files, w.asksFor(0, op.Request{Type: op.Create, Dir: dir, Name: "f", Mode: 0o644}).Attr.Ino)
+			}
+			w.limit(quota, 0)
+			var written atomic.Int64
+			var work sync.WaitGroup
+			for i, file := range files {
+				work.Go(func() {
+					data := make([]byte, piece)
+					for at := uint64(0); ; at += 5 * 4096 {
+						req := op.Request{Type: op.Write, Ino: file, Off: at, Data: data, Shard: file.Home(testShards), Volume: 1}
+						var rep op.Reply
+						for {
+							err := w.Do(context.Background(), &req, &rep)
+							if err == nil {
+								break
+							}
+							if !errors.Is(err, sealfs.ErrUnavailable) {
+								t.Errorf("writer %d: %v", i, err)
+								return
+							}
+						}
+						if rep.Code == sealfs.ErrQuota {
+							return
+						}
+						if rep.Code != 0 {
+							t.Errorf("writer %d: %v", i, rep.Code)
+							return
+						}
+						written.Add(piece)
+					}
+				})
+			}
+			done := make(chan struct{})
+			go func() {
+				work.Wait()
+				close(done)
+			}()
+			for n, over := 0, false; !over; n++ {
+				select {
+				case <-done:
+					over = true
+				default:
+					if n < kills {
+						before := written.Load()
+						poll(t, "nobody writes", func() bool { return written.Load() > before+quota/10 || before > quota*9/10 })
+						w.kill(n % 2)
+					}
+				}
+				if n%1000 == 0 {
+					if bytes, _ := w.stored(); bytes > quota {
+						t.Fatalf("%d bytes are stored under a quota of %d", bytes, quota)
+					}
+				}
+			}
+			bytes, _ := w.stored()
+			if bytes > quota || bytes <= quota-piece {
+				t.Errorf("%d bytes are stored when %d more do not fit into %d", bytes, piece, quota)
+			}
+			t.Logf("%d of %d bytes", bytes, quota)
+		})
+	}
+}
+
+// TestQuotaModel does random things to a volume with a quota that changes, on five stores of
+// three servers, which are killed, and whose messages are lost: a change is refused if, and only
+// if, there would be more than the quota.
+func TestQuotaModel(t *testing.T) {
+	steps := 3000
+	if testing.Short() {
+		steps = 600
+	}
+	for _, loss := range []int{0, 60} {
+		t.Run(fmt.Sprint(loss), func(t *testing.T) {
+			w := newWorld(t, 33, 2, 2, 1)
+			rng := rand.New(rand.NewPCG(34, uint64(loss)))
+			c := &retrier{w: w}
+			do := func(req op.Request) *op.Reply {
+				address(&req)
+				rep := &op.Reply{}
+				if err := c.Do(context.Background(), &req, rep); err != nil {
+					t.Fatalf("%v: %v", req.Type, err)
+				}
+				return rep
+			}
+			var dirs []sealfs.Ino
+			for i := range 10 {
+				dirs = append(dirs, do(op.Request{Type: op.Mkdir, Dir: w.root, Name: fmt.Sprint(i), Mode: 0o755, Shard2: sealfs.Shard(i % testShards)}).Attr.Ino)
+			}
+			type file struct {
+				ino, dir sealfs.Ino
+				name     string
+				bytes    int64 // a whole number of blocks
+			}
+			var files []file
+			var limitBytes, limitInodes, bytes int64
+			inodes := int64(1 + len(dirs))
+			refused := 0
+			for n := range steps {
+				if n%40 == 0 {
+					limitBytes, limitInodes = int64(rng.IntN(4))*rng.Int64N(3<<20), int64(rng.IntN(4))*rng.Int64N(80)
+					w.limit(uint64(limitBytes), uint64(limitInodes))
+				}
+				if n%150 == 149 {
+					w.lose(0)
+					w.kill(rng.IntN(3))
+				}
+				w.lose(loss)
+				name := fmt.Sprint("f", n)
+				dir := dirs[rng.IntN(len(dirs))]
+				var needBytes, needInodes int64
+				var rep *op.Reply
+				var then func()
+				switch k := rng.IntN(10); {
+				case k < 3 || len(files) == 0:
+					needInodes = 1
+					rep = do(op.Request{Type: op.Create, Dir: dir, Name: name, Mode: 0o644})
+					then = func() { files = append(files, file{rep.Attr.Ino, dir, name, 0}) }
+				case k < 4:
+					needInodes = 1
+					rep = do(op.Request{Type: op.Mkdir, Dir: dir, Name: name, Mode: 0o755, Shard2: sealfs.Shard(rng.IntN(testShards))})
+					then = func() {}
+				case k < 8:
+					f := &files[rng.IntN(len(files))]
+					needBytes = 4096 * (1 + rng.Int64N(30))
+					rep = do(op.Request{Type: op.Write, Ino: f.ino, Off: uint64(f.bytes), Data: make([]byte, needBytes)})
+					then = func() { f.bytes += needBytes }
+				case k < 9:
+					f := &files[rng.IntN(len(files))]
+					to := 4096 * (f.bytes / 8192)
+					rep = do(op.Request{Type: op.Setattr, Ino: f.ino, Valid: op.SetSize, Size: uint64(to)})
+					needBytes = to - f.bytes
+					then = func() { f.bytes = to }
+				default:
+					i := rng.IntN(len(files))
+					f := files[i]
+					rep = do(op.Request{Type: op.Unlink, Dir: f.dir, Name: f.name})
+					needBytes, needInodes = -f.bytes, -1
+					then = func() { files = append(files[:i], files[i+1:]...) }
+				}
+				over := limitBytes != 0 && needBytes > 0 && bytes+needBytes > limitBytes || limitInodes != 0 && needInodes > 0 && inodes+needInodes > limitInodes
+				switch {
+				case rep.Code == sealfs.ErrQuota && over:
+					refused++
+				case rep.Code == 0 && !over:
+					then()
+					bytes, inodes = bytes+needBytes, inodes+needInodes
+				default:
+					t.Fatalf("step %d: %v, with %d+%d of %d bytes and %d+%d of %d inodes", n, rep.Code, bytes, needBytes, limitBytes, inodes, needInodes, limitInodes)
+				}
+			}
+			w.lose(0)
+			w.settle()
+			if b, i := w.settled(); b != bytes || i != inodes {
+				t.Errorf("%d bytes and %d inodes are stored, %d and %d were told", b, i, bytes, inodes)
+			}
+			t.Logf("%d of %d refused", refused, steps)
+		})
+	}
+}
