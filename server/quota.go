@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"sync"
 	"time"
 
 	"sealfs"
 	"sealfs/cluster"
+	"sealfs/meta"
 	"sealfs/op"
 	"sealfs/pmem"
 )
@@ -20,11 +22,10 @@ import (
 // keeper has noted: after a start a store may use what it holds, and no more, until it asks.
 
 const (
-	// pleaMax is how long a change waits for a limit to be raised when the keeper, or a
-	// store that may have something to give back, does not answer.
-	pleaMax = 5 * time.Second
-	// pleaParty is pleaMax for who votes: others wait for it with what they have prepared.
-	pleaParty = time.Second
+	// pleaMin is how long a change waits for a keeper that does not answer, or not yet: the
+	// client asks again. It also bounds the wait of who votes for a store that may have something to
+	// give back (pace.plea): others wait for the vote with what they have prepared.
+	pleaMin = 200 * time.Millisecond
 	// askTimeout bounds one question to the keeper, who may wait for stores itself.
 	askTimeout = 4 * time.Second
 )
@@ -82,8 +83,8 @@ const (
 
 // plea is what a request was given that did not fit before.
 type plea struct {
-	until time.Time // when it gives up
-	given charge
+	soon, until time.Time // when it gives up if the keeper is away, or a store that has something
+	given       charge
 }
 
 func (u *usage) add(v sealfs.Volume, bytes, inodes int64) {
@@ -231,9 +232,9 @@ func (u *usage) pin(need charge, p *plea) bool {
 // sealfs.ErrQuota if the volume has no room for it.
 func (st *store) obtain(ctx context.Context, t op.Type, need charge, p *plea) error {
 	if p.until.IsZero() {
-		p.until = time.Now().Add(pleaMax)
-		if t == op.Prepare {
-			p.until = time.Now().Add(pleaParty)
+		p.until = time.Now().Add(st.srv.pace.plea)
+		if p.soon = time.Now().Add(pleaMin); t == op.Prepare {
+			p.until = p.soon
 		}
 	}
 	came := time.Now()
@@ -251,14 +252,18 @@ func (st *store) obtain(ctx context.Context, t op.Type, need charge, p *plea) er
 			return fmt.Errorf("quota of volume %d: its keeper does not answer: %w", need.volume, sealfs.ErrUnavailable)
 		}
 		err := st.ask(ctx, need)
-		late := time.Now().After(p.until)
+		now := time.Now()
+		busy := errors.Is(err, sealfs.ErrBusy)
 		switch {
 		case errors.Is(err, sealfs.ErrQuota):
 			l.refused, l.refusedAt = need, begun
 			return sealfs.ErrQuota
-		case late && errors.Is(err, sealfs.ErrBusy):
+		case busy && now.After(p.until):
 			return sealfs.ErrQuota // what is left of it lies with a store that is away
-		case late:
+		case errors.Is(err, sealfs.ErrNotExist):
+			return err // the volume is being deleted
+		case err != nil && !busy && now.After(p.soon):
+			st.srv.log.Debug("the keeper of a quota does not answer, or cannot know what is used", "volume", need.volume, "err", err)
 			return fmt.Errorf("quota of volume %d: %w: %w", need.volume, sealfs.ErrUnavailable, err)
 		case err == nil:
 			continue // it is there, or was recalled at once
@@ -268,6 +273,40 @@ func (st *store) obtain(ctx context.Context, t op.Type, need charge, p *plea) er
 		}
 	}
 	return nil
+}
+
+// room refuses a Fallocate of more than the volume has room for now. Nothing is set apart for
+// it. What chunks hold is not known here, and counts as if nothing had to be added.
+func (st *store) room(ctx context.Context, req *op.Request) error {
+	m := st.srv.newest()
+	if m == nil || req.Mode&(punchHole|zeroRange) != 0 || req.Len == 0 || req.Off > sealfs.FileSizeMax || req.Len > sealfs.FileSizeMax-req.Off {
+		return nil
+	}
+	var in meta.Inode
+	if err := st.inode(req.Ino, &in); err != nil {
+		return err
+	}
+	st.usage.mu.Lock()
+	quota := st.usage.limit(in.Volume, m).quota.bytes
+	st.usage.mu.Unlock()
+	home, end := uint64(math.MaxInt64), req.Off+req.Len
+	if in.Chunked() {
+		home = sealfs.HomeBytes
+	}
+	need := min(end, home) - min(req.Off, home)
+	need -= min(need, in.Bytes)
+	if from := max(req.Off, in.Bound, home); end > from {
+		need += end - from
+	}
+	switch {
+	case quota == 0 || need == 0:
+		return nil
+	case need > quota:
+		return sealfs.ErrQuota
+	}
+	var p plea
+	defer st.usage.release(&p)
+	return st.obtain(ctx, req.Type, charge{in.Volume, int64(need), 0}, &p)
 }
 
 // pause waits for a while, unless ctx or the server ends.

@@ -270,6 +270,9 @@ func (st *store) fallocate(ctx context.Context, cl *claim, req *op.Request, rep 
 			return st.punchPart(ctx, req, rep, d)
 		}
 	}
+	if err := st.room(ctx, req); err != nil {
+		return err
+	}
 	defer st.lockStripe(req.Ino).Unlock()
 	size, _, err := st.size(req.Ino)
 	if err != nil {
