@@ -153,6 +153,23 @@ func TestQuotaEveryOperation(t *testing.T) {
 				t.Errorf("%d bytes are stored under a quota of %d", now, bytes)
 			}
 
+			// A directory inherits an ACL, into each shard: what it takes is paid for, or nothing happens.
+			w.limit(0, 0)
+			w.asksFor(0, op.Request{Type: op.Setxattr, Ino: dir, Name: op.ACLDefault, Data: quotaACL()})
+			for shard := range sealfs.Shard(testShards) {
+				have, _ := w.settled()
+				w.limit(uint64(have)+100, 0)
+				w.asksFor(sealfs.ErrQuota, op.Request{Type: op.Mkdir, Dir: dir, Name: fmt.Sprint("i", shard), Mode: 0o755, Shard2: shard})
+				if now, _ := w.settled(); now != have {
+					t.Errorf("shard %d: %d bytes after a refusal, %d before", shard, now, have)
+				}
+				w.limit(uint64(have)+1000, 0)
+				w.asksFor(0, op.Request{Type: op.Mkdir, Dir: dir, Name: fmt.Sprint("i", shard), Mode: 0o755, Shard2: shard})
+				if now, _ := w.settled(); now <= have+100 {
+					t.Errorf("shard %d: %d bytes with two more ACLs, %d before", shard, now, have)
+				}
+			}
+
 			// Below what there is, and up again.
 			w.limit(4096, 1)
 			w.asksFor(sealfs.ErrQuota, op.Request{Type: op.Create, Dir: w.root, Name: "x", Mode: 0o644})
