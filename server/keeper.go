@@ -34,21 +34,26 @@ const (
 	shareBytes, shareInodes = 1 << 20, 64
 )
 
-// rounds are the locks of the volumes whose quotas a store keeps: one store after the other
-// is given something.
+// rounds are the volumes whose quotas a store keeps.
 type rounds struct {
 	mu sync.Mutex
-	of map[sealfs.Volume]*sync.Mutex
+	of map[sealfs.Volume]*keeping
 }
 
-func (r *rounds) lock(v sealfs.Volume) *sync.Mutex {
+// keeping is one of them: one store after the other is given something.
+type keeping struct {
+	sync.Mutex
+	seen bool // the stores were asked since the start: a row may have been lost to a repair
+}
+
+func (r *rounds) volume(v sealfs.Volume) *keeping {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.of == nil {
-		r.of = map[sealfs.Volume]*sync.Mutex{}
+		r.of = map[sealfs.Volume]*keeping{}
 	}
 	if r.of[v] == nil {
-		r.of[v] = new(sync.Mutex)
+		r.of[v] = new(keeping)
 	}
 	return r.of[v]
 }
@@ -96,9 +101,9 @@ func (st *store) grant(ctx context.Context, req *op.Request, rep *op.Reply) erro
 		req.Atime < 0 || req.Mtime < 0 || max(req.Off, req.Len, uint64(req.Atime), uint64(req.Mtime)) > math.MaxInt64/4 {
 		return fmt.Errorf("question for a quota is malformed: %w", sealfs.ErrInvalid)
 	}
-	mu := st.rounds.lock(req.Volume)
-	st.turns().Lock(mu)
-	defer mu.Unlock()
+	k := st.rounds.volume(req.Volume)
+	st.turns().Lock(k)
+	defer k.Unlock()
 	m := st.srv.newest()
 	if m == nil || m.Version < uint64(req.Ctime) {
 		return fmt.Errorf("who asks for a quota knows a newer map: %w", sealfs.ErrUnavailable)
@@ -112,7 +117,8 @@ func (st *store) grant(ctx context.Context, req *op.Request, rep *op.Reply) erro
 		return err
 	}
 	claim := meta.Grant{Bytes: int64(req.Off), Inodes: int64(req.Len), Version: req.Gen, Since: req.Size}
-	code, err := r.run(ctx, claim)
+	code, err := r.run(ctx, claim, k.seen)
+	k.seen = true
 	if serr := r.save(); serr != nil {
 		return errors.Join(err, serr)
 	}
@@ -194,14 +200,11 @@ func (r *round) save() error {
 // run gives the asker, whose limits are claim, what it needs. The code says why that
 // cannot be: ErrQuota; ErrBusy if a store is away that may have something to give back;
 // ErrUnavailable if it is not known what a store holds.
-func (r *round) run(ctx context.Context, claim meta.Grant) (sealfs.Code, error) {
+func (r *round) run(ctx context.Context, claim meta.Grant, seen bool) (sealfs.Code, error) {
 	if _, ok := r.rows[r.asker]; !ok && claim.Since == r.quota.since {
 		r.rows[r.asker] = claim // it is changed below, or recalled
 	}
-	if r.st.ID() != r.asker {
-		r.own()
-	}
-	if r.known() && claim.Since == r.quota.since && r.over() == (tight{}) && r.give(claim, claim.Version) {
+	if seen && r.known() && claim.Since == r.quota.since && r.over() == (tight{}) && r.give(claim, claim.Version) {
 		return 0, nil
 	}
 	for until := time.Now().Add(freeingMax); ; {
@@ -221,21 +224,6 @@ func (r *round) run(ctx context.Context, claim meta.Grant) (sealfs.Code, error) 
 			return sealfs.ErrBusy, nil
 		}
 		return sealfs.ErrQuota, nil
-	}
-}
-
-// own makes sure that there is a row of the keeper itself, who was not given the root.
-func (r *round) own() {
-	id := r.st.ID()
-	if _, ok := r.rows[id]; ok {
-		return
-	}
-	r.st.usage.mu.Lock()
-	defer r.st.usage.mu.Unlock()
-	l, has := r.st.usage.limit(r.volume, r.st.srv.newest()), r.st.usage.of[r.volume]
-	if l.quota.since == r.quota.since {
-		r.rows[id] = meta.Grant{Bytes: max(l.bytes, has.bytes), Inodes: max(l.inodes, has.inodes), Version: 1, Since: r.quota.since}
-		r.changed[id] = struct{}{}
 	}
 }
 

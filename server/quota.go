@@ -248,23 +248,25 @@ func (st *store) obtain(ctx context.Context, t op.Type, need charge, p *plea) er
 			return sealfs.ErrQuota // another one has asked in the meantime
 		}
 		begun := time.Now()
-		if begun.After(p.until) {
+		if begun.After(p.until) && wait == time.Millisecond {
 			return fmt.Errorf("quota of volume %d: its keeper does not answer: %w", need.volume, sealfs.ErrUnavailable)
 		}
 		err := st.ask(ctx, need)
 		now := time.Now()
 		busy := errors.Is(err, sealfs.ErrBusy)
 		switch {
-		case errors.Is(err, sealfs.ErrQuota):
+		case errors.Is(err, sealfs.ErrQuota), busy && now.After(p.until): // what is left lies with a store that is away
 			l.refused, l.refusedAt = need, begun
 			return sealfs.ErrQuota
-		case busy && now.After(p.until):
-			return sealfs.ErrQuota // what is left of it lies with a store that is away
 		case errors.Is(err, sealfs.ErrNotExist):
 			return err // the volume is being deleted
 		case err != nil && !busy && now.After(p.soon):
 			st.srv.log.Debug("the keeper of a quota does not answer, or cannot know what is used", "volume", need.volume, "err", err)
 			return fmt.Errorf("quota of volume %d: %w: %w", need.volume, sealfs.ErrUnavailable, err)
+		case err == nil && now.After(p.until) && !st.usage.pin(need, p):
+			return fmt.Errorf("quota of volume %d: others are always first: %w", need.volume, sealfs.ErrUnavailable)
+		case err == nil && p.given != (charge{}):
+			return nil
 		case err == nil:
 			continue // it is there, or was recalled at once
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -417,4 +418,139 @@ func TestQuotaPowerCut(t *testing.T) {
 		t.Error("the volume was never full")
 	}
 	t.Logf("%d writes refused", full)
+}
+
+// rowsOf counts the rows that are kept of the quota of volume 1.
+func (w *world) rowsOf() (n int) {
+	w.t.Helper()
+	for i := range w.srv {
+		for _, st := range w.srv[i].Load().all() {
+			err := st.View(func(r pmem.Reader) error {
+				return meta.Grants(r, rootShard(1, testShards), 1, func(sealfs.UUID, meta.Grant) { n++ })
+			})
+			if err != nil {
+				w.t.Error(err)
+			}
+		}
+	}
+	return n
+}
+
+// TestQuotaAway has the keeper of a quota, and a store that was given something, not answer.
+func TestQuotaAway(t *testing.T) {
+	w := newWorld(t, 37, 1, 1, 1, 1)
+	for i := range w.srv {
+		w.srv[i].Load().pace.plea = 100 * time.Millisecond
+	}
+	keeper := w.m.Load().Table[rootShard(1, testShards)].Replicas[0]
+	files := map[uint16]sealfs.Ino{} // one on each store
+	for shard := range sealfs.Shard(testShards) {
+		dir := w.asksFor(0, op.Request{Type: op.Mkdir, Dir: w.root, Name: fmt.Sprint("d", shard), Mode: 0o755, Shard2: shard}).Attr.Ino
+		files[w.m.Load().Table[shard].Replicas[0]] = w.asksFor(0, op.Request{Type: op.Create, Dir: dir, Name: "f", Mode: 0o644}).Attr.Ino
+	}
+	at := uint64(0)
+	write := func(store uint16, n int) error {
+		req := op.Request{Type: op.Write, Ino: files[store], Off: at, Data: make([]byte, n)}
+		address(&req)
+		at += uint64(n)
+		var rep op.Reply
+		if err := w.Do(context.Background(), &req, &rep); err != nil {
+			return err
+		}
+		return rep.Err()
+	}
+	want := func(what string, err, want error) {
+		t.Helper()
+		if want == nil && err != nil || !errors.Is(err, want) {
+			t.Errorf("%s: %v, want %v", what, err, want)
+		}
+	}
+	others := slices.DeleteFunc([]uint16{0, 1, 2, 3}, func(s uint16) bool { return s == keeper })
+	a, b, c := others[0], others[1], others[2]
+	quiet := func(stores ...uint16) {
+		w.silence(func(req *op.Request) bool {
+			return (req.Type == op.Grant || req.Type == op.Recall) && slices.Contains(stores, w.m.Load().Table[req.Shard].Replicas[0])
+		})
+	}
+
+	// A quota is set while a store is away: nobody knows what that holds.
+	quiet(b)
+	w.limit(8<<20, 0)
+	want("with a store that has not been heard", write(a, 4096), sealfs.ErrUnavailable)
+	quiet()
+	want("when it was heard", write(a, 4096), nil)
+	want("on the other one", write(b, 4096), nil)
+
+	// Within what a store was given, nobody is asked.
+	quiet(0, 1, 2, 3)
+	want("within the limit, with nobody to ask", write(a, 65536), nil)
+	want("beyond the limit, with nobody to ask", write(a, 1<<20), sealfs.ErrUnavailable)
+	quiet()
+	want("beyond the limit", write(a, 1<<20), nil)
+
+	// What a store that is away was given counts as used.
+	w.srv[w.of[b]].Load().stores[0].usage.mu.Lock()
+	given := w.srv[w.of[b]].Load().stores[0].usage.limits[1].bytes
+	w.srv[w.of[b]].Load().stores[0].usage.mu.Unlock()
+	if given < 1<<19 {
+		t.Fatalf("a store was given %d bytes of 8 MiB", given)
+	}
+	quiet(b)
+	var err error
+	for err == nil {
+		err = write(c, 65536)
+	}
+	want("when all but what is away is used", err, sealfs.ErrQuota)
+	if bytes, _ := w.stored(); bytes > 8<<20-given+2*65536 || bytes < 8<<20-given-2*65536 {
+		t.Errorf("%d bytes are stored, and a store that is away was given %d of 8 MiB", bytes, given)
+	}
+	quiet()
+	want("when it is back", write(c, 65536), nil)
+
+	// Rows go with the volume.
+	if n := w.rowsOf(); n != 4 {
+		t.Errorf("%d stores have limits", n)
+	}
+	if err := DropVolume(context.Background(), w, testShards, 1, nil); err != nil {
+		t.Fatal(err)
+	}
+	if n := w.rowsOf(); n != 0 {
+		t.Errorf("%d stores have limits of a volume that was dropped", n)
+	}
+	for _, typ := range []op.Type{op.Grant, op.Recall} {
+		var rep op.Reply
+		if err := w.srv[0].Load().Guests().Do(context.Background(), &op.Request{Type: typ, Session: 7, Volume: 1}, &rep); err != nil || rep.Code != sealfs.ErrPerm {
+			t.Errorf("%v from a client: %v, %v", typ, rep.Code, err)
+		}
+	}
+}
+
+// TestQuotaHostile sends what no server of ours does.
+func TestQuotaHostile(t *testing.T) {
+	w := newWorld(t, 38, 2)
+	w.limit(1<<20, 10)
+	id := w.m.Load().Stores[0].ID
+	shard := rootShard(1, testShards)
+	for i, req := range []op.Request{
+		{}, {Data: id[:5]}, {Data: append(id[:], 1)}, {Data: id[:], Shard: shard ^ 2}, {Data: id[:], Atime: -1}, {Data: id[:], Mtime: -1 << 63},
+		{Data: id[:], Off: 1 << 63}, {Data: id[:], Len: 1<<64 - 1}, {Data: id[:], Atime: 1<<63 - 1}, {Data: id[:], Ctime: 1 << 40}, {Data: id[:], Volume: 9},
+	} {
+		req.Type = op.Grant
+		if req.Shard == 0 {
+			req.Shard = shard
+		}
+		if req.Volume == 0 {
+			req.Volume = 1
+		}
+		var rep op.Reply
+		if err := w.Do(context.Background(), &req, &rep); err == nil && rep.Code == 0 {
+			t.Errorf("%d: %+v is answered %+v", i, req, rep)
+		}
+	}
+	var rep op.Reply
+	req := op.Request{Type: op.Recall, Shard: shard, Volume: 12345, Off: 1<<64 - 1, Len: 1<<64 - 1, Size: 1<<63 - 1, Gen: 1<<64 - 1, Mode: 1<<32 - 1}
+	if err := w.Do(context.Background(), &req, &rep); err != nil || rep.Code != 0 {
+		t.Errorf("a strange Recall: %v, %v", err, rep.Code)
+	}
+	w.asksFor(0, op.Request{Type: op.Create, Dir: w.root, Name: "x", Mode: 0o644})
 }
