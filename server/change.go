@@ -29,7 +29,8 @@ type change struct {
 	charges  []charge
 	paid     bool   // the charges are booked
 	short    charge // what does not fit into a volume's quota
-	plea     plea   // to get it
+	plea     *plea  // to get it: own, or the claim's
+	own      plea
 	locks    []lockCount
 	counted  bool        // the locks are booked
 	held     sealfs.Ino  // registered as held by this change
@@ -109,8 +110,12 @@ func (st *store) executePatiently(ctx context.Context, cl *claim, req *op.Reques
 func (st *store) executeFor(ctx context.Context, cl *claim, req *op.Request, rep *op.Reply, payload []byte) (sealfs.LSN, error) {
 	c := changes.Get().(*change)
 	c.st, c.req, c.rep = st, req, rep
-	if alters(req.Type) {
-		c.claim = cl
+	c.plea = &c.own
+	if cl != nil {
+		c.plea = &cl.plea
+		if alters(req.Type) && !cl.part {
+			c.claim = cl
+		}
 	}
 	defer c.free()
 	if req.Type == op.Commit {
@@ -149,8 +154,12 @@ func (st *store) executeFor(ctx context.Context, cl *claim, req *op.Request, rep
 		if err == errRefused {
 			return end, nil
 		}
+		if err == errShort && cl != nil && cl.first {
+			cl.short = c.short
+			return end, err
+		}
 		if err == errShort {
-			if err := st.obtain(ctx, req.Type, c.short, &c.plea); err == sealfs.ErrQuota {
+			if err := st.obtain(ctx, req.Type, c.short, c.plea); err == sealfs.ErrQuota {
 				rep.Reset()
 				rep.Code = sealfs.ErrQuota
 				return end, nil
@@ -242,7 +251,7 @@ func (c *change) Apply(tx *lsfs.Tx) error {
 		return errHeld
 	}
 	var err error
-	if c.short, err = c.st.pay(c.req.Type, c.charges, &c.plea); err != nil {
+	if c.short, err = c.st.pay(c.req.Type, c.charges, c.plea); err != nil {
 		return err
 	}
 	c.paid = true
@@ -325,7 +334,7 @@ func (c *change) CountLocks(sess sealfs.Session, n int) {
 }
 
 func (c *change) free() {
-	c.st.usage.release(&c.plea)
+	c.st.usage.release(&c.own)
 	*c = change{buf: c.buf[:0], charges: c.charges[:0], locks: c.locks[:0], altered: c.altered[:0], gone: c.gone[:0], noted: c.noted}
 	changes.Put(c)
 }

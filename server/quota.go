@@ -365,6 +365,7 @@ func (st *store) ask(ctx context.Context, need charge) error {
 // could still be undone.
 func (st *store) recall(req *op.Request, rep *op.Reply) error {
 	u, lowered := &st.usage, false
+	soon := st.reclaim.soon() // before: what is freed in between is seen
 	// No change is half-way while the store is looked at.
 	err := st.View(func(pmem.Reader) error {
 		u.mu.Lock()
@@ -382,7 +383,7 @@ func (st *store) recall(req *op.Request, rep *op.Reply) error {
 		rep.Off = l.version
 		return nil
 	})
-	rep.Eof = !st.reclaim.soon()
+	rep.Eof = !soon
 	if err != nil || !lowered {
 		return err
 	}

@@ -554,3 +554,29 @@ func TestQuotaHostile(t *testing.T) {
 	}
 	w.asksFor(0, op.Request{Type: op.Create, Dir: w.root, Name: "x", Mode: 0o644})
 }
+
+// TestQuotaRewrite truncates a file whose chunks fill the volume, and writes to it at once: the
+// writer must not be in the way of those who free the chunks.
+func TestQuotaRewrite(t *testing.T) {
+	w := newWorld(t, 39, 1)
+	file := w.asksFor(0, op.Request{Type: op.Create, Dir: w.root, Name: "file", Mode: 0o644}).Attr.Ino
+	c := &splitter{w, context.Background()}
+	for round := range 10 {
+		w.limit(0, 0)
+		for i := range uint64(16) {
+			if err := c.write(file, sealfs.HomeBytes+i*sealfs.ChunkBytes, make([]byte, 65536)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		bytes, _ := w.stored()
+		w.limit(uint64(bytes), 0)
+		w.asksFor(0, op.Request{Type: op.Setattr, Ino: file, Valid: op.SetSize})
+		w.asksFor(0, op.Request{Type: op.Write, Ino: file, Data: make([]byte, 4096)})
+		w.asksFor(0, op.Request{Type: op.Write, Ino: file, Flags: op.Append, Data: make([]byte, 65536)})
+		if err := c.write(file, sealfs.HomeBytes+uint64(round)*sealfs.ChunkBytes, make([]byte, 65536)); err != nil {
+			t.Errorf("round %d: %v", round, err)
+		}
+		w.asksFor(0, op.Request{Type: op.Setattr, Ino: file, Valid: op.SetSize})
+		w.settled()
+	}
+}
