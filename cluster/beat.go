@@ -57,9 +57,6 @@ type BeatReply struct {
 	// Fenced are sessions that are about to end: their requests must be refused, and the
 	// next heartbeat must say so. What they hold they keep.
 	Fenced []sealfs.Session `json:"fenced,omitempty"`
-	// Others is what volumes with limits use on all other servers' stores, as far
-	// as the leader has heard of them.
-	Others []VolumeUsage `json:"others,omitempty"`
 	// Refused says of stores why they must not be served.
 	Refused map[sealfs.UUID]string `json:"refused,omitempty"`
 }
@@ -140,7 +137,7 @@ func (m *Manager) ServerBeat(ctx context.Context, b Beat) (BeatReply, error) {
 		return BeatReply{}, m.notLeading()
 	}
 	mp = m.Map()
-	r := BeatReply{MapVersion: mp.Version, Interval: m.o.SuspectAfter / 3, Others: lead.leases.others(&b, mp.Volumes), Refused: refused}
+	r := BeatReply{MapVersion: mp.Version, Interval: m.o.SuspectAfter / 3, Refused: refused}
 	// The sender's clock may be a little slower than this one.
 	r.Term = m.o.DownAfter - m.o.DownAfter/10
 	if lead.fences.confirm(b.Server, b.Fenced) {

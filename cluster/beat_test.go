@@ -60,23 +60,20 @@ func TestLeases(t *testing.T) {
 func TestUsage(t *testing.T) {
 	l := newLeases(time.Minute, time.Unix(1, 0))
 	m := testMap()
-	report := func(server byte, store byte, bytes uint64) (others string) {
+	report := func(server byte, store byte, bytes uint64) VolumeUsage {
 		b := serverBeat(server, 1, fmt.Sprint("s:", server), store)
 		b.Stores[0].Usage = []VolumeUsage{{ID: 1, Bytes: bytes, Inodes: bytes / 10}, {ID: 8, Bytes: 5}}
 		l.grant(time.Unix(100, 0), &b, m)
-		return fmt.Sprint(l.others(&b, m.Volumes))
+		return l.usage(1)
 	}
 	for _, step := range []struct {
 		server, store byte
 		bytes         uint64
-		want          string // of volume 1: 8 has no limits
-	}{{5, 6, 100, "[{1 0 0}]"}, {7, 8, 40, "[{1 100 10}]"}, {9, 10, 10, "[{1 140 14}]"}, {5, 6, 20, "[{1 50 5}]"}, {7, 8, 0, "[{1 30 3}]"}} {
-		if got := report(step.server, step.store, step.bytes); got != step.want {
-			t.Errorf("%+v: others %s", step, got)
+		want          uint64 // bytes of volume 1 on all stores
+	}{{5, 6, 100, 100}, {7, 8, 40, 140}, {9, 10, 10, 150}, {5, 6, 20, 70}, {7, 8, 0, 30}} {
+		if got := report(step.server, step.store, step.bytes); got != (VolumeUsage{1, step.want, step.want / 10}) {
+			t.Errorf("%+v: volume 1 uses %+v", step, got)
 		}
-	}
-	if u := l.usage(1); u != (VolumeUsage{1, 30, 3}) {
-		t.Errorf("volume 1 uses %+v", u)
 	}
 	l.forget(testID(6))
 	if u := l.usage(1); u != (VolumeUsage{1, 10, 1}) {

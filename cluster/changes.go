@@ -106,7 +106,7 @@ func (m *Manager) CreateVolume(ctx context.Context, spec VolumeSpec) (VolumeInfo
 	if err := CheckName(spec.Name); err != nil {
 		return VolumeInfo{}, fmt.Errorf("volume: %w", err)
 	}
-	return m.proposeVolume(ctx, command{kind: cmdCreateVolume, volume: VolumeInfo{
+	return m.proposeVolume(ctx, command{kind: cmdMakeVolume, volume: VolumeInfo{
 		Name: spec.Name, Bytes: spec.Bytes, Inodes: spec.Inodes, Created: time.Now().UTC(), Mode: spec.Mode, UID: spec.UID, GID: spec.GID,
 	}})
 }
@@ -119,7 +119,7 @@ func (m *Manager) VolumeReady(ctx context.Context, id sealfs.Volume, root sealfs
 
 // ResizeVolume sets the volume's quotas, 0 for none. They may be below what is in use.
 func (m *Manager) ResizeVolume(ctx context.Context, id sealfs.Volume, quotaBytes, quotaInodes uint64) (VolumeInfo, error) {
-	return m.proposeVolume(ctx, command{kind: cmdResizeVolume, volume: VolumeInfo{ID: id, Bytes: quotaBytes, Inodes: quotaInodes}})
+	return m.proposeVolume(ctx, command{kind: cmdSetQuota, volume: VolumeInfo{ID: id, Bytes: quotaBytes, Inodes: quotaInodes}})
 }
 
 // DeleteVolume begins to delete a volume. It keeps its name and number until

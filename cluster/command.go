@@ -23,6 +23,8 @@ import (
 //	10 set store      u id, v weight, b bad (0, 1)
 //	11 open session   t volume, t host, t mount, v pid, z opened
 //	12 end sessions   v count, each: v id
+//	13 make volume    as 4; it is known since when its quota holds
+//	14 set quota      as 6; likewise
 //
 // Notation as in state.go. Everything that is not deterministic, like the time,
 // is decided before a command is encoded. The entry's checksum is logstore.go's.
@@ -55,6 +57,8 @@ const (
 	cmdSetStore
 	cmdOpenSession
 	cmdEndSessions
+	cmdMakeVolume
+	cmdSetQuota
 )
 
 func (c *command) encode() []byte {
@@ -71,7 +75,7 @@ func (c *command) encode() []byte {
 		b = appendStore(b, c.store)
 	case cmdStoreState:
 		b = append(append(b, c.store.ID[:]...), byte(c.store.State))
-	case cmdCreateVolume:
+	case cmdCreateVolume, cmdMakeVolume:
 		b = enc.AppendVarBytes(b, v.Name)
 		b = enc.AppendUvarint(b, v.Bytes)
 		b = enc.AppendUvarint(b, v.Inodes)
@@ -81,7 +85,7 @@ func (c *command) encode() []byte {
 		b = enc.AppendUvarint(b, uint64(v.GID))
 	case cmdVolumeReady:
 		b = enc.AppendUvarint(enc.AppendUvarint(b, uint64(v.ID)), uint64(v.Root))
-	case cmdResizeVolume:
+	case cmdResizeVolume, cmdSetQuota:
 		b = enc.AppendUvarint(enc.AppendUvarint(enc.AppendUvarint(b, uint64(v.ID)), v.Bytes), v.Inodes)
 	case cmdDeleteVolume, cmdVolumeDeleted:
 		b = enc.AppendUvarint(b, uint64(v.ID))
@@ -119,13 +123,13 @@ func decodeCommand(b []byte) (*command, error) {
 		c.store = readStore(&r)
 	case c.kind == cmdStoreState:
 		c.store.ID, c.store.State = readUUID(&r), StoreState(r.U8())
-	case c.kind == cmdCreateVolume:
+	case c.kind == cmdCreateVolume || c.kind == cmdMakeVolume:
 		v.Name, v.Bytes, v.Inodes = string(r.VarBytes(NameMax)), r.Uvarint(), r.Uvarint()
 		v.Created = time.Unix(0, r.Varint()).UTC()
 		v.Mode, v.UID, v.GID = readU32(&r), readU32(&r), readU32(&r)
 	case c.kind == cmdVolumeReady:
 		v.ID, v.Root = sealfs.Volume(readU32(&r)), sealfs.Ino(r.Uvarint())
-	case c.kind == cmdResizeVolume:
+	case c.kind == cmdResizeVolume || c.kind == cmdSetQuota:
 		v.ID, v.Bytes, v.Inodes = sealfs.Volume(readU32(&r)), r.Uvarint(), r.Uvarint()
 	case c.kind == cmdDeleteVolume || c.kind == cmdVolumeDeleted:
 		v.ID = sealfs.Volume(readU32(&r))

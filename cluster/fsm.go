@@ -32,9 +32,13 @@ func apply(m *Map, c *command) (*Map, result) {
 		changed, r.err = next.setStore(c.store)
 	case cmdStoreState:
 		changed, r.err = next.setStoreState(c.store.ID, c.store.State)
-	case cmdCreateVolume:
+	case cmdCreateVolume, cmdMakeVolume:
+		v := c.volume
+		if c.kind == cmdMakeVolume && (v.Bytes != 0 || v.Inodes != 0) {
+			v.Since = BornLimited
+		}
 		changed = true
-		r.volume, r.err = next.createVolume(c.volume)
+		r.volume, r.err = next.createVolume(v)
 	default:
 		changed, r.volume, r.err = next.changeVolume(c)
 	}
@@ -201,11 +205,14 @@ func (m *Map) changeVolume(c *command) (changed bool, v VolumeInfo, err error) {
 			return refuse(sealfs.ErrExist, "has another root")
 		}
 		v.State, v.Root = VolumeReady, c.volume.Root
-	case cmdResizeVolume:
+	case cmdResizeVolume, cmdSetQuota:
 		if old.State == VolumeDeleting {
 			return refuse(sealfs.ErrBusy, "is being deleted")
 		}
 		v.Bytes, v.Inodes = c.volume.Bytes, c.volume.Inodes
+		if c.kind == cmdSetQuota && old.Bytes == 0 && v.Bytes != 0 || c.kind == cmdSetQuota && old.Inodes == 0 && v.Inodes != 0 {
+			v.Since = m.Version
+		}
 	case cmdDeleteVolume:
 		v.State = VolumeDeleting
 	case cmdVolumeDeleted:

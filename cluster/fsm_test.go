@@ -50,6 +50,11 @@ var goldenCommands = []struct {
 		"010b" + "0176" + "0168" + "022f6d" + "ac02" + "06",
 	},
 	{command{kind: cmdEndSessions, ended: []sealfs.Session{1, 300}}, "010c" + "02" + "01" + "ac02"},
+	{
+		command{kind: cmdMakeVolume, volume: VolumeInfo{Name: "v", Bytes: 128, Inodes: 2, Created: time.Unix(0, 3).UTC(), Mode: 0o755, UID: 4, GID: 5}},
+		"010d" + "0176" + "8001" + "02" + "06" + "ed03" + "04" + "05",
+	},
+	{command{kind: cmdSetQuota, volume: VolumeInfo{ID: 7, Bytes: 1, Inodes: 2}}, "010e" + "07" + "01" + "02"},
 }
 
 func TestCommandGolden(t *testing.T) {
@@ -255,13 +260,60 @@ func TestApply(t *testing.T) {
 	}
 }
 
+// TestQuotaSince wants the map to say since when there is a quota of what there was none of before.
+func TestQuotaSince(t *testing.T) {
+	m, _ := apply(nil, &goldenCommands[0].c)
+	m, _ = apply(m, &goldenCommands[1].c)
+	add := func(kind commandKind, name string, bytes, inodes uint64) VolumeInfo {
+		t.Helper()
+		c := volumeCommand(kind, VolumeInfo{Name: name, Bytes: bytes, Inodes: inodes, Mode: 0o755, Created: time.Unix(1, 0).UTC()})
+		next, r := apply(m, &c)
+		if r.err != nil {
+			t.Fatal(r.err)
+		}
+		m = next
+		return r.volume
+	}
+	for name, want := range map[string]uint64{"free": 0, "bytes": BornLimited, "inodes": BornLimited} {
+		bytes, inodes := uint64(0), uint64(0)
+		switch name {
+		case "bytes":
+			bytes = 1
+		case "inodes":
+			inodes = 1
+		}
+		if v := add(cmdMakeVolume, name, bytes, inodes); v.Since != want {
+			t.Errorf("a volume with a quota of %s holds it since %d", name, v.Since)
+		}
+	}
+	if v := add(cmdCreateVolume, "old", 5, 5); v.Since != 0 {
+		t.Errorf("the log of an older program says since %d", v.Since)
+	}
+	v := add(cmdMakeVolume, "v", 0, 0)
+	since := uint64(0)
+	for _, step := range []struct {
+		bytes, inodes uint64
+		begins        bool
+	}{{5, 0, true}, {6, 0, false}, {3, 0, false}, {3, 7, true}, {0, 7, false}, {0, 0, false}, {0, 7, true}, {1, 7, true}, {1, 7, false}} {
+		c := volumeCommand(cmdSetQuota, VolumeInfo{ID: v.ID, Bytes: step.bytes, Inodes: step.inodes})
+		next, r := apply(m, &c)
+		m = next
+		if step.begins {
+			since = m.Version
+		}
+		if r.err != nil || r.volume.Since != since || r.volume.Bytes != step.bytes || r.volume.Inodes != step.inodes {
+			t.Errorf("%+v: %+v, %v, want it since %d", step, r.volume, r.err, since)
+		}
+	}
+}
+
 // randomCommand proposes anything, mostly about things that exist.
 func randomCommand(r *rand.Rand) command {
 	v := VolumeInfo{
 		ID: sealfs.Volume(r.IntN(12)), Name: fmt.Sprint("v", r.IntN(8)), Bytes: r.Uint64(), Inodes: r.Uint64(),
 		Root: sealfs.Ino(r.IntN(4) * 64), Mode: 0o700, Created: time.Unix(0, r.Int64()).UTC(),
 	}
-	switch k := commandKind(r.IntN(13)); k {
+	switch k := commandKind(r.IntN(15)); k {
 	case cmdInit:
 		return initCommand()
 	case cmdServeStore:

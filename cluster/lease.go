@@ -131,34 +131,6 @@ func (l *leases) count(usage []VolumeUsage, sign int64) {
 	}
 }
 
-// others returns what volumes with limits use on all stores but those in b, as
-// far as they have been heard of.
-func (l *leases) others(b *Beat, volumes []VolumeInfo) (us []VolumeUsage) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	own := make(map[sealfs.Volume]VolumeUsage)
-	for i := range b.Stores {
-		h := l.holder[b.Stores[i].ID]
-		if h == nil || h.server != b.Server || h.instance != b.Instance {
-			continue
-		}
-		for _, u := range h.usage {
-			o := own[u.ID]
-			o.Bytes += u.Bytes
-			o.Inodes += u.Inodes
-			own[u.ID] = o
-		}
-	}
-	for _, v := range volumes {
-		if v.Bytes == 0 && v.Inodes == 0 {
-			continue
-		}
-		t, o := l.total[v.ID], own[v.ID]
-		us = append(us, VolumeUsage{ID: v.ID, Bytes: t.Bytes - o.Bytes, Inodes: t.Inodes - o.Inodes})
-	}
-	return us
-}
-
 // usage returns what a volume uses on all stores that have been heard of.
 func (l *leases) usage(id sealfs.Volume) VolumeUsage {
 	l.mu.Lock()

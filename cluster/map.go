@@ -60,7 +60,14 @@ type VolumeInfo struct {
 	Mode    uint32        `json:"mode"`    // permissions the root directory is created with
 	UID     uint32        `json:"uid"`
 	GID     uint32        `json:"gid"`
+	// Since is the version of the map with which a quota came into force that there had not
+	// been before: what stores may use of it was given out since then. BornLimited: it was
+	// there from the beginning.
+	Since uint64 `json:"since,omitempty"`
 }
+
+// BornLimited in VolumeInfo.Since: no store has held anything of the volume without a quota.
+const BornLimited = 1
 
 // ShardInfo says where a shard lies.
 type ShardInfo struct {
@@ -231,7 +238,7 @@ func (m *Map) check() error {
 			return err
 		}
 		if v.ID <= last || v.ID >= m.NextVolume || names[v.Name] || v.State < VolumeCreating || v.State > VolumeDeleting ||
-			v.Root > sealfs.InoMax || v.State == VolumeReady && v.Root == 0 || v.Mode&^RootModeMask != 0 {
+			v.Root > sealfs.InoMax || v.State == VolumeReady && v.Root == 0 || v.Mode&^RootModeMask != 0 || v.Since > m.Version {
 			return fmt.Errorf("volume %d breaks a rule", v.ID)
 		}
 		names[v.Name], last = true, v.ID

@@ -13,7 +13,7 @@ import (
 //
 //	off size field
 //	  0    8 magic    "SEALFSc1"
-//	  8    2 version  2; 1 is still read
+//	  8    2 version  3; 1 and 2 are still read
 //	 10    2 zero
 //	 12    4 length   of the body in bytes
 //	 16    4 crc      CRC-32C of bytes [0,16) and of the body
@@ -26,7 +26,8 @@ import (
 //	v stores,  each: u id, t addr, t host, t rack, v weight, v bytes, b state,
 //	                 from version 2: u server, b bad (0, 1)
 //	v volumes, each: v id, t name, v bytes, v inodes, v root, b state,
-//	                 z created (ns since 1970), v mode, v uid, v gid
+//	                 z created (ns since 1970), v mode, v uid, v gid,
+//	                 from version 3: v since
 //	per shard: v replicas, each: v store; v epoch
 //
 // The encoding of a map is unique within a version, and it decodes to a map that keeps all rules.
@@ -38,7 +39,7 @@ import (
 //	                 t volume, t host, t mount, v pid, z opened (ns since 1970)
 const (
 	stateMagic      = "SEALFSc1"
-	stateVersion    = 2
+	stateVersion    = 3
 	stateVersionMin = 1
 	stateHeader     = 20
 
@@ -77,6 +78,7 @@ func (m *Map) Encode() []byte {
 		b = enc.AppendUvarint(b, uint64(v.Mode))
 		b = enc.AppendUvarint(b, uint64(v.UID))
 		b = enc.AppendUvarint(b, uint64(v.GID))
+		b = enc.AppendUvarint(b, v.Since)
 	}
 	for _, row := range m.Table {
 		b = enc.AppendUvarint(b, uint64(len(row.Replicas)))
@@ -212,6 +214,9 @@ func readMap(r *enc.Reader, version uint16) *Map {
 			ID: sealfs.Volume(readU32(r)), Name: string(r.VarBytes(NameMax)), Bytes: r.Uvarint(), Inodes: r.Uvarint(),
 			Root: sealfs.Ino(r.Uvarint()), State: VolumeState(r.U8()), Created: time.Unix(0, r.Varint()).UTC(),
 			Mode: readU32(r), UID: readU32(r), GID: readU32(r),
+		}
+		if version >= 3 {
+			m.Volumes[i].Since = r.Uvarint()
 		}
 	}
 	if r.Err || m.Shards > sealfs.ShardsMax || int64(m.Shards) > int64(len(r.B)) {

@@ -32,7 +32,7 @@ func testMap() *Map {
 		Volumes: []VolumeInfo{
 			{
 				ID: 1, Name: "home", Bytes: 1 << 40, Inodes: 1000, Root: 64, State: VolumeReady, Created: time.Unix(1_700_000_000, 5).UTC(),
-				Mode: 0o755, UID: 1000, GID: 100,
+				Mode: 0o755, UID: 1000, GID: 100, Since: 300,
 			},
 			{ID: 8, Name: "new.vol", State: VolumeCreating, Created: time.Unix(0, -7).UTC(), Mode: 0o700},
 		},
@@ -41,6 +41,20 @@ func testMap() *Map {
 }
 
 const goldenMap = `
+5345414c46536331 0300 0000 d6000000 3510023e
+ac02 101112131415161718191a1b1c1d1e1f 036c6162 04 02 03 09
+02
+ 202122232425262728292a2b2c2d2e2f 0d31302e302e302e313a37303030 0161 027231 64 80808080 9003 01
+ 00000000000000000000000000000000 00
+ 303132333435363738393a3b3c3d3e3f 0d31302e302e302e323a37303030 0162 027232 c801 80808080 a006 02
+ 404142434445464748494a4b4c4d4e4f 01
+02
+ 01 04686f6d65 808080808020 e807 40 02 8a80d0e2c6bfce972f ed03 e807 64 ac02
+ 08 076e65772e766f6c 00 00 00 01 0d c003 00 00 00
+02 00 01 01  02 01 00 02  01 01 c801  00 00`
+
+// goldenMap2 is testMap as the second version had it: it is not known since when quotas hold.
+const goldenMap2 = `
 5345414c46536331 0200 0000 d3000000 eb0a14f4
 ac02 101112131415161718191a1b1c1d1e1f 036c6162 04 02 03 09
 02
@@ -72,6 +86,19 @@ func TestMapGolden(t *testing.T) {
 	}
 }
 
+// TestMapVersion2 reads what the second version wrote.
+func TestMapVersion2(t *testing.T) {
+	b, err := hex.DecodeString(strings.Join(strings.Fields(goldenMap2), ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := testMap()
+	want.Volumes[0].Since = 0
+	if got, err := Decode(b); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("Decode = %+v, %v", got, err)
+	}
+}
+
 // TestMapVersion1 reads what the first version wrote.
 func TestMapVersion1(t *testing.T) {
 	b, err := hex.DecodeString(strings.Join(strings.Fields(goldenMap1), ""))
@@ -79,6 +106,7 @@ func TestMapVersion1(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := testMap()
+	want.Volumes[0].Since = 0
 	want.Stores[1].Server, want.Stores[1].Bad = sealfs.UUID{}, false
 	if got, err := Decode(b); err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("Decode = %+v, %v", got, err)
@@ -155,9 +183,9 @@ func TestMapDamage(t *testing.T) {
 
 func TestMapVersion(t *testing.T) {
 	b := testMap().Encode()
-	b[8] = 3
+	b[8] = stateVersion + 1
 	_, err := Decode(b)
-	if !errors.Is(err, sealfs.ErrVersion) || !strings.Contains(err.Error(), "version 3") {
+	if !errors.Is(err, sealfs.ErrVersion) || !strings.Contains(err.Error(), "version 4") {
 		t.Errorf("got %v", err)
 	}
 }

@@ -239,6 +239,12 @@ var damages = []damage{
 		k := meta.ShardKey(h.z.sub.Home(testShards))
 		h.set(k[:], []byte("short"))
 	}},
+	{"grant record", []ID{RecordDamaged}, func(h *hurt) {
+		k := meta.GrantKey(h.z.sub.Home(testShards), testVolume, sealfs.UUID{1})
+		h.set(k[:], make([]byte, 32))
+		k = meta.GrantKey(h.z.sub.Home(testShards), testVolume, sealfs.UUID{2})
+		h.set(k[:], (&meta.Grant{Version: 1}).Append(nil))
+	}},
 	{"shard", []ID{ShardWrong}, func(h *hurt) {
 		k := meta.SymlinkKey(testShards, h.z.link, 0)
 		k[1] ^= 1

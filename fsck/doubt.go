@@ -62,7 +62,7 @@ func txName(tx op.Tx) string { return fmt.Sprintf("%d-%016x", tx.Age, tx.Nonce) 
 func (r *reader) prepare(k *meta.Key, req *op.Request) {
 	r.prepared = append(r.prepared, &part{Request: req, key: *k})
 	if req.Part == op.PartNew {
-		r.charge(k.Shard, req.Volume, 0, 1)
+		r.charge(k.Shard, req.Volume, meta.PaidAhead(req), 1)
 	}
 }
 

@@ -169,6 +169,8 @@ func readable(k *meta.Key, val []byte) bool {
 		_, err = meta.DecodeShardState(val)
 	case meta.KindUsage:
 		_, err = meta.DecodeUsage(val)
+	case meta.KindGrant:
+		_, err = meta.DecodeGrant(val)
 	case meta.KindInode:
 		err = meta.DecodeInode(val, k.Ino, new(meta.Inode))
 	case meta.KindPart:

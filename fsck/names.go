@@ -442,6 +442,12 @@ func (r *reader) first(at ref, key, val []byte) error {
 			return r.damaged(&k, key, err)
 		}
 		r.charge(k.Shard, k.Volume, -u.Bytes, -u.Inodes)
+	case meta.KindGrant:
+		if _, err := meta.DecodeGrant(val); err != nil {
+			// Whoever keeps the quota asks all stores after its next start.
+			r.problem(RecordDamaged, fmt.Sprintf("shard %d", k.Shard), "%v", err)
+			r.mendRow(RecordDamaged, fmt.Sprintf("shard %d", k.Shard), key, "the record is saved and removed")
+		}
 	case meta.KindInode:
 		var in meta.Inode
 		if err := meta.DecodeInode(val, k.Ino, &in); err != nil {

@@ -111,7 +111,7 @@ func (ch *change) run() error {
 func (ch *change) dispatch() error {
 	req := ch.req
 	switch req.Type {
-	case op.MakeRoot, op.DropSession, op.DropVolume, op.Prepare, op.Commit, op.Abort, op.Forget, op.Purge:
+	case op.MakeRoot, op.DropSession, op.DropVolume, op.Prepare, op.Commit, op.Abort, op.Forget, op.Purge, op.Grant:
 		// Addressed to a shard.
 	case op.Create, op.Mknod, op.Mkdir, op.Symlink, op.Link, op.Unlink, op.Rmdir, op.Rename:
 		if err := ch.at(req.Dir); err != nil {
@@ -186,6 +186,8 @@ func (ch *change) dispatch() error {
 		return ch.abort()
 	case op.Forget:
 		return ch.forget()
+	case op.Grant:
+		return ch.grant()
 	}
 	return refusal(sealfs.ErrNoSys)
 }

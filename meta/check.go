@@ -179,6 +179,7 @@ func (ck *checker) record(k *Key, v *record) {
 			row := usageRow{k.Shard, v.prepared.Volume}
 			u := ck.usage[row]
 			u.Inodes--
+			u.Bytes -= PaidAhead(v.prepared)
 			ck.usage[row] = u
 		}
 	}

@@ -29,6 +29,7 @@ func Dump(r pmem.Reader, w io.Writer) error {
 type record struct {
 	shard          ShardState
 	usage          Usage
+	grant          Grant
 	inode          Inode
 	chunks         Part
 	entry          Entry
@@ -50,6 +51,8 @@ func (v *record) decode(k *Key, b []byte) (err error) {
 		v.shard, err = DecodeShardState(b)
 	case KindUsage:
 		v.usage, err = DecodeUsage(b)
+	case KindGrant:
+		v.grant, err = DecodeGrant(b)
 	case KindInode:
 		err = DecodeInode(b, k.Ino, &v.inode)
 	case KindPart:
@@ -107,6 +110,8 @@ func (v *record) dump(w io.Writer, k *Key) {
 		fmt.Fprintf(w, "shard %d: epoch %d seq %d time %d counter %d\n", k.Shard, v.shard.Epoch, v.shard.Seq, v.shard.Time, v.shard.Counter)
 	case KindUsage:
 		fmt.Fprintf(w, "shard %d: volume %d uses %d bytes, %d inodes\n", k.Shard, k.Volume, v.usage.Bytes, v.usage.Inodes)
+	case KindGrant:
+		fmt.Fprintf(w, "shard %d: volume %d, store %s: limits %d bytes, %d inodes, version %d since %d\n", k.Shard, k.Volume, k.Store, v.grant.Bytes, v.grant.Inodes, v.grant.Version, v.grant.Since)
 	case KindInode:
 		in := &v.inode
 		fmt.Fprintf(w, "inode %d: mode %o nlink %d uid %d gid %d rdev %#x size %d bytes %d times %d %d %d %d version %d volume %d parent %d flags %#x names %d target %q\n",

@@ -124,7 +124,8 @@ func FuzzRow(f *testing.F) {
 	l := LockRow{Lock: op.Lock{Type: op.WriteLock, Start: 3, End: 5, PID: 7}}
 	st := SessionState{Low: 4, Rows: 3}
 	w := ResultRow{Ino: 300, Off: 1 << 40, Held: 7, Eof: true}
-	for i, b := range [][]byte{s.Append(nil), u.Append(nil), l.Append(nil), st.Append(nil), w.Append(nil), {3}} {
+	g := Grant{Bytes: 5, Inodes: 6, Version: 7, Since: 8}
+	for i, b := range [][]byte{s.Append(nil), u.Append(nil), l.Append(nil), st.Append(nil), w.Append(nil), {3}, g.Append(nil)} {
 		f.Add(append([]byte{byte(i)}, b...))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -166,6 +167,10 @@ func FuzzRow(f *testing.F) {
 				why |= orphanTail
 			}
 			got = []byte{why}
+		case 6:
+			var g Grant
+			g, err = DecodeGrant(b)
+			got = g.Append(nil)
 		default:
 			return
 		}

@@ -17,6 +17,7 @@ type Kind uint8
 const (
 	KindShard     Kind = 0x01 // ShardState
 	KindUsage     Kind = 0x02 // volume(4): Usage
+	KindGrant     Kind = 0x03 // volume(4) store(16): Grant, in the shard of who keeps the volume's quota
 	KindInode     Kind = 0x10 // ino(8): Inode
 	KindPart      Kind = 0x18 // ino(8): Part, in a shard that holds chunks of the file
 	KindEntry     Kind = 0x20 // directory(8) cookie(8): Entry
@@ -61,6 +62,14 @@ func ShardKey(s sealfs.Shard) (b [3]byte) {
 func UsageKey(s sealfs.Shard, v sealfs.Volume) (b [7]byte) {
 	putHead(b[:], s, KindUsage)
 	binary.BigEndian.PutUint32(b[3:], uint32(v))
+	return b
+}
+
+// GrantKey returns the key of what a store may use of a volume's quota.
+func GrantKey(s sealfs.Shard, v sealfs.Volume, store sealfs.UUID) (b [23]byte) {
+	putHead(b[:], s, KindGrant)
+	binary.BigEndian.PutUint32(b[3:], uint32(v))
+	copy(b[7:], store[:])
 	return b
 }
 
@@ -172,6 +181,7 @@ type Key struct {
 	Ordinal uint8          // of an attribute or a prepared row
 	Class   uint8          // of a lock
 	Tx      op.Tx          // of a prepared row or a decision
+	Store   sealfs.UUID    // of a grant
 }
 
 // keyLen returns the length of keys of kind k, 0 if there is no such kind.
@@ -191,6 +201,8 @@ func keyLen(k Kind) int {
 		return 19
 	case KindPrepared:
 		return 20
+	case KindGrant:
+		return 23
 	case KindLock:
 		return 36
 	}
@@ -209,6 +221,10 @@ func DecodeKey(b []byte) (Key, error) {
 		return k, nil
 	case KindUsage:
 		k.Volume = sealfs.Volume(binary.BigEndian.Uint32(b[3:]))
+		return k, nil
+	case KindGrant:
+		k.Volume = sealfs.Volume(binary.BigEndian.Uint32(b[3:]))
+		copy(k.Store[:], b[7:])
 		return k, nil
 	case KindSession:
 		k.Session = sealfs.Session(binary.BigEndian.Uint64(b[3:]))
@@ -261,6 +277,9 @@ func (k *Key) Append(b []byte) []byte {
 		return b
 	case KindUsage:
 		return binary.BigEndian.AppendUint32(b, uint32(k.Volume))
+	case KindGrant:
+		b = binary.BigEndian.AppendUint32(b, uint32(k.Volume))
+		return append(b, k.Store[:]...)
 	case KindSession:
 		b = binary.BigEndian.AppendUint64(b, uint64(k.Session))
 		return binary.BigEndian.AppendUint64(b, k.Pos)

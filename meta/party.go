@@ -314,7 +314,7 @@ func (ch *change) preparePart(p *op.Request) error {
 		p.Ino = ino
 		in.fromPart(p)
 		in.Attr(&ch.rep.Attr)
-		return ch.charge(&in, 0, 1)
+		return ch.charge(&in, PaidAhead(p), 1)
 	case op.PartName:
 		return ch.prepareName(p)
 	}
@@ -353,6 +353,21 @@ func (ch *change) preparePart(p *op.Request) error {
 		}
 	}
 	return nil
+}
+
+// PaidAhead returns what the attributes of a directory that was prepared count in its volume's
+// usage, in bytes: they are paid for, as the inode is, since a Commit cannot be refused.
+func PaidAhead(p *op.Request) (n int64) {
+	if p.Part != op.PartNew || !CheckACL(p.Data) {
+		return 0
+	}
+	flags := acl(p.Data).flags(true)
+	for _, flag := range [...]uint8{flagAccess, flagDefault} {
+		if flags&flag != 0 {
+			n += attrLength(len(aclName(flag)), len(p.Data))
+		}
+	}
+	return n
 }
 
 // fromPart fills in with the directory that a PartNew makes.
@@ -475,6 +490,9 @@ func (ch *change) commitPart(p *op.Request) error {
 		if err := ch.giveACL(&in, p.Data); err != nil {
 			return err
 		}
+		if err := ch.charge(&in, -PaidAhead(p), 0); err != nil {
+			return err
+		}
 		return ch.put(&in)
 	case op.PartName:
 		return ch.commitName(p)
@@ -546,7 +564,7 @@ func (ch *change) abort() error {
 		}
 		var in Inode
 		in.fromPart(p)
-		return ch.charge(&in, 0, -1)
+		return ch.charge(&in, -PaidAhead(p), -1)
 	})
 }
 

@@ -372,8 +372,7 @@ func (ch *change) dropVolume() error {
 		return err
 	}
 	if u == (Usage{}) {
-		ch.rep.Eof, ch.quiet = true, true
-		return nil
+		return ch.dropGrants()
 	}
 	// Inode numbers of a shard only grow, so ino is a cursor that survives
 	// changes. Parts, of inodes of all shards, may come later than it.

@@ -18,6 +18,7 @@ import (
 //	GET    /v1/map             cluster.Map
 //	GET    /v1/volumes         [VolumeStatus]
 //	POST   /v1/volumes         cluster.VolumeSpec → VolumeStatus
+//	POST   /v1/volumes/NAME/quota  Quota → VolumeStatus
 //	DELETE /v1/volumes/NAME
 //	GET    /v1/locate?ino=N    Location
 //	POST   /v1/sessions        Session with volume's name, pid, mount → Session
@@ -39,6 +40,13 @@ func (n *Node) api(ctx context.Context) *api {
 			return nil, err
 		}
 		return n.createVolume(r.Context(), spec)
+	})
+	a.get("POST /v1/volumes/{name}/quota", func(r *http.Request) (any, error) {
+		var q Quota
+		if err := readBody(r, &q); err != nil {
+			return nil, err
+		}
+		return n.setQuota(r.Context(), r.PathValue("name"), q)
 	})
 	a.get("DELETE /v1/volumes/{name}", func(r *http.Request) (any, error) {
 		return struct{}{}, n.deleteVolume(r.Context(), r.PathValue("name"))
@@ -115,6 +123,12 @@ func (a *Admin) Volumes(ctx context.Context) (list []VolumeStatus, err error) {
 // CreateVolume makes a volume.
 func (a *Admin) CreateVolume(ctx context.Context, spec cluster.VolumeSpec) (v VolumeStatus, err error) {
 	err = a.call(ctx, http.MethodPost, "/v1/volumes", spec, &v)
+	return v, err
+}
+
+// SetQuota changes what a volume may hold.
+func (a *Admin) SetQuota(ctx context.Context, name string, q Quota) (v VolumeStatus, err error) {
+	err = a.call(ctx, http.MethodPost, "/v1/volumes/"+url.PathEscape(name)+"/quota", q, &v)
 	return v, err
 }
 

@@ -54,11 +54,6 @@ func (s *StoreServer) sendBeat(ctx context.Context, leaving bool) (r cluster.Bea
 		}
 	}
 	s.mu.Unlock()
-	others := make(map[sealfs.Volume]cluster.VolumeUsage, len(r.Others))
-	for _, u := range r.Others {
-		others[u.ID] = u
-	}
-	s.others.Store(&others)
 	if r.Sessions != nil {
 		s.sessions.Store(r.Sessions)
 	}

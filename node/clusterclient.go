@@ -114,18 +114,39 @@ func (c *Cluster) CreateVolume(ctx context.Context, spec cluster.VolumeSpec) (Vo
 	return x, nil
 }
 
-// DeleteVolume deletes a volume and all that is in it, and waits for that.
-func (c *Cluster) DeleteVolume(ctx context.Context, name string) error {
+// volume returns the volume of a name.
+func (c *Cluster) volume(ctx context.Context, name string) (cluster.VolumeStatus, error) {
 	list, err := c.Remote.Volumes(ctx)
 	if err != nil {
-		return err
+		return cluster.VolumeStatus{}, err
 	}
 	var names []string
 	i := slices.IndexFunc(list, func(v cluster.VolumeStatus) bool { names = append(names, v.Name); return v.Name == name })
 	if i < 0 {
-		return fault(sealfs.ErrNotExist, "there is no volume %q (there are: %q)", name, names)
+		return cluster.VolumeStatus{}, fault(sealfs.ErrNotExist, "there is no volume %q (there are: %q)", name, names)
 	}
-	v := list[i]
+	return list[i], nil
+}
+
+// SetQuota changes what a volume may hold. Servers hear of it as soon as they reach a manager.
+func (c *Cluster) SetQuota(ctx context.Context, name string, q Quota) (VolumeStatus, error) {
+	v, err := c.volume(ctx, name)
+	if err != nil {
+		return VolumeStatus{}, err
+	}
+	bytes, inodes := q.of(v.VolumeInfo)
+	info, err := c.Remote.ResizeVolume(ctx, v.ID, bytes, inodes)
+	x := describe(info)
+	x.UsedBytes, x.UsedInodes = int64(v.UsedBytes), int64(v.UsedInodes)
+	return x, err
+}
+
+// DeleteVolume deletes a volume and all that is in it, and waits for that.
+func (c *Cluster) DeleteVolume(ctx context.Context, name string) error {
+	v, err := c.volume(ctx, name)
+	if err != nil {
+		return err
+	}
 	sessions, err := c.Sessions(ctx)
 	if err != nil {
 		return err

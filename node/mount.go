@@ -8,8 +8,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -280,6 +282,31 @@ func quotaOf(newest func() *cluster.Map, id sealfs.Volume) func() (bytes, inodes
 	}
 }
 
+// quotaAge is for how long a further mount believes what it was told of its volume's quota.
+const quotaAge = time.Second
+
+// asked returns what a volume may take as the main process says, asked for at most once in quotaAge.
+func asked(a *Admin, v cluster.VolumeInfo) func() (bytes, inodes uint64) {
+	var mu sync.Mutex
+	at := time.Now()
+	return func() (bytes, inodes uint64) {
+		mu.Lock()
+		defer mu.Unlock()
+		if time.Since(at) < quotaAge {
+			return v.Bytes, v.Inodes
+		}
+		ctx, stop := context.WithTimeout(context.Background(), quotaAge)
+		defer stop()
+		// One that does not answer is about to end, and the mount with it.
+		list, err := a.Volumes(ctx)
+		if i := slices.IndexFunc(list, func(x VolumeStatus) bool { return x.ID == v.ID }); err == nil && i >= 0 {
+			v.Bytes, v.Inodes = uint64(list[i].Size), list[i].Inodes
+		}
+		at = time.Now()
+		return v.Bytes, v.Inodes
+	}
+}
+
 func epoch(m *cluster.Map, s sealfs.Shard) sealfs.Epoch {
 	if m != nil && int(s) < len(m.Table) {
 		return m.Table[s].Epoch
@@ -402,7 +429,7 @@ func (m *Mounted) connect(ctx context.Context, o MountOptions, s Session, admin 
 	co := client.Options{
 		Shards: s.Shards, Session: s.ID, Durable: settings.Durable, Logger: m.log, Retry: time.Second,
 		Epoch: func(s sealfs.Shard) sealfs.Epoch { return epoch(cm, s) }, Each: eachIn(cm),
-		Chunked: len(cm.Stores) > 1, Quota: quotaOf(func() *cluster.Map { return cm }, v.ID),
+		Chunked: len(cm.Stores) > 1, Quota: asked(admin, v),
 	}
 	if m.mount, err = newMount(ctx, watchApart{conn, watch}, v, co, mo.client(o.Mount, o.Volume, m.log, &m.processors)); err != nil {
 		return err

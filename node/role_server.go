@@ -47,7 +47,6 @@ type StoreServer struct {
 	remote *cluster.Remote
 	router *router.Router
 	server atomic.Pointer[server.Server] // nil until the stores are open
-	others atomic.Pointer[map[sealfs.Volume]cluster.VolumeUsage]
 
 	sessions atomic.Pointer[cluster.SessionList] // the newest list
 	told     atomic.Uint64                       // version of the one that server has
@@ -275,7 +274,7 @@ func (s *StoreServer) openStores(ctx context.Context, m *cluster.Map) error {
 	s.onClose(func() error { s.router.Close(); return nil })
 	srv, err := s.openServer(ctx, server.Options{
 		Shards: m.Shards, Map: s.remote.Map, Durable: s.settings.Durable, Logger: s.log.With("part", "server"),
-		Peers: s.router, KeepSessions: true, Others: s.elsewhere,
+		Peers: s.router, KeepSessions: true,
 	})
 	if err != nil {
 		return err
@@ -321,15 +320,6 @@ func (s *StoreServer) endInherited(ctx context.Context, m *cluster.Map) (err err
 	}
 	s.inv.Inherited = false
 	return s.dir.writeInventory(s.inv)
-}
-
-// elsewhere returns what all other servers hold of a volume.
-func (s *StoreServer) elsewhere(v sealfs.Volume) (bytes, inodes int64) {
-	if m := s.others.Load(); m != nil {
-		u := (*m)[v]
-		return int64(u.Bytes), int64(u.Inodes)
-	}
-	return 0, 0
 }
 
 // storeOptions takes a store's ring for this process, and says how to open it.

@@ -119,6 +119,40 @@ func (n *Node) createVolume(ctx context.Context, spec cluster.VolumeSpec) (Volum
 	return n.volumeStatus(v), nil
 }
 
+// Quota says what a volume may hold, 0 for any number of them. What is nil stays as it is.
+type Quota struct {
+	Bytes  *uint64 `json:"bytes,omitempty"`
+	Inodes *uint64 `json:"inodes,omitempty"`
+}
+
+// of returns the whole quota of a volume under q.
+func (q Quota) of(v cluster.VolumeInfo) (bytes, inodes uint64) {
+	bytes, inodes = v.Bytes, v.Inodes
+	if q.Bytes != nil {
+		bytes = *q.Bytes
+	}
+	if q.Inodes != nil {
+		inodes = *q.Inodes
+	}
+	return bytes, inodes
+}
+
+// setQuota changes what a volume may hold. That is in force when it returns.
+func (n *Node) setQuota(ctx context.Context, name string, q Quota) (VolumeStatus, error) {
+	n.volumes.Lock()
+	defer n.volumes.Unlock()
+	v, err := n.volume(name)
+	if err != nil {
+		return VolumeStatus{}, err
+	}
+	bytes, inodes := q.of(v)
+	if v, err = n.manager.ResizeVolume(ctx, v.ID, bytes, inodes); err != nil {
+		return VolumeStatus{}, err
+	}
+	n.log.Info("quota set", "volume", v.Name, "bytes", v.Bytes, "inodes", v.Inodes)
+	return n.volumeStatus(v), nil
+}
+
 // deleteVolume frees a volume and all that is in it. When ctx ends first, that
 // goes on nevertheless.
 func (n *Node) deleteVolume(ctx context.Context, name string) error {

@@ -69,6 +69,9 @@ const (
 
 	Watch // shard Shard: the session has carried out the revocations of that store up to number Off, and believes nothing any more of the inodes listed in Data (see AppendOpens); waits for further ones, Len milliseconds at most. Answers Revokes
 
+	Grant  // shard Shard, of the keeper of Volume's quota: the store listed in Data has the limits Off (bytes) and Len (inodes) by the version Gen, since Size, knows the map Ctime, and needs Atime bytes and Mtime inodes more. Answers its new limits in Space, and their version in Off. Resolved: that store's row becomes what Off, Len, Gen and Size say
+	Recall // shard Shard: its store gives back what it may use of Volume and does not, under the quota Off (bytes) and Len (inodes), in force since Size, by the version Gen. Answers its limits in Space, their version in Off, and Eof unless it is about to free something
+
 	numTypes
 )
 
@@ -93,7 +96,7 @@ var typeNames = [numTypes]string{
 	Seek: "seek", Sync: "sync", Open: "open", Release: "release", WaitLock: "waitlock",
 	Prepare: "prepare", Commit: "commit", Abort: "abort", Forget: "forget", Extend: "extend", Purge: "purge",
 	Resolve: "resolve", Ancestors: "ancestors", Register: "register", Watch: "watch",
-	WaitFor: "waitfor", Waiting: "waiting",
+	WaitFor: "waitfor", Waiting: "waiting", Grant: "grant", Recall: "recall",
 }
 
 // String returns the lower-case name of t.
@@ -109,7 +112,7 @@ func (t Type) Valid() bool { return t < numTypes && typeNames[t] != "" }
 
 // Changes reports whether requests of type t change state and are logged.
 func (t Type) Changes() bool {
-	return t > 0 && t < lastChange || t >= lateChanges && t < lateQuestions
+	return t > 0 && t < lastChange || t >= lateChanges && t < lateQuestions || t == Grant
 }
 
 // Types returns all defined types in order.

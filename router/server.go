@@ -102,7 +102,7 @@ func (s *server) failed(err error) {
 func (l *link) conn(req *op.Request) *wire.Conn {
 	if l.control != nil {
 		switch req.Type {
-		case op.Commit, op.Abort, op.Forget, op.Resolve, op.Sync, op.WaitFor, op.Waiting:
+		case op.Commit, op.Abort, op.Forget, op.Resolve, op.Sync, op.WaitFor, op.Waiting, op.Grant, op.Recall:
 			if l.peer {
 				return l.control
 			}

@@ -14,18 +14,34 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sealfs"
+	"sealfs/cluster"
 	"sealfs/op"
 )
 
 // fileServer is a server on real files.
-func fileServer(b testing.TB, size int64) (*Server, sealfs.Ino) {
+func fileServer(b testing.TB, size int64) (*Server, sealfs.Ino) { return fileServerWith(b, size, nil) }
+
+// fileServerWith is fileServer with volume 1 in its cluster map, unless that is nil.
+func fileServerWith(b testing.TB, size int64, volume *cluster.VolumeInfo) (*Server, sealfs.Ino) {
 	b.Helper()
 	dir := b.TempDir()
 	o := StoreOptions{Device: filepath.Join(dir, "device.img"), Region: filepath.Join(dir, "region"), Staging: ringPath(b)}
-	if _, err := Format(FormatOptions{Device: o.Device, Region: o.Region, Size: size}); err != nil {
+	sb, err := Format(FormatOptions{Device: o.Device, Region: o.Region, Size: size})
+	if err != nil {
 		b.Fatal(err)
 	}
-	s, err := Open(context.Background(), Options{Shards: 4096, Stores: []StoreOptions{o}, Logger: testLog(b)})
+	opts := Options{Shards: 4096, Stores: []StoreOptions{o}, Logger: testLog(b)}
+	if volume != nil {
+		m := &cluster.Map{
+			Version: 2, Shards: 4096, Replicas: 1, NextVolume: 2, Stores: []cluster.StoreInfo{{ID: sb.Store, State: cluster.StoreUp}},
+			Volumes: []cluster.VolumeInfo{*volume}, Table: make([]cluster.ShardInfo, 4096),
+		}
+		for i := range m.Table {
+			m.Table[i].Replicas = []uint16{0}
+		}
+		opts.Map = func() *cluster.Map { return m }
+	}
+	s, err := Open(context.Background(), opts)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -56,16 +72,24 @@ func ringPath(b testing.TB) string {
 }
 
 // BenchmarkCreate: a small file made and written, as a mount does it.
-func BenchmarkCreate(b *testing.B) { benchmarkCreate(b, 0) }
+func BenchmarkCreate(b *testing.B) { benchmarkCreate(b, 0, nil) }
+
+// BenchmarkQuota is BenchmarkCreate in a volume without a quota and in one with one, far away.
+func BenchmarkQuota(b *testing.B) {
+	b.Run("none", func(b *testing.B) { benchmarkCreate(b, 0, &cluster.VolumeInfo{ID: 1}) })
+	b.Run("set", func(b *testing.B) {
+		benchmarkCreate(b, 0, &cluster.VolumeInfo{ID: 1, Bytes: 1 << 50, Inodes: 1 << 40, Since: 2})
+	})
+}
 
 // BenchmarkCreateWatched is BenchmarkCreate by a session that watches and so is
 // granted leases.
-func BenchmarkCreateWatched(b *testing.B) { benchmarkCreate(b, 1) }
+func BenchmarkCreateWatched(b *testing.B) { benchmarkCreate(b, 1, nil) }
 
-func benchmarkCreate(b *testing.B, session sealfs.Session) {
+func benchmarkCreate(b *testing.B, session sealfs.Session, volume *cluster.VolumeInfo) {
 	for _, size := range []int{0, 4096} {
 		b.Run(fmt.Sprintf("size=%d", size), func(b *testing.B) {
-			s, root := fileServer(b, 16<<30)
+			s, root := fileServerWith(b, 16<<30, volume)
 			ctx := context.Background()
 			data := make([]byte, size)
 			var rep op.Reply

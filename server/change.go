@@ -27,7 +27,10 @@ type change struct {
 	buf      []byte // the encoded operation
 	cfg      meta.Config
 	charges  []charge
-	paid     bool // the charges are booked
+	paid     bool   // the charges are booked
+	short    charge // what does not fit into a volume's quota
+	plea     *plea  // to get it: own, or the claim's
+	own      plea
 	locks    []lockCount
 	counted  bool        // the locks are booked
 	held     sealfs.Ino  // registered as held by this change
@@ -107,8 +110,12 @@ func (st *store) executePatiently(ctx context.Context, cl *claim, req *op.Reques
 func (st *store) executeFor(ctx context.Context, cl *claim, req *op.Request, rep *op.Reply, payload []byte) (sealfs.LSN, error) {
 	c := changes.Get().(*change)
 	c.st, c.req, c.rep = st, req, rep
-	if alters(req.Type) {
-		c.claim = cl
+	c.plea = &c.own
+	if cl != nil {
+		c.plea = &cl.plea
+		if alters(req.Type) && !cl.part {
+			c.claim = cl
+		}
 	}
 	defer c.free()
 	if req.Type == op.Commit {
@@ -147,6 +154,20 @@ func (st *store) executeFor(ctx context.Context, cl *claim, req *op.Request, rep
 		if err == errRefused {
 			return end, nil
 		}
+		if err == errShort && cl != nil && cl.first {
+			cl.short = c.short
+			return end, err
+		}
+		if err == errShort {
+			if err := st.obtain(ctx, req.Type, c.short, c.plea); err == sealfs.ErrQuota {
+				rep.Reset()
+				rep.Code = sealfs.ErrQuota
+				return end, nil
+			} else if err != nil {
+				return end, err
+			}
+			continue
+		}
 		if err = st.await(ctx, err, req.Tx); err == errDie {
 			rep.Reset()
 			rep.Code = sealfs.ErrDeadlock
@@ -173,7 +194,7 @@ func bringsACL(req *op.Request) bool {
 // class says which requests may use the reserve of a full store.
 func class(t op.Type) lsfs.Class {
 	switch t {
-	case op.Commit, op.Abort, op.Forget, op.Unlink, op.Rmdir, op.Reclaim, op.Purge, op.Removexattr, op.DropOwner, op.DropSession, op.DropVolume, op.Setattr, op.SetLock:
+	case op.Commit, op.Abort, op.Forget, op.Unlink, op.Rmdir, op.Reclaim, op.Purge, op.Removexattr, op.DropOwner, op.DropSession, op.DropVolume, op.Setattr, op.SetLock, op.Grant:
 		return lsfs.Freeing
 	}
 	return lsfs.Normal
@@ -229,11 +250,11 @@ func (c *change) Apply(tx *lsfs.Tx) error {
 	if c.rep.Held != 0 && c.req.Flags&op.Held == 0 && c.st.holds.any(c.rep.Held) {
 		return errHeld
 	}
-	if c.paid = c.st.pay(c.req.Type, c.charges); !c.paid {
-		c.rep.Reset()
-		c.rep.Code = sealfs.ErrNoSpace
-		return errRefused
+	var err error
+	if c.short, err = c.st.pay(c.req.Type, c.charges, c.plea); err != nil {
+		return err
 	}
+	c.paid = true
 	if c.counted = c.st.lockCounts.add(c.locks, &c.st.srv.lockLimits); !c.counted {
 		c.rep.Reset()
 		c.rep.Code = sealfs.ErrNoLocks
@@ -313,6 +334,7 @@ func (c *change) CountLocks(sess sealfs.Session, n int) {
 }
 
 func (c *change) free() {
+	c.st.usage.release(&c.own)
 	*c = change{buf: c.buf[:0], charges: c.charges[:0], locks: c.locks[:0], altered: c.altered[:0], gone: c.gone[:0], noted: c.noted}
 	changes.Put(c)
 }

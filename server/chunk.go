@@ -118,12 +118,13 @@ func (s *Server) ask(ctx context.Context, req *op.Request, rep *op.Reply) error 
 }
 
 // writePart answers a Write of a part of one chunk.
-func (st *store) writePart(ctx context.Context, req *op.Request, rep *op.Reply, d place) error {
+func (st *store) writePart(ctx context.Context, cl *claim, req *op.Request, rep *op.Reply, d place) error {
 	end := req.Off + uint64(len(req.Data))
 	if req.Off%sealfs.ChunkBytes+uint64(len(req.Data)) > sealfs.ChunkBytes {
 		return fmt.Errorf("write of %d bytes at %d goes beyond a chunk: %w", len(req.Data), req.Off, sealfs.ErrInvalid)
 	}
-	w := st.writing(d, nil) // what a chunk holds is leased with the inode: see op.Extend
+	cl.part = true
+	w := st.writing(d, cl)
 	defer w.free()
 	defer st.lockStripe(req.Ino).Unlock()
 	var err error

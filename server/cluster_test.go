@@ -90,7 +90,7 @@ func newWorld(t testing.TB, seed uint64, stores ...int) *world {
 
 // testPace gives no transaction up that can be brought to its end, however slow the machine is.
 var testPace = pace{doubt: 40 * time.Millisecond, finish: 20 * time.Millisecond, attributes: 10 * time.Second, hurry: 10 * time.Millisecond,
-	search: 2 * time.Millisecond, recheck: 200 * time.Millisecond}
+	search: 2 * time.Millisecond, recheck: 200 * time.Millisecond, plea: 10 * time.Second}
 
 // start starts server i; kept is what staging holds of its stores.
 func (w *world) start(i int, kept []*pmem.Staging) {
@@ -132,7 +132,10 @@ func (w *world) start(i int, kept []*pmem.Staging) {
 }
 
 // kill ends a server as SIGKILL would and starts it again.
-func (w *world) kill(i int) {
+func (w *world) kill(i int) { w.restart(i, false) }
+
+// restart is kill, or takes away the power of the server's machine, with all that was not synced.
+func (w *world) restart(i int, power bool) {
 	w.t.Helper()
 	s := w.srv[i].Load()
 	// What is under way gets no further.
@@ -159,6 +162,11 @@ func (w *world) kill(i int) {
 		ring, err := st.Abandon()
 		if err != nil {
 			w.t.Fatal(err)
+		}
+		if power {
+			none := func(int64) bool { return false }
+			w.dev[k], w.reg[k] = w.dev[k].CrashClone(none), w.reg[k].CrashClone(none)
+			continue
 		}
 		kept = append(kept, ring)
 		w.dev[k], w.reg[k] = w.dev[k].Reopen(), w.reg[k].Reopen()

@@ -40,6 +40,14 @@ type claim struct {
 	ticket *lease.Ticket
 	woken  chan struct{}
 	poke   func() // of woken
+
+	// Of quotas: a change that finds no room returns errShort with what is short, since its sender
+	// holds a stripe and can begin again.
+	first bool
+	// part says that a chunk is changed, which is leased with the inode: see op.Extend.
+	part  bool
+	short charge
+	plea  plea
 }
 
 var claims = sync.Pool{New: func() any {
@@ -60,7 +68,8 @@ func (c *claim) end(st *store) {
 		st.leases.Done(c.ticket)
 		c.ticket = nil
 	}
-	c.keep = false
+	st.usage.release(&c.plea)
+	c.keep, c.first, c.part, c.plea = false, false, false, plea{}
 	claims.Put(c)
 }
 
@@ -92,13 +101,18 @@ func (st *store) patiently(ctx context.Context, req *op.Request, rep *op.Reply, 
 	defer c.end(st)
 	for {
 		err := do(st, ctx, c, req, rep)
-		if err != errLeased {
-			return err
-		}
-		if err := st.regain(ctx, c); err != nil {
+		switch err {
+		case errLeased:
+			err = st.regain(ctx, c)
+		case errShort:
+			err = st.obtain(ctx, req.Type, c.short, &c.plea)
+		default:
 			return err
 		}
 		rep.Reset()
+		if err != nil {
+			return err
+		}
 	}
 }
 

@@ -34,6 +34,7 @@ type reclaimer struct {
 	todo map[sealfs.Ino]struct{}
 	line []sealfs.Ino            // todo in the order in which they came
 	kept map[sealfs.Ino]struct{} // nameless, but held open
+	late time.Time               // when the last one was kept
 	busy bool
 	quit bool
 	done sync.WaitGroup
@@ -121,6 +122,14 @@ func (q *reclaimer) settle() {
 	}
 }
 
+// soon reports whether something is being freed, or will be when a file is closed that has
+// just lost its name.
+func (q *reclaimer) soon() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.todo) > 0 || q.busy || q.running > 0 || len(q.kept) > 0 && time.Since(q.late) < freeingMax
+}
+
 func (q *reclaimer) run() {
 	defer q.done.Done()
 	turns := q.st.turns()
@@ -146,6 +155,7 @@ func (q *reclaimer) run() {
 		q.busy = false
 		if keep {
 			q.kept[ino] = struct{}{}
+			q.late = time.Now()
 			// It may have been released before it stood here.
 			if !q.st.holds.any(ino) {
 				q.put(ino)

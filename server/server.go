@@ -56,8 +56,6 @@ type Options struct {
 	// Grace is for how long after a start sessions may register what they hold
 	// open. Default 60 s.
 	Grace time.Duration
-	// Others returns what other servers hold of a volume, for its limits; nil: nothing.
-	Others func(sealfs.Volume) (bytes, inodes int64)
 
 	// Random names transactions, and spreads those that begin again. Default
 	// math/rand; a simulation numbers them.
@@ -117,6 +115,7 @@ type store struct {
 	holds   holds
 	leases  *lease.Table
 	usage   usage
+	rounds  rounds
 	locks   waiters
 	circles waitGraph
 	// lockCounts is how many locks there are.
@@ -388,6 +387,10 @@ func (st *store) do(ctx context.Context, req *op.Request, rep *op.Reply) error {
 		return st.stillWaits(req, rep)
 	case op.Watch:
 		return st.watch(ctx, req, rep)
+	case op.Grant:
+		return st.grant(ctx, req, rep)
+	case op.Recall:
+		return st.recall(req, rep)
 	}
 	if req.Type.Changes() {
 		return st.changeWithin(ctx, req, rep)

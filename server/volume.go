@@ -7,41 +7,11 @@ import (
 	"maps"
 	"math"
 	"slices"
-	"sync"
 
 	"sealfs"
 	"sealfs/cluster"
 	"sealfs/op"
 )
-
-// charge is the change of a volume's usage by one request.
-type charge struct {
-	volume        sealfs.Volume
-	bytes, inodes int64
-}
-
-// usage is what the volumes hold on this store: the sum of the shards' usage
-// rows, kept so that a limit is checked without reading them.
-type usage struct {
-	mu sync.Mutex
-	of map[sealfs.Volume]charge
-}
-
-func (u *usage) add(v sealfs.Volume, bytes, inodes int64) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.of == nil {
-		u.of = map[sealfs.Volume]charge{}
-	}
-	c := u.of[v]
-	u.of[v] = charge{v, c.bytes + bytes, c.inodes + inodes}
-}
-
-func (u *usage) get(v sealfs.Volume) charge {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	return u.of[v]
-}
 
 // volumeInfo returns what the cluster map says of a volume, nil if it says nothing.
 func (s *Server) volumeInfo(v sealfs.Volume) *cluster.VolumeInfo {
@@ -58,39 +28,6 @@ func (s *Server) volumeInfo(v sealfs.Volume) *cluster.VolumeInfo {
 		}
 	}
 	return nil
-}
-
-// pay books charges and reports whether every volume may hold what it then
-// holds; if not, nothing is booked.
-func (st *store) pay(t op.Type, cs []charge) bool {
-	for _, c := range cs {
-		if c.bytes <= 0 && c.inodes <= 0 || t == op.Commit {
-			continue // what was voted for is paid for
-		}
-		v := st.srv.volumeInfo(c.volume)
-		if v == nil || v.Bytes == 0 && v.Inodes == 0 {
-			continue
-		}
-		bytes, inodes := st.srv.Usage(c.volume)
-		if st.srv.o.Others != nil {
-			b, i := st.srv.o.Others(c.volume)
-			bytes, inodes = bytes+b, inodes+i
-		}
-		if c.bytes > 0 && v.Bytes != 0 && uint64(bytes+c.bytes) > v.Bytes ||
-			c.inodes > 0 && v.Inodes != 0 && uint64(inodes+c.inodes) > v.Inodes {
-			return false
-		}
-	}
-	for _, c := range cs {
-		st.usage.add(c.volume, c.bytes, c.inodes)
-	}
-	return true
-}
-
-func (st *store) refund(cs []charge) {
-	for _, c := range cs {
-		st.usage.add(c.volume, -c.bytes, -c.inodes)
-	}
 }
 
 // bytesPerInode is a cautious guess of region bytes per file, for statfs.

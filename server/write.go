@@ -42,6 +42,7 @@ func (st *store) lockStripe(ino sealfs.Ino) *sync.Mutex {
 // rep.Off says where the data went.
 func (st *store) write(ctx context.Context, cl *claim, req *op.Request, rep *op.Reply) error {
 	off, data := req.Off, req.Data
+	cl.part = false
 	if len(data) == 0 || len(data) > sealfs.IOMax {
 		rep.Code = sealfs.ErrInvalid
 		return nil
@@ -54,7 +55,7 @@ func (st *store) write(ctx context.Context, cl *claim, req *op.Request, rep *op.
 		if d, err := st.place(req); err != nil {
 			return err
 		} else if d.part {
-			return st.writePart(ctx, req, rep, d)
+			return st.writePart(ctx, cl, req, rep, d)
 		}
 	}
 	defer st.lockStripe(req.Ino).Unlock()
@@ -93,10 +94,12 @@ func atHome(ino sealfs.Ino) place { return place{ino: ino} }
 // writePieces writes req.Data at off.
 func (st *store) writePieces(w *writing, req *op.Request, rep *op.Reply, off, size uint64) error {
 	data := req.Data
-	if w.claim != nil && uint64(len(data)) > uint64(st.PayloadMax())-off%sealfs.BlockSize {
+	if uint64(len(data)) > uint64(st.PayloadMax())-off%sealfs.BlockSize {
 		w.claim.keep = true
 	}
 	for at, rest := off, data; len(rest) > 0; {
+		// What comes later must follow what is written.
+		w.claim.first = at == off
 		n := int(min(uint64(len(rest)), at&^(sealfs.BlockSize-1)+uint64(st.PayloadMax())-at))
 		last := n == len(rest)
 		if err := st.writePiece(w, req, rep, at, rest[:n], size, last); err != nil || rep.Code != 0 {
@@ -106,6 +109,7 @@ func (st *store) writePieces(w *writing, req *op.Request, rep *op.Reply, off, si
 		rest = rest[n:]
 		size = max(size, at)
 	}
+	w.claim.first = false
 	rep.Off = off
 	return nil
 }
@@ -269,6 +273,9 @@ func (st *store) fallocate(ctx context.Context, cl *claim, req *op.Request, rep 
 		} else if d.part {
 			return st.punchPart(ctx, req, rep, d)
 		}
+	}
+	if err := st.room(ctx, req); err != nil {
+		return err
 	}
 	defer st.lockStripe(req.Ino).Unlock()
 	size, _, err := st.size(req.Ino)

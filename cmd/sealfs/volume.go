@@ -34,6 +34,16 @@ belongs to the user who creates it.`,
 			},
 		},
 		{
+			name: "set-quota", group: "Volumes", args: "NAME [SIZE|none]", min: 1, max: 2, data: true, cluster: true, json: true,
+			short: "Change what a volume may hold",
+			long: `
+Sets how much a volume may hold, also while it is mounted. What is not named stays as
+it is. Where more is used already nothing is lost, but nothing grows (EDQUOT) until
+there is less.`,
+			examples: []string{"sealfs set-quota mail 40G", "sealfs set-quota --manager 127.0.0.1:8081 mail --inodes 10000000", "sealfs set-quota --data ~/fs mail none --inodes 0"},
+			setup:    setupQuota,
+		},
+		{
 			name: "delete-volume", aliases: []string{"delete"}, group: "Volumes", args: "NAME", min: 1, max: 1, data: true, cluster: true,
 			short:    "Delete a volume and all files in it",
 			long:     "Deletes a volume. It is refused while the volume is mounted. There is no way back.",
@@ -72,6 +82,7 @@ func admin(c *call, f func(*node.Admin) error) error {
 type volumeAdmin interface {
 	Volumes(context.Context) ([]node.VolumeStatus, error)
 	CreateVolume(context.Context, cluster.VolumeSpec) (node.VolumeStatus, error)
+	SetQuota(context.Context, string, node.Quota) (node.VolumeStatus, error)
 	DeleteVolume(context.Context, string) error
 }
 
@@ -126,6 +137,56 @@ func setupCreate(f *pflag.FlagSet) func(context.Context, *call) error {
 	}
 }
 
+func setupQuota(f *pflag.FlagSet) func(context.Context, *call) error {
+	inodes := f.Uint64("inodes", 0, "limit of the number of files and directories, 0 for none")
+	return func(ctx context.Context, c *call) error {
+		var q node.Quota
+		if f.Changed("inodes") {
+			q.Inodes = inodes
+		}
+		if len(c.args) > 1 {
+			var bytes uint64
+			if c.args[1] != "none" {
+				size, err := node.ParseSize(c.args[1])
+				if err != nil {
+					return err
+				}
+				if bytes = uint64(size); bytes == 0 {
+					return usagef("size 0: say none for a volume without a limit")
+				}
+			}
+			q.Bytes = &bytes
+		}
+		if q == (node.Quota{}) {
+			return usagef("nothing to change: name a size, or --inodes")
+		}
+		return volumes(c, func(a volumeAdmin) error {
+			v, err := a.SetQuota(ctx, c.args[0], q)
+			if err != nil {
+				return err
+			}
+			if c.json {
+				return writeJSON(c.out, v)
+			}
+			size, n := limits(v)
+			_, err = fmt.Fprintf(c.out, "volume %s may hold: size %s, inodes %s; it holds %s and %d\n", v.Name, size, n, node.Size(v.UsedBytes).About(), v.UsedInodes)
+			return err
+		})
+	}
+}
+
+// limits writes a volume's quota, a minus for none.
+func limits(v node.VolumeStatus) (size, inodes string) {
+	size, inodes = "-", "-"
+	if v.Size > 0 {
+		size = v.Size.String()
+	}
+	if v.Inodes > 0 {
+		inodes = fmt.Sprint(v.Inodes)
+	}
+	return size, inodes
+}
+
 func listVolumes(ctx context.Context, c *call) error {
 	return volumes(c, func(a volumeAdmin) error {
 		list, err := a.Volumes(ctx)
@@ -138,13 +199,7 @@ func listVolumes(ctx context.Context, c *call) error {
 		t := tabwriter.NewWriter(c.out, 0, 0, 2, ' ', 0)
 		fmt.Fprintln(t, "NAME\tID\tSTATE\tUSED\tSIZE\tINODES\tLIMIT")
 		for _, v := range list {
-			size, inodes := "-", "-"
-			if v.Size > 0 {
-				size = v.Size.String()
-			}
-			if v.Inodes > 0 {
-				inodes = fmt.Sprint(v.Inodes)
-			}
+			size, inodes := limits(v)
 			fmt.Fprintf(t, "%s\t%d\t%s\t%s\t%s\t%d\t%s\n", v.Name, v.ID, v.State, node.Size(v.UsedBytes).About(), size, v.UsedInodes, inodes)
 		}
 		return t.Flush()

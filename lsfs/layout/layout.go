@@ -57,9 +57,13 @@ const FeatureFar uint64 = 1 << 0
 // POSIX ACLs: who does not know them takes such inodes for damage.
 const FeatureACL uint64 = 1 << 1
 
+// FeatureGrants is the incompatible feature of a device on which it is noted what stores may
+// use of volumes' quotas: who does not know such records takes them for damage.
+const FeatureGrants uint64 = 1 << 4
+
 // FeaturesKnown are the incompatible features that this program understands.
 // A device with another bit is refused by the bit's number.
-const FeaturesKnown = FeatureFar | FeatureACL
+const FeaturesKnown = FeatureFar | FeatureACL | FeatureGrants
 
 // Superblock is the identity and geometry of a device and the lower bound of
 // its log.
