@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"math"
 	"runtime"
+	"strconv"
 	"sync"
+	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -34,6 +36,65 @@ ends it: what was not removed yet stays.`,
 			},
 			setup: setupRemove,
 		},
+		{
+			name: "du", group: "Trees", args: "[PATH...]", max: math.MaxInt, json: true,
+			short: "Show what trees hold: bytes, files, directories",
+			long: `
+On SealFS each directory knows what the tree below it holds, so this takes one question
+for each line printed, however large the tree is. Bytes are the sizes of the files, once
+for each name, also where they have holes. What has just been changed counts a moment
+later. Elsewhere, and in volumes that were made before directories had totals, it walks. The
+same numbers are extended attributes: sealfs.dir.bytes, sealfs.dir.files, sealfs.dir.dirs.`,
+			examples: []string{
+				"sealfs du /mnt/sealfs",
+				"sealfs du -d 1 /mnt/sealfs/home",
+				"sealfs du --json -d 2 /mnt/sealfs | jq '.[] | select(.files > 100000).path'",
+			},
+			setup: setupMeasure,
+		},
+	}
+}
+
+func setupMeasure(f *pflag.FlagSet) func(context.Context, *call) error {
+	depth := f.IntP("max-depth", "d", 0, "show directories so many `levels` below the paths, too")
+	exact := f.BoolP("bytes", "b", false, "show bytes as plain numbers")
+	return func(ctx context.Context, c *call) error {
+		if *depth < 0 {
+			return usagef("--max-depth %d: 0 or more", *depth)
+		}
+		paths := c.args
+		if len(paths) == 0 {
+			paths = []string{"."}
+		}
+		list := []tree.Usage{}
+		t := tabwriter.NewWriter(c.out, 0, 0, 2, ' ', 0)
+		if !c.json {
+			fmt.Fprintln(t, "BYTES\tFILES\tDIRS\tPATH")
+		}
+		var failed []error
+		for _, p := range paths {
+			err := tree.Measure(ctx, p, *depth, func(u tree.Usage) error {
+				size := node.Size(u.Bytes).About()
+				if *exact {
+					size = strconv.FormatUint(u.Bytes, 10)
+				}
+				if c.json {
+					list = append(list, u)
+				} else {
+					fmt.Fprintf(t, "%s\t%d\t%d\t%s\n", size, u.Files, u.Dirs, u.Path)
+				}
+				return nil
+			})
+			if err != nil {
+				failed = append(failed, err)
+			}
+		}
+		if c.json {
+			failed = append(failed, writeJSON(c.out, list))
+		} else {
+			failed = append(failed, t.Flush())
+		}
+		return errors.Join(failed...)
 	}
 }
 
