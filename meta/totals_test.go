@@ -153,3 +153,111 @@ func TestTotalsAttributes(t *testing.T) {
 		t.Errorf("listed are %q", rep.Data)
 	}
 }
+
+// TestTotalsOldVolume: a volume that was made before there were totals has none, and
+// nothing of it is ever written.
+func TestTotalsOldVolume(t *testing.T) {
+	m := newModel(t, Config{Shards: 4, Queued: func(_ sealfs.Shard, ino sealfs.Ino, _ bool) { t.Errorf("inode %d is queued", ino) }}, 11)
+	tx := m.r.Begin()
+	var root Inode
+	if err := GetInode(m.r, m.c, m.root, &root); err != nil {
+		t.Fatal(err)
+	}
+	root.Counted = false
+	k := InodeKey(m.c.Shards, m.root)
+	if err := tx.Set(k[:], root.Append(nil)); err != nil {
+		t.Fatal(err)
+	}
+	tx.Commit()
+	for range 3000 {
+		m.step(10)
+	}
+	m.check()
+	inodes := 0
+	err := walk(m.r, func(k *Key, v *record) error {
+		switch k.Kind {
+		case KindInode:
+			if inodes++; v.inode.Counted || v.inode.Flags&(flagQueued|flagSpread) != 0 || !v.inode.isDir() && v.inode.Parent != 0 {
+				t.Errorf("inode %d takes part in totals", k.Ino)
+			}
+		case KindQueued, KindPlace, KindOutbox, KindInbox:
+			t.Errorf("row of kind %#x", k.Kind)
+		}
+		return nil
+	})
+	if err != nil || inodes < 10 {
+		t.Errorf("%d inodes, %v", inodes, err)
+	}
+	m.refused(sealfs.ErrNoData, op.Request{Type: op.Getxattr, Ino: m.root, Name: op.AttrBytes, Len: 20})
+}
+
+// TestLetters brings letters to a directory as a bad network does: none is lost, none counts twice.
+func TestLetters(t *testing.T) {
+	f := newFixture(t, 4)
+	take := func(number uint64, shard sealfs.Shard, bytes int64) {
+		t.Helper()
+		d := Totals{Bytes: bytes}
+		f.ok(op.Request{Type: op.Tally, Mode: op.TallyTake, Ino: f.root, Shard2: shard, Gen: number, Data: d.Append(nil)})
+	}
+	want := func(bytes int64) {
+		t.Helper()
+		if got := f.totals(f.root); got.Bytes != bytes {
+			t.Errorf("%d bytes, want %d", got.Bytes, bytes)
+		}
+	}
+	take(5, 2, 100)
+	take(5, 2, 100)
+	take(4, 2, 1000)
+	want(100)
+	take(4, 3, 10)
+	take(9, 2, -50)
+	take(9, 2, -50)
+	take(5, 2, 100)
+	want(60)
+	f.refused(sealfs.ErrInvalid, op.Request{Type: op.Tally, Mode: op.TallyTake, Ino: f.root, Gen: 1, Data: []byte{1}})
+	f.refused(sealfs.ErrInvalid, op.Request{Type: op.Tally, Mode: 77, Ino: f.root})
+	take(10, 2, -50)
+	take(5, 3, -10) // so that Check finds what there is
+	want(0)
+	gone := f.ok(f.named(op.Mkdir, "gone")).Attr.Ino
+	f.ok(f.named(op.Rmdir, "gone"))
+	f.ok(op.Request{Type: op.Tally, Mode: op.TallyTake, Ino: gone, Gen: 1, Data: (&Totals{Bytes: 1}).Append(nil)})
+
+	// A sender: what a letter holds does not change any more, and what is new waits.
+	ch := func(bytes int64) {
+		t.Helper()
+		tx := f.r.Begin()
+		c := change{tx: tx, sp: f.sp, c: f.c, req: &op.Request{Shard: 1}}
+		if err := c.post(1000, Totals{Bytes: bytes}); err != nil {
+			t.Fatal(err)
+		}
+		tx.Commit()
+	}
+	step := func(mode uint32, number uint64, eof bool) Outbox {
+		t.Helper()
+		if rep := f.ok(op.Request{Type: op.Tally, Mode: mode, Ino: 1000, Shard: 1, Gen: number}); rep.Eof != eof {
+			t.Errorf("step %d answers %v", mode, rep.Eof)
+		}
+		o, err := GetOutbox(f.r, 1, 1000)
+		if err != nil && err != sealfs.ErrNotExist {
+			t.Fatal(err)
+		}
+		return o
+	}
+	step(op.TallySend, 0, true)
+	ch(7)
+	first := step(op.TallySend, 0, false)
+	ch(3)
+	if again := step(op.TallySend, 0, false); again.Number != first.Number || again.Letter.Bytes != 7 || again.Waiting.Bytes != 3 {
+		t.Errorf("a letter has become %+v", again)
+	}
+	step(op.TallySent, first.Number+1, true)
+	step(op.TallySent, first.Number, false)
+	second := step(op.TallySend, 0, false)
+	if second.Number <= first.Number || second.Letter.Bytes != 3 {
+		t.Errorf("the second letter is %+v after %d", second, first.Number)
+	}
+	if o := step(op.TallySent, second.Number, true); o != (Outbox{}) {
+		t.Errorf("left is %+v", o)
+	}
+}

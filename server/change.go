@@ -128,6 +128,9 @@ func (st *store) executeFor(ctx context.Context, cl *claim, req *op.Request, rep
 	for {
 		c.cfg = st.config()
 		c.cfg.Altered = c.noted
+		if req.Type == op.Tally {
+			c.cfg.Queued = st.follows
+		}
 		c.buf = req.AppendTo(c.buf[:0])
 		c.in.Op = c.buf
 		end, err := st.Update(&c.in, c)

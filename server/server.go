@@ -133,9 +133,10 @@ type store struct {
 	chunks     chunks
 
 	// Method values, made once: each takes an allocation.
-	guard   func(op.Tx, meta.Touch) error // parties.locks.Guard
-	isLocal func(sealfs.Shard) bool       // local
-	queued  func(sealfs.Shard, sealfs.Ino, bool)
+	guard   func(op.Tx, meta.Touch) error        // parties.locks.Guard
+	isLocal func(sealfs.Shard) bool              // local
+	queued  func(sealfs.Shard, sealfs.Ino, bool) // to the teller
+	follows func(sealfs.Shard, sealfs.Ino, bool) // the same, from a Tally
 }
 
 // Open recovers all stores and begins to answer.
@@ -241,7 +242,8 @@ func (s *Server) attach(dev disk.Device, region pmem.Backing, kept *pmem.Staging
 	st := &store{Store: ls, srv: s, opts: so, leases: lease.New(ls.Incarnation(), 0)}
 	st.holds.closed = st.leases.Lower
 	st.guard, st.isLocal = st.parties.locks.Guard, st.local
-	st.queued = func(s sealfs.Shard, ino sealfs.Ino, outbox bool) { st.srv.teller.add(st, s, ino, outbox) }
+	st.queued = func(s sealfs.Shard, ino sealfs.Ino, outbox bool) { st.srv.teller.add(st, s, ino, outbox, false) }
+	st.follows = func(s sealfs.Shard, ino sealfs.Ino, outbox bool) { st.srv.teller.add(st, s, ino, outbox, true) }
 	st.mark.Store(uint32(time.Now().UnixNano() >> 10))
 	if err := st.load(); err != nil {
 		return nil, errors.Join(err, ls.Close())

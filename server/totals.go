@@ -33,6 +33,7 @@ type teller struct {
 // tellings is what a store has to tell.
 type tellings struct {
 	inodes []sealfs.Ino // for which a Tally is due, in the order in which they came
+	now    []sealfs.Ino // those of this round
 	boxes  []outbox     // that hold something
 	has    map[outbox]struct{}
 }
@@ -58,8 +59,9 @@ type letter struct {
 	life   uint64 // the incarnation of the store that has taken it, 0: nobody has
 }
 
-// add queues what meta.Config.Queued tells.
-func (t *teller) add(st *store, s sealfs.Shard, ino sealfs.Ino, elsewhere bool) {
+// add queues what meta.Config.Queued tells. What follows from a Tally is of the same round;
+// all else waits for the next: else a directory that is worked in would be told of without end.
+func (t *teller) add(st *store, s sealfs.Shard, ino sealfs.Ino, elsewhere, follows bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.quit {
@@ -84,9 +86,13 @@ func (t *teller) add(st *store, s sealfs.Shard, ino sealfs.Ino, elsewhere bool) 
 		return
 	}
 	q.has[o] = struct{}{}
-	if elsewhere {
+	switch {
+	case elsewhere:
 		q.boxes = append(q.boxes, o)
-	} else {
+	case follows && t.busy:
+		q.now = append(q.now, ino)
+		return
+	default:
 		q.inodes = append(q.inodes, ino)
 	}
 	t.wakeUp()
@@ -143,8 +149,9 @@ func (t *teller) run(every time.Duration, lane turn.Lane) {
 		t.mu.Lock()
 		t.busy = true
 		stores := make([]*store, 0, len(t.todo))
-		for st := range t.todo {
+		for st, q := range t.todo {
 			stores = append(stores, st)
+			q.now, q.inodes = append(q.now, q.inodes...), nil
 		}
 		t.mu.Unlock()
 		slices.SortFunc(stores, byID)
@@ -154,6 +161,11 @@ func (t *teller) run(every time.Duration, lane turn.Lane) {
 		}
 		t.mu.Lock()
 		t.busy = false
+		for _, q := range t.todo {
+			if len(q.now) > 0 { // letters have come since the store had its turn
+				t.wakeUp()
+			}
+		}
 		t.mu.Unlock()
 		if back = every; !all {
 			back = min(2*back, tellBackMax)
@@ -167,10 +179,10 @@ func (t *teller) next(st *store) (ino sealfs.Ino, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	q := t.todo[st]
-	if len(q.inodes) == 0 || t.ctx.Err() != nil {
+	if len(q.now) == 0 || t.ctx.Err() != nil {
 		return 0, false
 	}
-	ino, q.inodes = q.inodes[0], q.inodes[1:]
+	ino, q.now = q.now[0], q.now[1:]
 	delete(q.has, outbox{-1, ino})
 	return ino, true
 }
@@ -188,7 +200,7 @@ func (t *teller) tell(st *store) bool {
 			var rep op.Reply
 			if err := t.execute(st, &req, &rep); err != nil {
 				if st.Failure() == nil {
-					t.add(st, req.Shard, ino, false)
+					t.add(st, req.Shard, ino, false, false)
 				}
 				return false
 			}
@@ -248,7 +260,7 @@ func (t *teller) send(st *store) bool {
 			left = t.execute(st, &req, &rep) != nil || !rep.Eof
 		}
 		if left {
-			t.add(st, sealfs.Shard(l.shard), l.to, true)
+			t.add(st, sealfs.Shard(l.shard), l.to, true, false)
 			all = false
 		}
 	}
