@@ -116,18 +116,6 @@ func (t *teller) stop() {
 	}
 }
 
-// quiet reports whether nothing waits to be told.
-func (t *teller) quiet() bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, q := range t.todo {
-		if len(q.has) > 0 {
-			return false
-		}
-	}
-	return !t.busy
-}
-
 func (t *teller) run(every time.Duration, lane turn.Lane) {
 	lane.Take()
 	for back := every; ; {
