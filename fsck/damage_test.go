@@ -151,6 +151,13 @@ func (h *hurt) set(key, val []byte) {
 	h.tx(func(tx *pmem.Tx) error { return tx.Set(key, val) })
 }
 
+// queue makes a Tally of an inode due.
+func (h *hurt) queue(ino sealfs.Ino) {
+	h.inode(ino, func(in *meta.Inode) { in.SetQueued(true) })
+	k := meta.QueuedKey(testShards, ino)
+	h.set(k[:], meta.QueuedValue())
+}
+
 func (h *hurt) del(key []byte) {
 	h.t.Helper()
 	h.tx(func(tx *pmem.Tx) error { return tx.Delete(key) })

@@ -385,6 +385,52 @@ var damages = []damage{
 		s.Rows++
 		h.set(k[:], s.Append(nil))
 	}},
+	{"totals", []ID{TotalsWrong}, func(h *hurt) { h.inode(h.z.dir2, func(in *meta.Inode) { in.Total.Bytes-- }) }},
+	{"totals of the root", []ID{TotalsWrong}, func(h *hurt) { h.inode(h.w.root, func(in *meta.Inode) { in.Total.Dirs += 2 }) }},
+	{"told totals", []ID{TotalsWrong}, func(h *hurt) {
+		h.inode(h.z.dir2, func(in *meta.Inode) { in.Told.Files += 3 })
+		h.queue(h.z.dir2)
+	}},
+	{"no totals", []ID{TotalsWrong}, func(h *hurt) {
+		h.inode(h.z.dir2, func(in *meta.Inode) { in.Counted, in.Total, in.Told = false, meta.Totals{}, meta.Totals{} })
+	}},
+	{"file that counts nowhere", []ID{TotalsWrong, TotalsPlace}, func(h *hurt) { h.inode(h.z.small, func(in *meta.Inode) { in.Parent = 0 }) }},
+	{"file that counts elsewhere", []ID{TotalsWrong, TotalsPlace}, func(h *hurt) {
+		h.inode(h.z.small, func(in *meta.Inode) { in.Parent = h.z.dir2 })
+	}},
+	{"place that is lost", []ID{TotalsPlace}, func(h *hurt) {
+		k := meta.PlaceKey(testShards, h.z.hard, h.z.dir2)
+		h.del(k[:])
+	}},
+	{"place of another size", []ID{TotalsWrong, TotalsQueue}, func(h *hurt) {
+		k := meta.PlaceKey(testShards, h.z.hard, h.z.dir2)
+		p := meta.Place{Names: 1, Told: 1 << 30}
+		h.set(k[:], p.Append(nil))
+	}},
+	{"places of what has none", []ID{TotalsPlace}, func(h *hurt) {
+		k := meta.PlaceKey(testShards, h.z.small, h.z.dir2)
+		p := meta.Place{Names: 1}
+		h.set(k[:], p.Append(nil))
+	}},
+	{"outbox", []ID{TotalsWrong}, func(h *hurt) {
+		k := meta.OutboxKey(3, h.z.dir2)
+		o := meta.Outbox{Waiting: meta.Totals{Bytes: 5}, Number: 7, Letter: meta.Totals{Files: 1}}
+		h.set(k[:], o.Append(nil))
+	}},
+	{"queue without an inode", []ID{TotalsQueue}, func(h *hurt) {
+		k := meta.QueuedKey(testShards, h.z.gone)
+		h.set(k[:], meta.QueuedValue())
+	}},
+	{"queued without a row", []ID{TotalsQueue}, func(h *hurt) { h.inode(h.z.small, func(in *meta.Inode) { in.SetQueued(true) }) }},
+	{"not queued", []ID{TotalsQueue}, func(h *hurt) {
+		k := meta.QueuedKey(testShards, h.z.sub)
+		h.del(k[:])
+		h.inode(h.z.sub, func(in *meta.Inode) {
+			in.Told.Bytes++
+			in.SetQueued(false)
+		})
+		h.inode(h.w.root, func(in *meta.Inode) { in.Total.Bytes++ })
+	}},
 	{"usage", []ID{UsageWrong}, func(h *hurt) { h.usage(h.z.small, testVolume, 0, 1) }},
 	{"extent nowhere", []ID{ExtentNowhere}, func(h *hurt) {
 		at, n := h.first(h.z.small)

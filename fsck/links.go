@@ -80,8 +80,8 @@ func (n *namespace) finish() error {
 		if d.attrs != 0 {
 			c.problem(AttrNames, name(i.ino), "off by %d bytes", d.attrs)
 			n.mendAttrNames(i.ino)
-		} else if d.acls != 0 {
-			c.problem(AttrNames, name(i.ino), "ACLs of which inode and attributes do not both know: %#x", d.acls)
+		} else if both := d.acls ^ d.gotACLs; both != 0 {
+			c.problem(AttrNames, name(i.ino), "ACLs of which inode and attributes do not both know: %#x", both)
 			n.mendAttrNames(i.ino)
 		}
 		switch i.typ {

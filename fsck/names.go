@@ -91,7 +91,8 @@ type detail struct {
 	subdirs uint32
 	strange uint32 // entries of a directory whose inodes are of another volume
 	attrs   int32  // bytes of attribute names, less those found
-	acls    uint8  // ACLs that the inode says it has, or that were found, but not both
+	acls    uint8  // ACLs that the inode says it has
+	gotACLs uint8  // and those that were found
 }
 
 type usageOf struct {
@@ -125,6 +126,7 @@ type namespace struct {
 	parts []chunks             // by shard and inode
 
 	prepared  []*part
+	tally     tally
 	inDoubt   map[sealfs.Ino][]*part // that change names, by directory
 	decisions map[txKey]meta.Decision
 }
@@ -133,7 +135,7 @@ func (c *checker) newNamespace() *namespace {
 	return &namespace{
 		c: c, w: c.w, more: make([]detail, 1), volumeNo: map[sealfs.Volume]uint16{},
 		usage: map[usageOf]meta.Usage{}, counters: map[sealfs.Shard]uint64{}, rows: make([]uint64, sealfs.ShardsMax),
-		inDoubt: map[sealfs.Ino][]*part{}, decisions: map[txKey]meta.Decision{}, files: map[sealfs.Ino]large{},
+		tally: newTally(), inDoubt: map[sealfs.Ino][]*part{}, decisions: map[txKey]meta.Decision{}, files: map[sealfs.Ino]large{},
 	}
 }
 
@@ -183,6 +185,7 @@ func (n *namespace) join(o *namespace) {
 	maps.Copy(n.counters, o.counters)
 	maps.Copy(n.decisions, o.decisions)
 	maps.Copy(n.files, o.files)
+	n.tally.join(&o.tally)
 	for i, v := range o.votes {
 		n.votes[i] += v
 	}
@@ -454,6 +457,7 @@ func (r *reader) first(at ref, key, val []byte) error {
 			return r.damaged(&k, key, err)
 		}
 		r.inode(at, &k, &in)
+		r.tally.inode(&in)
 	case meta.KindPrepared:
 		p, err := meta.DecodePrepared(val)
 		if err != nil {
@@ -472,6 +476,10 @@ func (r *reader) first(at ref, key, val []byte) error {
 			return r.damaged(&k, key, err)
 		}
 		r.part(&k, &p)
+	default:
+		if err := r.tally.row(&k, val); err != nil {
+			return r.damaged(&k, key, err)
+		}
 	}
 	return nil
 }

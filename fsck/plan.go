@@ -61,7 +61,7 @@ func stageOf(id ID) int {
 	case DirParent, LinkCount, NoName, OrphanRow, OrphanMissing, TailRow:
 		return stageLinks
 	case ExtentBeyond, BytesWrong, AttrNames, SessionRows, UsageWrong, DirSize, DirLinks,
-		PartBytes, PartVolume, PartGen, PartBound:
+		PartBytes, PartVolume, PartGen, PartBound, TotalsWrong, TotalsPlace, TotalsQueue:
 		return stageCounts
 	case EntryNoDir, ExtentNowhere, ExtentOutside, ExtentShared: // before names of what is not there are removed
 		return stageFiles

@@ -140,6 +140,9 @@ const (
 	LockOverlap    ID = 562
 	SessionRows    ID = 563
 	UsageWrong     ID = 571
+	TotalsWrong    ID = 575
+	TotalsPlace    ID = 576
+	TotalsQueue    ID = 577
 	PreparedWrong  ID = 581
 	DecisionWrong  ID = 582
 	ChunkPlace     ID = 591
@@ -320,6 +323,12 @@ var problems = []Problem{
 		"the rows are counted anew"},
 	{UsageWrong, "usage-wrong", Error, Safe, "a volume's usage in a shard is wrong",
 		"it is counted anew"},
+	{TotalsWrong, "totals-wrong", Error, Safe, "a directory's totals are not what its tree and the queues add up to",
+		"they are counted anew, and passed on by the server"},
+	{TotalsPlace, "totals-place", Error, Safe, "files count in another directory than the one where they have names",
+		"they are made to count where their names are"},
+	{TotalsQueue, "totals-queue", Error, Safe, "an inode and the queue of totals disagree about what is to be told",
+		"it is queued; if nothing is to be told, the server finds out"},
 	{PreparedWrong, "prepared-wrong", Error, Ask, "a prepared part of a transaction contradicts what it is about",
 		"with all stores of the cluster at hand, the part is saved and removed"},
 	{DecisionWrong, "decision-wrong", Error, Ask, "the decision of a transaction contradicts its parties",

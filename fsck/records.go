@@ -26,7 +26,7 @@ func (r *reader) second(at ref, key, val []byte) error {
 			return nil
 		}
 	}
-	if k.Ino != 0 && k.Ino.Home(shards) != k.Shard && k.Kind != meta.KindPart || uint32(k.Shard) >= shards {
+	if k.Ino != 0 && k.Ino.Home(shards) != k.Shard && k.Kind != meta.KindPart && k.Kind != meta.KindOutbox || uint32(k.Shard) >= shards {
 		r.problem(ShardWrong, name(k.Ino), "key %x stands in shard %d of %d", key, k.Shard, shards)
 		r.mendPlace(key, &k)
 		return nil
@@ -206,7 +206,7 @@ func (r *reader) attribute(k *meta.Key, key, val []byte) error {
 	}
 	d := &r.more[i.more]
 	d.attrs -= int32(len(a.Name) + 1)
-	d.acls ^= aclBit(a.Name)
+	d.gotACLs |= aclBit(a.Name)
 	return nil
 }
 

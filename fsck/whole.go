@@ -131,6 +131,7 @@ func (w *whole) namespaces(all []*checker, collect func(c *checker) error) {
 		}
 	}
 	w.loops()
+	w.totals()
 }
 
 // ground reports whether there are records that can be judged.

@@ -21,6 +21,20 @@ func (f *fixture) allRows() map[string]string {
 	return m
 }
 
+// visible returns an inode's record without what no session is told of it, or believes: totals.
+func visible(t *testing.T, value string) string {
+	t.Helper()
+	if value == "" {
+		return ""
+	}
+	var in Inode
+	if err := DecodeInode([]byte(value), 1, &in); err != nil {
+		t.Fatal(err)
+	}
+	in.Counted, in.Flags = false, in.Flags&^flagQueued
+	return string(in.Append(nil))
+}
+
 // TestAltered: whatever a change alters, Config.Altered hears of.
 func TestAltered(t *testing.T) {
 	type what struct {
@@ -46,7 +60,7 @@ func TestAltered(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if value == other && known {
+			if value == other && known || k.Kind == KindInode && known && visible(t, value) == visible(t, other) {
 				return
 			}
 			self := InodeKey(m.c.Shards, k.Ino)

@@ -42,6 +42,11 @@ type Config struct {
 	// apart by gone. Some it hears of more than once.
 	Altered func(ino sealfs.Ino, name string, gone bool)
 
+	// Queued, if not nil, hears of what is to be told later: of an inode for which a Tally is due,
+	// or, with outbox, of a directory elsewhere for which an outbox of shard s holds something.
+	// Some it hears of in vain.
+	Queued func(s sealfs.Shard, ino sealfs.Ino, outbox bool)
+
 	hashMask uint64 // tests: bits of name hashes that are dropped, so that names collide
 }
 
@@ -62,6 +67,7 @@ type change struct {
 	quiet  bool       // the operation found nothing to change
 	usage  [4]usageDelta
 	usages int
+	totals tellings
 	budget int // items that may still be freed
 }
 
@@ -111,7 +117,7 @@ func (ch *change) run() error {
 func (ch *change) dispatch() error {
 	req := ch.req
 	switch req.Type {
-	case op.MakeRoot, op.DropSession, op.DropVolume, op.Prepare, op.Commit, op.Abort, op.Forget, op.Purge, op.Grant:
+	case op.MakeRoot, op.DropSession, op.DropVolume, op.Prepare, op.Commit, op.Abort, op.Forget, op.Purge, op.Grant, op.Tally:
 		// Addressed to a shard.
 	case op.Create, op.Mknod, op.Mkdir, op.Symlink, op.Link, op.Unlink, op.Rmdir, op.Rename:
 		if err := ch.at(req.Dir); err != nil {
@@ -188,6 +194,8 @@ func (ch *change) dispatch() error {
 		return ch.forget()
 	case op.Grant:
 		return ch.grant()
+	case op.Tally:
+		return ch.tally()
 	}
 	return refusal(sealfs.ErrNoSys)
 }
@@ -207,6 +215,9 @@ func (ch *change) at(ino sealfs.Ino) error {
 // finish writes what every change leaves behind.
 func (ch *change) finish() error {
 	if err := ch.remember(); err != nil {
+		return err
+	}
+	if err := ch.flushTotals(); err != nil {
 		return err
 	}
 	if err := ch.flushUsage(); err != nil {
@@ -243,6 +254,15 @@ func (ch *change) putDir(in *Inode) error { return ch.record(in) }
 func (ch *change) record(in *Inode) error {
 	if in.foreign {
 		return nil // its own store writes it, when it commits
+	}
+	var err error
+	if in.Counted {
+		err = ch.takeTold(in)
+	} else if in.sized() {
+		err = ch.tellSize(in)
+	}
+	if err != nil {
+		return err
 	}
 	var b [inodeRecordMax]byte
 	k := InodeKey(ch.c.Shards, in.Ino)

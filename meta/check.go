@@ -29,7 +29,7 @@ func CheckAll(stores []pmem.Reader, c Config, fn func(problem string)) error {
 	ck := checker{
 		c: c, fn: fn,
 		inodes: map[sealfs.Ino]*seen{}, usage: map[usageRow]Usage{}, counters: map[sealfs.Shard]uint64{},
-		sessions: map[sessionRow]uint32{}, parts: map[partRow]*seenPart{},
+		sessions: map[sessionRow]uint32{}, parts: map[partRow]*seenPart{}, letters: map[letterRow]uint64{},
 	}
 	for _, r := range stores {
 		if err := ck.read(r); err != nil {
@@ -80,6 +80,11 @@ type seen struct {
 	attrPart                 uint16
 	acls                     uint32 // flags of the ACLs found
 	bound, cut, gen          uint64
+	rowQueued, counted       bool
+	total, told, sum         Totals // of a directory: sum is what total must be
+	dir                      sealfs.Ino
+	scattered                bool                  // it has names in several directories
+	places                   map[sealfs.Ino]uint64 // names by places, less those that were found
 }
 
 // seenPart is what the checker gathers about a part.
@@ -111,6 +116,8 @@ type checker struct {
 	counters map[sealfs.Shard]uint64
 	sessions map[sessionRow]uint32 // rows that are still to come
 	parts    map[partRow]*seenPart
+	letters  map[letterRow]uint64 // the last ones that were taken
+	outboxes []outboxRow
 }
 
 func (ck *checker) problem(format string, args ...any) { ck.fn(fmt.Sprintf(format, args...)) }
@@ -141,6 +148,10 @@ func (ck *checker) record(k *Key, v *record) {
 			return
 		}
 	}
+	if k.Kind == KindOutbox {
+		ck.outboxes = append(ck.outboxes, outboxRow{letterRow{k.Ino, k.Shard}, v.outbox})
+		return
+	}
 	if k.Ino != 0 && k.Ino.Home(ck.c.Shards) != k.Shard {
 		ck.problem("record of kind %#x of inode %d in shard %d", k.Kind, k.Ino, k.Shard)
 		return
@@ -165,6 +176,12 @@ func (ck *checker) record(k *Key, v *record) {
 		}
 		s.targetParts++
 		s.targetBytes += uint64(len(v.part))
+	case KindQueued:
+		ck.inode(k.Ino).rowQueued = true
+	case KindPlace:
+		ck.placeRecord(k, &v.place)
+	case KindInbox:
+		ck.letters[letterRow{k.Ino, k.From}] = v.letter
 	case KindOrphan:
 		s := ck.inode(k.Ino)
 		s.rowNameless, s.rowTail = v.nameless, v.tail
@@ -191,6 +208,7 @@ func (ck *checker) inodeRecord(k *Key, in *Inode) {
 	s.size, s.bytes, s.names = in.Size, in.Bytes, uint64(in.Names)
 	s.volume, s.parent = in.Volume, in.Parent
 	s.gen, s.bound, s.cut = in.Gen, in.Bound, in.Cut
+	ck.totalsRecord(in, s)
 	if in.First.Len != 0 {
 		ck.extent(k.Ino, &in.First)
 	}
@@ -204,6 +222,7 @@ func (ck *checker) inodeRecord(k *Key, in *Inode) {
 		ck.problem("inode %d is beyond its shard's counter %d", k.Ino, ck.counters[k.Shard])
 	}
 	if in.isDir() && in.Parent != in.Ino && in.Nlink != 0 {
+		ck.inode(in.Parent).sum.Add(in.Told, 1)
 		ck.inode(in.Parent).subdirs++
 	}
 }
@@ -218,6 +237,8 @@ func (ck *checker) entryRecord(k *Key, e *Entry) {
 	}
 	s := ck.inode(e.Ino)
 	s.links++
+	d.sum.Add(nameTotals(uint32(e.Type)<<12), 1)
+	s.found(k.Ino)
 	if e.Type == typeDir>>12 {
 		s.entryParent = k.Ino
 	}
@@ -331,6 +352,7 @@ func (ck *checker) sessionRecord(k *Key, v *record) {
 
 // finish checks what only the whole can tell, in a stable order.
 func (ck *checker) finish() {
+	ck.letterSums()
 	for _, ino := range slices.Sorted(maps.Keys(ck.inodes)) {
 		s := ck.inodes[ino]
 		if !s.exists {
@@ -338,6 +360,7 @@ func (ck *checker) finish() {
 			continue
 		}
 		ck.counts(ino, s)
+		ck.totals(ino, s)
 		if s.mode&typeMask == typeDir {
 			ck.directory(ino, s)
 		} else if s.links != s.nlink {

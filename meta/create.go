@@ -36,6 +36,7 @@ func (ch *change) newChildWith(in, dir *Inode, s sealfs.Shard, mode uint32, a ac
 		return err
 	}
 	in.inherit(dir, a, ch.req.Valid)
+	in.born(dir, s, ch.c.Shards)
 	if in.isLink() {
 		return nil
 	}
@@ -71,6 +72,7 @@ func (ch *change) makeRoot() error {
 	}
 	in.Nlink = 2
 	in.Parent = in.Ino
+	in.Counted = true
 	in.Attr(&ch.rep.Attr)
 	return ch.put(&in)
 }
@@ -158,6 +160,11 @@ func (ch *change) makeFile(dir *Inode, e *Entry, mode, rdev uint32) error {
 func (ch *change) enter(dir *Inode, e *Entry, in *Inode) error {
 	if err := ch.addEntry(dir, e.Cookie, ch.req.Name, in); err != nil {
 		return err
+	}
+	if in.fresh && in.Flags&flagSpread != 0 { // born in another shard than dir
+		if err := ch.replace(in, 0, dir.Ino); err != nil {
+			return err
+		}
 	}
 	dir.touch(ch.req.Time)
 	if err := ch.putDir(dir); err != nil {
@@ -261,6 +268,10 @@ func (ch *change) tmpfile() error {
 		return err
 	}
 	in.Nlink = 0
+	if in.Parent != 0 {
+		in.Parent = 0
+		in.Flags |= flagSpread
+	}
 	if ch.req.Flags&op.Excl == 0 {
 		in.Flags |= flagLinkable
 	}
@@ -292,6 +303,9 @@ func (ch *change) link() error {
 	}
 	if found {
 		return refusal(sealfs.ErrExist)
+	}
+	if err := ch.rehome(&in, 0, dir.Ino); err != nil {
+		return err
 	}
 	if err := ch.addLink(&in, ch.req.Time); err != nil {
 		return err

@@ -47,11 +47,16 @@ func populated(t *testing.T) *model {
 	link := m.named(op.Symlink, "longlink")
 	link.Data = bytes.Repeat([]byte("l"), 2000)
 	m.files = append(m.files, m.ok(link).Attr.Ino)
+	// A file that counts in two directories, and what is due. Shards beyond those that there
+	// are play the part of another store.
+	dir := m.ok(m.named(op.Mkdir, "elsewhere")).Attr.Ino
+	m.ok(op.Request{Type: op.Link, Dir: dir, Name: "other", Ino: ino})
+	m.write(ino, 0, pattern(30*block, 1))
 	kinds := map[Kind]bool{}
 	for _, r := range m.raw() {
 		kinds[Kind(r.key[2])] = true
 	}
-	if len(kinds) != 10 {
+	if len(kinds) != 12 {
 		t.Fatalf("kinds %v", kinds)
 	}
 	return m

@@ -42,6 +42,9 @@ type record struct {
 	result         ResultRow
 	prepared       *op.Request
 	decision       Decision
+	place          Place
+	outbox         Outbox
+	letter         uint64 // of an inbox
 }
 
 // decode decodes the value b under the key k.
@@ -81,6 +84,14 @@ func (v *record) decode(k *Key, b []byte) (err error) {
 		v.prepared, err = DecodePrepared(b)
 	case KindDecision:
 		v.decision, err = DecodeDecision(b)
+	case KindQueued:
+		err = DecodeQueued(b)
+	case KindPlace:
+		v.place, err = DecodePlace(b)
+	case KindOutbox:
+		v.outbox, err = DecodeOutbox(b)
+	case KindInbox:
+		v.letter, err = DecodeInbox(b)
 	}
 	return err
 }
@@ -120,9 +131,20 @@ func (v *record) dump(w io.Writer, k *Key) {
 		if in.First.Len != 0 {
 			in.First.dump(w, k.Ino)
 		}
+		if in.Counted {
+			fmt.Fprintf(w, "totals of %d: %d told %d\n", k.Ino, in.Total, in.Told)
+		}
 		if in.Bound != 0 {
 			fmt.Fprintf(w, "chunks of %d: generation %d bound %d cut %d\n", k.Ino, in.Gen, in.Bound, in.Cut)
 		}
+	case KindQueued:
+		fmt.Fprintf(w, "queued %d\n", k.Ino)
+	case KindPlace:
+		fmt.Fprintf(w, "place of %d in %d: %d names told %d\n", k.Ino, k.Dir, v.place.Names, v.place.Told)
+	case KindOutbox:
+		fmt.Fprintf(w, "outbox of shard %d for %d: %d letter %d %d\n", k.Shard, k.Ino, v.outbox.Waiting, v.outbox.Number, v.outbox.Letter)
+	case KindInbox:
+		fmt.Fprintf(w, "inbox of %d from shard %d: letter %d\n", k.Ino, k.From, v.letter)
 	case KindPart:
 		p := &v.chunks
 		fmt.Fprintf(w, "part of %d in shard %d: generation %d bound %d bytes %d volume %d\n", k.Ino, k.Shard, p.Gen, p.Bound, p.Bytes, p.Volume)

@@ -107,16 +107,18 @@ func (ch *change) addEntry(dir *Inode, cookie uint64, name string, in *Inode) er
 		return refusal(sealfs.ErrNoSpace)
 	}
 	dir.Size++
+	ch.tellName(dir, in.Mode, 1)
 	return ch.putEntry(dir.Ino, cookie, name, in)
 }
 
-// dropEntry deletes the entry of dir at cookie.
-func (ch *change) dropEntry(dir *Inode, cookie uint64, name string) error {
+// dropEntry deletes the entry of dir at cookie, whose inode has the mode mode.
+func (ch *change) dropEntry(dir *Inode, cookie uint64, name string, mode uint32) error {
 	ch.altered(dir.Ino, name)
 	if dir.Size == 0 {
 		return damaged("directory %d counts no entries but has one", dir.Ino)
 	}
 	dir.Size--
+	ch.tellName(dir, mode, -1)
 	k := EntryKey(ch.c.Shards, dir.Ino, cookie)
 	return ch.tx.Delete(k[:])
 }

@@ -32,6 +32,8 @@ const (
 	flagDying                // being freed in steps: attributes and target may be gone in part
 	flagAccess               // it has the attribute op.ACLAccess; with it and the next, the store's device needs layout.FeatureACL
 	flagDefault              // it has the attribute op.ACLDefault
+	flagQueued               // it has a row of KindQueued; with it and the next, the store's device needs layout.FeatureTotals
+	flagSpread               // a file whose size is counted where its rows of KindPlace say, not in Parent
 	flagsAll     = 1<<iota - 1
 )
 
@@ -53,6 +55,7 @@ const inlineTarget = 160
 //	      9 parent, 10 flags (one byte), 11 length of the attributes' names: varints, if not 0
 //	   …  12 first extent, when it begins at offset 0 and is short
 //	   …  13 symlink target, when it is short: varint length, bytes
+//	   …  15 (behind 14) totals of a directory, and those that it has told: six signed varints
 //	   …  14 generation, bound and cut of a file that has chunks: varints
 //
 // What changes all the time and by a lot, the times and a directory's link
@@ -69,7 +72,7 @@ type Inode struct {
 	Atime, Mtime, Ctime, Btime int64
 	Version                    uint64
 	Volume                     sealfs.Volume
-	Parent                     sealfs.Ino // of a directory
+	Parent                     sealfs.Ino // of a directory; of a file or symbolic link, where all its names are, if it counts
 	Flags                      uint8
 	Names                      uint32 // bytes of the list of attribute names
 	First                      Extent // Len 0: none
@@ -80,7 +83,12 @@ type Inode struct {
 	Bound uint64 // no chunk of this generation has data beyond
 	Cut   uint64 // from the size up to here chunks of earlier generations wait to be purged; 0: none
 
-	part    bool // stands for what shard at holds of the file: see loadPart
+	// A directory that is Counted has totals: see totals.go.
+	Counted     bool
+	Total, Told Totals
+
+	told    uint64 // of a file: the size in the record
+	part    bool   // stands for what shard at holds of the file: see loadPart
 	at      sealfs.Shard
 	fresh   bool               // made by this operation
 	foreign bool               // lies in another store: what is known came with the request
@@ -88,7 +96,7 @@ type Inode struct {
 	keep    [inlineTarget]byte // see own
 }
 
-const inodeRecordMax = 2 + 2 + 32 + 4 + 10 + 5 + 3*5 + 10 + 10 + 8 + 1 + 3 + (17 + 4*inlineBlocks) + 2 + inlineTarget + 3*10
+const inodeRecordMax = 2 + 2 + 32 + 4 + 10 + 5 + 3*5 + 10 + 10 + 8 + 1 + 3 + (17 + 4*inlineBlocks) + 2 + inlineTarget + 3*10 + 2*totalsMax
 
 // own copies what aliases the page, so that in outlives changes of the tree.
 func (in *Inode) own() {
@@ -207,6 +215,10 @@ func (in *Inode) Append(b []byte) []byte {
 			b = binary.AppendUvarint(b, v)
 		}
 	}
+	if in.Counted {
+		mask |= 1 << 15
+		b = in.Told.Append(in.Total.Append(b))
+	}
 	binary.LittleEndian.PutUint16(b[at:], mask)
 	return b
 }
@@ -219,7 +231,7 @@ func DecodeInode(b []byte, ino sealfs.Ino, in *Inode) error {
 	mask := r.U16()
 	in.Mode = uint32(r.U16())
 	in.Btime = int64(r.U64())
-	ok := mask < 1<<15
+	ok := true
 	in.Ctime, in.Atime = in.Btime, in.Btime
 	if mask&(1<<0) != 0 {
 		in.Ctime = int64(r.U64())
@@ -255,6 +267,7 @@ func DecodeInode(b []byte, ino sealfs.Ino, in *Inode) error {
 	in.Volume = sealfs.Volume(volume)
 	in.UID, in.GID, in.Rdev = uint32(v[0]), uint32(v[1]), uint32(v[2])
 	in.Size, in.Bytes = v[3], v[4]
+	in.told = in.Size
 	in.Parent, in.Flags, in.Names = sealfs.Ino(v[5]), uint8(v[6]), uint32(v[7])
 	if mask&(1<<12) != 0 {
 		ok = in.First.read(&r, inlineBlocks) && mask&(1<<13) == 0 && in.Bytes != uint64(in.First.Stored())
@@ -271,6 +284,10 @@ func DecodeInode(b []byte, ino sealfs.Ino, in *Inode) error {
 		ok = ok && in.isFile() && in.Bound >= sealfs.HomeBytes && in.Bound <= boundMax &&
 			(in.Cut == 0 || in.Cut > sealfs.HomeBytes && in.Cut <= boundMax)
 	}
+	if in.Counted = mask&(1<<15) != 0; in.Counted {
+		in.Total.read(&r)
+		in.Told.read(&r)
+	}
 	if !ok || !r.Done() || !in.plausible() {
 		return damaged("record %x of inode %d", b, ino)
 	}
@@ -280,13 +297,17 @@ func DecodeInode(b []byte, ino sealfs.Ino, in *Inode) error {
 // plausible reports whether the fields fit the file's type.
 func (in *Inode) plausible() bool {
 	flags := in.Flags &^ (flagDying | flagAccess)
+	if in.Parent != 0 && in.Flags&flagSpread != 0 || in.Counted && !in.isDir() {
+		return false
+	}
+	const told = flagQueued | flagSpread
 	switch in.Mode & typeMask {
 	case typeFile:
-		return in.Parent == 0 && in.Target == nil && in.Bytes >= uint64(in.First.Stored()) && flags&flagDefault == 0
+		return in.Target == nil && in.Bytes >= uint64(in.First.Stored()) && flags&flagDefault == 0
 	case typeDir:
-		return in.Parent != 0 && in.Target == nil && in.First.Len == 0 && in.Bytes == 0 && flags&^flagDefault == 0
+		return in.Parent != 0 && in.Target == nil && in.First.Len == 0 && in.Bytes == 0 && flags&^(flagDefault|flagQueued) == 0
 	case typeLink:
-		return in.Parent == 0 && in.First.Len == 0 && in.Bytes == 0 && in.Flags&^flagDying == 0 && in.Size > 0 && in.Size <= sealfs.SymlinkMax &&
+		return in.First.Len == 0 && in.Bytes == 0 && in.Flags&^(flagDying|told) == 0 && in.Size > 0 && in.Size <= sealfs.SymlinkMax &&
 			(in.Target == nil) == (in.Size > inlineTarget) && (in.Target == nil || uint64(len(in.Target)) == in.Size)
 	case typeSocket, typeBlock, typeChar, typeFifo:
 		return in.Parent == 0 && in.Target == nil && in.First.Len == 0 && in.Bytes == 0 && in.Size == 0 && flags == 0

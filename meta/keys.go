@@ -21,6 +21,10 @@ const (
 	KindInode     Kind = 0x10 // ino(8): Inode
 	KindPart      Kind = 0x18 // ino(8): Part, in a shard that holds chunks of the file
 	KindEntry     Kind = 0x20 // directory(8) cookie(8): Entry
+	KindQueued    Kind = 0x28 // ino(8): one byte; what it has not told yet waits for a Tally. See totals.go for these four
+	KindPlace     Kind = 0x29 // ino(8) directory(8): Place
+	KindOutbox    Kind = 0x2a // directory(8) elsewhere, in the shard of the sender: Outbox
+	KindInbox     Kind = 0x2b // directory(8) shard(2) of the sender: number of the last letter, a varint
 	KindExtent    Kind = 0x30 // ino(8) last block(8): Extent, in the file's home or with its part
 	KindAttribute Kind = 0x40 // ino(8) hash(4) ordinal(1) part(2): name and value
 	KindSymlink   Kind = 0x48 // ino(8) part(1): target
@@ -89,6 +93,32 @@ func PartKey(s sealfs.Shard, ino sealfs.Ino) (b [11]byte) {
 func EntryKey(shards uint32, dir sealfs.Ino, cookie uint64) (b [19]byte) {
 	putIno(b[:], shards, KindEntry, dir)
 	binary.BigEndian.PutUint64(b[11:], cookie)
+	return b
+}
+
+// QueuedKey returns the key of the row which says that a Tally of ino is due.
+func QueuedKey(shards uint32, ino sealfs.Ino) (b [11]byte) {
+	putIno(b[:], shards, KindQueued, ino)
+	return b
+}
+
+// PlaceKey returns the key of the place of a file in the directory dir.
+func PlaceKey(shards uint32, ino, dir sealfs.Ino) (b [19]byte) {
+	putIno(b[:], shards, KindPlace, ino)
+	binary.BigEndian.PutUint64(b[11:], uint64(dir))
+	return b
+}
+
+// OutboxKey returns the key of what shard s has to tell a directory elsewhere.
+func OutboxKey(s sealfs.Shard, to sealfs.Ino) (b [11]byte) {
+	putInoAt(b[:], s, KindOutbox, to)
+	return b
+}
+
+// InboxKey returns the key of what a directory knows of letters from shard s.
+func InboxKey(shards uint32, dir sealfs.Ino, s sealfs.Shard) (b [13]byte) {
+	putIno(b[:], shards, KindInbox, dir)
+	binary.BigEndian.PutUint16(b[11:], uint16(s))
 	return b
 }
 
@@ -174,6 +204,8 @@ type Key struct {
 	Volume  sealfs.Volume
 	Ino     sealfs.Ino     // for an entry, the directory
 	Pos     uint64         // cookie, last block, start of a lock, or sequence of a result row
+	Dir     sealfs.Ino     // of a place
+	From    sealfs.Shard   // of an inbox
 	Session sealfs.Session // of a lock, row or state
 	Owner   uint64         // of a lock
 	Hash    uint32         // of an attribute's name
@@ -191,13 +223,15 @@ func keyLen(k Kind) int {
 		return 3
 	case KindUsage:
 		return 7
-	case KindInode, KindOrphan, KindPart:
+	case KindInode, KindOrphan, KindPart, KindQueued, KindOutbox:
 		return 11
+	case KindInbox:
+		return 13
 	case KindSymlink:
 		return 12
 	case KindAttribute:
 		return 18
-	case KindEntry, KindExtent, KindSession, KindDecision:
+	case KindEntry, KindExtent, KindPlace, KindSession, KindDecision:
 		return 19
 	case KindPrepared:
 		return 20
@@ -246,6 +280,11 @@ func DecodeKey(b []byte) (Key, error) {
 	case KindEntry:
 		k.Pos = binary.BigEndian.Uint64(b[11:])
 		ok = ok && k.Pos >= cookieMin && k.Pos < 1<<63
+	case KindPlace:
+		k.Dir = sealfs.Ino(binary.BigEndian.Uint64(b[11:]))
+		ok = ok && k.Dir > 0 && k.Dir <= sealfs.InoMax
+	case KindInbox:
+		k.From = sealfs.Shard(binary.BigEndian.Uint16(b[11:]))
 	case KindExtent:
 		k.Pos = binary.BigEndian.Uint64(b[11:])
 		ok = ok && k.Pos <= sealfs.FileSizeMax/sealfs.BlockSize
@@ -295,6 +334,10 @@ func (k *Key) Append(b []byte) []byte {
 	switch k.Kind {
 	case KindEntry, KindExtent:
 		b = binary.BigEndian.AppendUint64(b, k.Pos)
+	case KindPlace:
+		b = binary.BigEndian.AppendUint64(b, uint64(k.Dir))
+	case KindInbox:
+		b = binary.BigEndian.AppendUint16(b, uint16(k.From))
 	case KindAttribute:
 		b = binary.BigEndian.AppendUint32(b, k.Hash)
 		b = append(b, k.Ordinal)

@@ -377,6 +377,7 @@ func (in *Inode) fromPart(p *op.Request) {
 		Atime: p.Time, Mtime: p.Time, Ctime: p.Time, Btime: p.Time,
 	}
 	in.Flags = acl(p.Data).flags(true)
+	in.Counted = p.Flags&op.Counted != 0
 }
 
 // prepareName checks that a name of a directory stands for what the coordinator believes.
@@ -505,12 +506,21 @@ func (ch *change) commitPart(p *op.Request) error {
 	now := max(ch.req.Mtime, in.Ctime)
 	switch p.Part {
 	case op.PartDrop:
+		if err := ch.rehome(&in, p.Dir, 0); err != nil {
+			return err
+		}
 		return ch.dropLink(&in, now)
 	case op.PartLink:
+		if err := ch.rehome(&in, 0, p.Dir); err != nil {
+			return err
+		}
 		if err := ch.addLink(&in, now); err != nil {
 			return err
 		}
 	case op.PartMove:
+		if err := ch.rehome(&in, p.Dir2, p.Dir); err != nil {
+			return err
+		}
 		if in.isDir() {
 			in.Parent = p.Dir
 		}
@@ -541,6 +551,8 @@ func (ch *change) commitName(p *op.Request) error {
 		dir.Nlink++
 	}
 	if found {
+		ch.tellName(&dir, uint32(e.Type)<<12, -1)
+		ch.tellName(&dir, in.Mode, 1)
 		err = ch.putEntry(dir.Ino, e.Cookie, p.Name, &in)
 	} else {
 		err = ch.addEntry(&dir, e.Cookie, p.Name, &in)

@@ -75,7 +75,11 @@ func (p *planner) make(target Target, root func(sealfs.Volume) sealfs.Ino) error
 		}
 		in := Inode{Mode: typeDir | req.Mode&permMask, GID: req.GID}
 		in.inherit(&p.dir, a, req.Valid)
-		p.add(op.Request{Part: op.PartNew, Shard: req.Shard2, Dir: req.Dir, Mode: in.Mode, UID: req.UID, GID: in.GID, Data: a})
+		part := op.Request{Part: op.PartNew, Shard: req.Shard2, Dir: req.Dir, Mode: in.Mode, UID: req.UID, GID: in.GID, Data: a}
+		if p.dir.Counted {
+			part.Flags = op.Counted
+		}
+		p.add(part)
 		return nil
 	case op.Link:
 		p.part(op.PartLink, req.Ino, req.Dir, 0)

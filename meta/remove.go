@@ -147,7 +147,10 @@ func (ch *change) detach(dir *Inode, e *Entry, in *Inode) error {
 			return err
 		}
 	}
-	if err := ch.dropEntry(dir, e.Cookie, ch.req.Name); err != nil {
+	if err := ch.dropEntry(dir, e.Cookie, ch.req.Name, in.Mode); err != nil {
+		return err
+	}
+	if err := ch.rehome(in, dir.Ino, 0); err != nil {
 		return err
 	}
 	dir.touch(ch.req.Time)
@@ -219,9 +222,15 @@ func (ch *change) free(in *Inode) (done bool, err error) {
 	if done, err = ch.clear(in, 0, noBlock); !done || err != nil {
 		return false, err
 	}
+	if err := ch.unqueue(in); err != nil {
+		return false, err
+	}
 	var prefix [11]byte
-	for _, kind := range [...]Kind{KindAttribute, KindSymlink, KindLock, KindEntry} {
+	for _, kind := range [...]Kind{KindAttribute, KindSymlink, KindLock, KindEntry, KindPlace, KindInbox} {
 		switch {
+		case kind == KindPlace && in.Flags&flagSpread == 0,
+			kind == KindInbox && !in.Counted:
+			continue
 		case kind == KindAttribute && in.Names == 0,
 			kind == KindSymlink && (!in.isLink() || in.Size <= inlineTarget),
 			kind == KindEntry && in.Size == 0:

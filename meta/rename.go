@@ -140,8 +140,16 @@ func (ch *change) move(from, to *Inode, src, dst *Entry, moved, other *Inode) er
 	if to.Nlink > sealfs.LinkMax {
 		return refusal(sealfs.ErrTooManyLinks)
 	}
-	if err := ch.dropEntry(from, src.Cookie, ch.req.Name); err != nil {
+	if err := ch.dropEntry(from, src.Cookie, ch.req.Name, moved.Mode); err != nil {
 		return err
+	}
+	if err := ch.rehome(moved, from.Ino, to.Ino); err != nil {
+		return err
+	}
+	if replaced {
+		if err := ch.rehome(other, to.Ino, 0); err != nil {
+			return err
+		}
 	}
 	if to.foreign {
 		// Its own store does it.
@@ -191,6 +199,16 @@ func (ch *change) exchange(from, to *Inode, src, dst *Entry, moved, other *Inode
 	}
 	if to.Nlink > sealfs.LinkMax || from.Nlink > sealfs.LinkMax {
 		return refusal(sealfs.ErrTooManyLinks)
+	}
+	ch.tellName(from, moved.Mode, -1)
+	ch.tellName(from, other.Mode, 1)
+	ch.tellName(to, moved.Mode, 1)
+	ch.tellName(to, other.Mode, -1)
+	if err := ch.rehome(moved, from.Ino, to.Ino); err != nil {
+		return err
+	}
+	if err := ch.rehome(other, to.Ino, from.Ino); err != nil {
+		return err
 	}
 	if err := ch.putEntry(from.Ino, src.Cookie, ch.req.Name, other); err != nil {
 		return err

@@ -2,6 +2,7 @@ package meta
 
 import (
 	"encoding/binary"
+	"strconv"
 	"strings"
 
 	"sealfs"
@@ -121,6 +122,9 @@ func (ch *change) setxattr() error {
 	name, value := ch.req.Name, ch.req.Data
 	if err := checkAttr(name); err != nil {
 		return err
+	}
+	if strings.HasPrefix(name, op.AttrTotals) {
+		return refusal(sealfs.ErrNotSupported)
 	}
 	if len(value) > sealfs.XattrValueMax {
 		return refusal(sealfs.ErrArgTooBig)
@@ -254,6 +258,11 @@ func getxattr(r pmem.Reader, c Config, req *op.Request, rep *op.Reply) error {
 	}
 	var a Attribute
 	at, found, err := findAttr(r, c, &in, req.Name, &a)
+	if v, ok := in.totalsAttr(req.Name); ok {
+		var digits [20]byte
+		a, found, err = Attribute{Value: strconv.AppendUint(digits[:0], v, 10)}, true, nil
+		a.Total = len(a.Value)
+	}
 	if err != nil {
 		return err
 	}

@@ -180,3 +180,23 @@ func unmountPath(path string, lazy bool) error {
 	}
 	return fmt.Errorf("fusermount3: %w", err)
 }
+
+// CheckOurs refuses a path whose object lies on a device, as stat(2) numbers them, that is
+// no mount of SealFS.
+func CheckOurs(path string, dev uint64) error {
+	table, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	number := fmt.Sprintf("%d:%d", unix.Major(dev), unix.Minor(dev))
+	fstype := "another file system"
+	for line := range strings.Lines(string(table)) {
+		if m, valid := parseMount(line); valid && m.dev == number {
+			if m.ours() {
+				return nil
+			}
+			fstype = m.fstype
+		}
+	}
+	return fault(sealfs.ErrInvalid, "%s is not on SealFS, but on %s", path, fstype)
+}

@@ -58,7 +58,7 @@ func TestGoldenRequest(t *testing.T) {
 			"0b60014000090185208020"},
 		"getattr": {Request{Type: Getattr, Ino: 300}, "1700010000ac02"},
 		"sync":    {Request{Type: Sync}, "2000000000"},
-		"full": {full, "0dffffff0fffff0301020304050607ffffffffffffff0f090a01610262630b0c0d0eff03ffffffffffffffff7f0102" +
+		"full": {full, "0dffffff0fffff0701020304050607ffffffffffffff0f090a01610262630b0c0d0eff03ffffffffffffffff7f0102" +
 			"ffffffffffffffffff01ffffffffffffffffff01ac020201ffffffffffffffff7f0fffffffff0f20110576616c7565"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -226,7 +226,7 @@ func TestRefuseRequest(t *testing.T) {
 		"unknown field":           "0200000010",
 		"zero field present":      "170001000000",
 		"long varint":             "170001000081" + "00",
-		"field out of range":      "0202000000" + "808004", // shard 65536
+		"field out of range":      "0202000000" + "808008", // shard 65536
 		"inode beyond InoMax":     "1700010000" + "8080808080808010",
 		"empty name":              "0200080000" + "00",
 		"name longer than rest":   "0200080000" + "0561",
@@ -235,7 +235,7 @@ func TestRefuseRequest(t *testing.T) {
 		"payload inside a write":  "0b00000008" + "0161",
 		"bytes behind the end":    hex.EncodeToString(good) + "00",
 		"cut before the end":      hex.EncodeToString(good[:len(good)-1]),
-		"unknown flag":            "0201000000" + "808004",
+		"unknown flag":            "0201000000" + "808008",
 		"name longer than 255":    "0200080000" + "8002" + strings.Repeat("61", 256),
 		"varint longer than 64 b": "1700010000" + "ffffffffffffffffff02",
 	} {

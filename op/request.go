@@ -69,10 +69,31 @@ const (
 
 	Watch // shard Shard: the session has carried out the revocations of that store up to number Off, and believes nothing any more of the inodes listed in Data (see AppendOpens); waits for further ones, Len milliseconds at most. Answers Revokes
 
+	Tally // shard Shard, Ino: the step Mode of passing totals of directories on
+
 	Grant  // shard Shard, of the keeper of Volume's quota: the store listed in Data has the limits Off (bytes) and Len (inodes) by the version Gen, since Size, knows the map Ctime, and needs Atime bytes and Mtime inodes more. Answers its new limits in Space, and their version in Off. Resolved: that store's row becomes what Off, Len, Gen and Size say
 	Recall // shard Shard: its store gives back what it may use of Volume and does not, under the quota Off (bytes) and Len (inodes), in force since Size, by the version Gen. Answers its limits in Space, their version in Off, and Eof unless it is about to free something
 
 	numTypes
+)
+
+// The steps of a Tally.
+const (
+	_         = iota
+	TallyTell // Ino tells its parent, or the directories of its names, what is new: from Dir on, at the version Gen. Answers Eof, or Off and the version
+	TallySend // what shard Shard has for the directory Ino elsewhere becomes a letter. Answers Eof if there is nothing
+	TallyTake // the directory Ino takes the letter Gen of shard Shard2, which is in Data
+	TallySent // the directory Ino has the letter Gen of shard Shard durably. Answers Eof if nothing else waits
+)
+
+// The extended attributes under which a directory tells what the tree below it holds: the
+// sizes of its files, how many names there are of what is no directory, and directories. They
+// can only be read, and are not listed.
+const (
+	AttrTotals = "sealfs.dir." // begins all of them
+	AttrBytes  = AttrTotals + "bytes"
+	AttrFiles  = AttrTotals + "files"
+	AttrDirs   = AttrTotals + "dirs"
 )
 
 // The fates of a transaction, in the answer to Resolve.
@@ -95,7 +116,7 @@ var typeNames = [numTypes]string{
 	Getxattr: "getxattr", Listxattr: "listxattr", Statfs: "statfs", TestLock: "testlock",
 	Seek: "seek", Sync: "sync", Open: "open", Release: "release", WaitLock: "waitlock",
 	Prepare: "prepare", Commit: "commit", Abort: "abort", Forget: "forget", Extend: "extend", Purge: "purge",
-	Resolve: "resolve", Ancestors: "ancestors", Register: "register", Watch: "watch",
+	Resolve: "resolve", Ancestors: "ancestors", Register: "register", Watch: "watch", Tally: "tally",
 	WaitFor: "waitfor", Waiting: "waiting", Grant: "grant", Recall: "recall",
 }
 
@@ -112,7 +133,7 @@ func (t Type) Valid() bool { return t < numTypes && typeNames[t] != "" }
 
 // Changes reports whether requests of type t change state and are logged.
 func (t Type) Changes() bool {
-	return t > 0 && t < lastChange || t >= lateChanges && t < lateQuestions || t == Grant
+	return t > 0 && t < lastChange || t >= lateChanges && t < lateQuestions || t == Grant || t == Tally
 }
 
 // Types returns all defined types in order.
@@ -147,6 +168,7 @@ const (
 	Purged                      // Reclaim: (resolved) no chunk of the file is left in other shards
 	OFD                         // WaitLock: the owner is an open file, not a process: it may wait in a circle
 	WantWrite                   // Open: the sender is going to write, and wants the lease to delay it
+	Counted                     // Prepare of PartNew: the directory has totals
 
 	flagsAll Flags = 1<<iota - 1
 )

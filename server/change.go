@@ -121,8 +121,8 @@ func (st *store) executeFor(ctx context.Context, cl *claim, req *op.Request, rep
 	if req.Type == op.Commit {
 		st.follow(req.Mtime)
 	}
-	if bringsACL(req) {
-		if err := st.Require(layout.FeatureACL); err != nil {
+	if need := brings(req); need != 0 {
+		if err := st.Require(need); err != nil {
 			return 0, err
 		}
 	}
@@ -135,6 +135,9 @@ func (st *store) executeFor(ctx context.Context, cl *claim, req *op.Request, rep
 	for {
 		c.cfg = st.config()
 		c.cfg.Altered = c.noted
+		if req.Type == op.Tally {
+			c.cfg.Queued = st.follows
+		}
 		c.buf = req.AppendTo(c.buf[:0])
 		c.in.Op = c.buf
 		end, err := st.Update(&c.in, c)
@@ -179,22 +182,31 @@ func (st *store) executeFor(ctx context.Context, cl *claim, req *op.Request, rep
 	}
 }
 
-// bringsACL reports whether a request may bring an ACL to a store that has none; from
-// there on they are handed down.
-func bringsACL(req *op.Request) bool {
+// brings returns the features that a request may bring to a store that has them not: ACLs
+// and totals, which are handed down from there on.
+func brings(req *op.Request) (features uint64) {
 	switch req.Type {
 	case op.Setxattr:
-		return req.Name == op.ACLAccess || req.Name == op.ACLDefault
+		if req.Name == op.ACLAccess || req.Name == op.ACLDefault {
+			features = layout.FeatureACL
+		}
+	case op.MakeRoot:
+		features = layout.FeatureTotals
 	case op.Prepare:
-		return req.Part == op.PartNew && len(req.Data) > 0
+		if req.Part == op.PartNew && len(req.Data) > 0 {
+			features = layout.FeatureACL
+		}
+		if req.Part == op.PartNew && req.Flags&op.Counted != 0 {
+			features |= layout.FeatureTotals
+		}
 	}
-	return false
+	return features
 }
 
 // class says which requests may use the reserve of a full store.
 func class(t op.Type) lsfs.Class {
 	switch t {
-	case op.Commit, op.Abort, op.Forget, op.Unlink, op.Rmdir, op.Reclaim, op.Purge, op.Removexattr, op.DropOwner, op.DropSession, op.DropVolume, op.Setattr, op.SetLock, op.Grant:
+	case op.Commit, op.Abort, op.Forget, op.Unlink, op.Rmdir, op.Reclaim, op.Purge, op.Removexattr, op.DropOwner, op.DropSession, op.DropVolume, op.Setattr, op.SetLock, op.Grant, op.Tally:
 		return lsfs.Freeing
 	}
 	return lsfs.Normal
@@ -344,6 +356,10 @@ func (st *store) after(req *op.Request, rep *op.Reply) {
 	switch req.Type {
 	case op.Commit, op.Abort:
 		rep.Off = uint64(st.Incarnation()) // see finisher
+	case op.Tally:
+		if req.Mode == op.TallyTake {
+			rep.Off = uint64(st.Incarnation()) // see teller
+		}
 	case op.SetLock, op.DropOwner:
 		st.locks.wake(req.Ino)
 	case op.DropSession:
@@ -352,7 +368,7 @@ func (st *store) after(req *op.Request, rep *op.Reply) {
 	if rep.Held != 0 && !rep.Eof && req.Type != op.Reclaim {
 		st.reclaim.add(rep.Held)
 	}
-	if req.Type != op.Reclaim && req.Type != op.Purge && req.Type != op.DropVolume && req.Type != op.DropSession {
+	if req.Type != op.Reclaim && req.Type != op.Purge && req.Type != op.DropVolume && req.Type != op.DropSession && req.Type != op.Tally {
 		rep.Held, rep.Eof = 0, false // the server's own business
 	}
 }

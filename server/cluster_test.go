@@ -243,10 +243,11 @@ func (b *wires) Do(ctx context.Context, req *op.Request, rep *op.Reply) error {
 	return nil
 }
 
-// settle waits until no transaction is left anywhere.
+// settle waits until no transaction is left anywhere, and all totals are told: with the rule that
+// check holds them to, they are right then.
 func (w *world) settle() {
 	w.t.Helper()
-	poll(w.t, "transactions are left", func() bool {
+	poll(w.t, "transactions or totals are left", func() bool {
 		for i := range w.srv {
 			for _, st := range w.srv[i].Load().stores {
 				r := st.BeginRead()
@@ -255,6 +256,9 @@ func (w *world) settle() {
 					if err := meta.Decisions(r, shard, func(op.Tx, meta.Decision) { n++ }); err != nil {
 						w.t.Error(err)
 					}
+				}
+				if err := meta.Queued(r, testShards, func(sealfs.Shard, sealfs.Ino, bool) { n++ }); err != nil {
+					w.t.Error(err)
 				}
 				st.EndRead()
 				if n > 0 {

@@ -31,11 +31,12 @@ type pace struct {
 	finish     time.Duration // how long committed transactions are gathered before they are made durable and forgotten
 	stalled    time.Duration // for how long a device may be silent before the status says so
 	search     time.Duration // how long somebody waits for a lock before a deadlock is looked for
+	tell       time.Duration // how long changed totals wait to be passed on
 	recheck    time.Duration // how often it is looked for again
 	plea       time.Duration // how long a change beyond a limit waits for a store that may have something to give back
 }
 
-var usualPace = pace{doubt: time.Second, finish: time.Second, attributes: 2 * time.Second, hurry: time.Second / 2, stalled: 5 * time.Second, search: 50 * time.Millisecond, recheck: 10 * time.Second, plea: 5 * time.Second}
+var usualPace = pace{doubt: time.Second, finish: time.Second, tell: 100 * time.Millisecond, attributes: 2 * time.Second, hurry: time.Second / 2, stalled: 5 * time.Second, search: 50 * time.Millisecond, recheck: 10 * time.Second, plea: 5 * time.Second}
 
 // parties are the transactions in which a store is a party: what they hold, and
 // a goroutine that asks for the fate of those that nobody comes back for.

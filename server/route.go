@@ -93,6 +93,7 @@ func (st *store) config() meta.Config {
 		c.Local = st.isLocal
 	}
 	c.Guard = st.guard
+	c.Queued = st.queued
 	return c
 }
 

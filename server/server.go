@@ -68,8 +68,9 @@ type Options struct {
 // The lanes of a server's goroutines, and of those for a store.
 const (
 	turnFinisher = 0
+	turnTeller   = 1
 
-	turnReclaimer = lsfs.TurnsUsed + iota - 1
+	turnReclaimer = lsfs.TurnsUsed + iota - 2
 	turnParties
 	turnRetry
 	turnHurry
@@ -101,6 +102,7 @@ type Server struct {
 	lockLimits lockLimits
 	active     active
 	finisher   finisher
+	teller     teller
 }
 
 // store is one open store with what the server keeps about it in memory.
@@ -124,13 +126,16 @@ type store struct {
 	parties    parties
 	// unfinished are the decisions that were found at the start, until run takes them.
 	unfinished []*txn.Decision
+	untold     []untold // found at the start, too
 	callsMu    sync.Mutex
 	calls      map[sealfs.Shard]*txn.Calls // sessions count their changes by shard
 	chunks     chunks
 
 	// Method values, made once: each takes an allocation.
-	guard   func(op.Tx, meta.Touch) error // parties.locks.Guard
-	isLocal func(sealfs.Shard) bool       // local
+	guard   func(op.Tx, meta.Touch) error        // parties.locks.Guard
+	isLocal func(sealfs.Shard) bool              // local
+	queued  func(sealfs.Shard, sealfs.Ino, bool) // to the teller
+	follows func(sealfs.Shard, sealfs.Ino, bool) // the same, from a Tally
 }
 
 // Open recovers all stores and begins to answer.
@@ -236,6 +241,8 @@ func (s *Server) attach(dev disk.Device, region pmem.Backing, kept *pmem.Staging
 	st := &store{Store: ls, srv: s, opts: so, leases: lease.New(ls.Incarnation(), 0)}
 	st.holds.closed = st.leases.Lower
 	st.guard, st.isLocal = st.parties.locks.Guard, st.local
+	st.queued = func(s sealfs.Shard, ino sealfs.Ino, outbox bool) { st.srv.teller.add(st, s, ino, outbox, false) }
+	st.follows = func(s sealfs.Shard, ino sealfs.Ino, outbox bool) { st.srv.teller.add(st, s, ino, outbox, true) }
 	st.mark.Store(uint32(time.Now().UnixNano() >> 10))
 	if err := st.load(); err != nil {
 		return nil, errors.Join(err, ls.Close())
@@ -258,6 +265,10 @@ func (st *store) run() {
 		st.srv.finisher.add(st, d)
 	}
 	st.unfinished = nil
+	for _, w := range st.untold {
+		st.queued(w.shard, w.ino, w.outbox)
+	}
+	st.untold = nil
 }
 
 // turns are the lanes of what runs for the store.
@@ -277,6 +288,11 @@ func (st *store) load() error {
 			return err
 		}
 		if err := st.loadShards(r); err != nil {
+			return err
+		}
+		if err := meta.Queued(r, st.srv.cfg.Shards, func(s sealfs.Shard, ino sealfs.Ino, outbox bool) {
+			st.untold = append(st.untold, untold{s, ino, outbox})
+		}); err != nil {
 			return err
 		}
 		return meta.Orphans(r, func(ino sealfs.Ino) bool {
@@ -299,6 +315,7 @@ func (s *Server) Close() error {
 		st.chunks.cuts.close()
 	}
 	s.finisher.stop()
+	s.teller.stop()
 	s.o.Turns.Lock(&s.gate)
 	defer s.gate.Unlock()
 	var errs []error

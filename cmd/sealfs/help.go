@@ -12,7 +12,7 @@ import (
 )
 
 // groups are the headings of the list of commands, in order.
-var groups = []string{"Run", "Mounts", "Cluster", "Volumes", "Look", "Other"}
+var groups = []string{"Run", "Mounts", "Cluster", "Volumes", "Trees", "Look", "Other"}
 
 func (cmd *command) usage() string {
 	s := cmd.name + " [flags]"
@@ -83,5 +83,5 @@ func helpCommand() command {
 
 // table returns all commands.
 func table() []command {
-	return slices.Concat(processCommands(), mountCommands(), roleCommands(), clusterCommands(), volumeCommands(), lookCommands(), []command{scrubCommand(), helpCommand()})
+	return slices.Concat(processCommands(), mountCommands(), roleCommands(), clusterCommands(), volumeCommands(), treeCommands(), lookCommands(), []command{scrubCommand(), helpCommand()})
 }

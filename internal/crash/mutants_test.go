@@ -114,6 +114,12 @@ var mutants = []mutant{
 		"st.unfinished = append(st.unfinished, txn.Decide(shard, tx, d.Time, d.Parties))", "_ = txn.Decide", "pair"},
 	{"transaction: a party that asks hears that it is aborted", "server/parties.go", "if fate.Off == op.FateCommitted {", "if fate.Off == op.FateCommitted && t == 0 {", "pair"},
 
+	// Totals of directories.
+	{"totals: a letter is sent before it is durable", "server/totals.go", "if err := st.Sync(); err == nil && t.ctx.Err() == nil {", "if t.ctx.Err() == nil {", "pair"},
+	{"totals: a letter is taken twice", "meta/totals.go", "if err != nil || last >= req.Gen {", "if err != nil || last > req.Gen {", "pair"},
+	{"totals: a letter is forgotten before its receiver has it durably", "server/totals.go", "y.life, answered = t.ask(st, op.Request{Type: op.Sync, Shard: y.shard})",
+		"for _, l := range letters {\n\t\t\tif l.to.Home(st.srv.cfg.Shards) == y.shard {\n\t\t\t\ty.life = l.life\n\t\t\t}\n\t\t}", "pair"},
+
 	// Chunks.
 	{"purge: chunks go before the end of their file is durable", "server/purge.go", "if err = st.Sync(); err == nil {", "if err = error(nil); err == nil {", "chunks"},
 }

@@ -57,13 +57,17 @@ const FeatureFar uint64 = 1 << 0
 // POSIX ACLs: who does not know them takes such inodes for damage.
 const FeatureACL uint64 = 1 << 1
 
+// FeatureTotals is the incompatible feature of a device with a volume whose directories
+// have totals: who does not know of them would make them wrong.
+const FeatureTotals uint64 = 1 << 3
+
 // FeatureGrants is the incompatible feature of a device on which it is noted what stores may
 // use of volumes' quotas: who does not know such records takes them for damage.
 const FeatureGrants uint64 = 1 << 4
 
 // FeaturesKnown are the incompatible features that this program understands.
 // A device with another bit is refused by the bit's number.
-const FeaturesKnown = FeatureFar | FeatureACL | FeatureGrants
+const FeaturesKnown = FeatureFar | FeatureACL | FeatureTotals | FeatureGrants
 
 // Superblock is the identity and geometry of a device and the lower bound of
 // its log.
