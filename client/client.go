@@ -126,6 +126,7 @@ type Client struct {
 	earlyBytes atomic.Int64 // in early of all nodes
 	lazy       atomic.Bool  // releases are gathered, as a mount wants it
 	dirs       dirs
+	accesses   accesses
 	leases     leases
 	watch      watching
 	kernel     atomic.Pointer[kernel] // of the mount, if there is one
@@ -197,6 +198,7 @@ func (c *Client) Close() error {
 // Shutdown is Close with a patience of the caller's.
 func (c *Client) Shutdown(ctx context.Context) error {
 	err := c.flushAll(ctx)
+	c.tellAccesses(ctx)
 	c.die()
 	return err
 }

@@ -32,6 +32,8 @@ type MountOptions struct {
 	ReadOnly   bool
 	Suid       bool // setuid and setgid bits count (root only)
 	Dev        bool // device files work (root only)
+	NoAtime    bool // reading does not change times of access; otherwise the rules are relatime's
+	NoDirAtime bool // the same for directories
 
 	// For how long the kernel believes what it was told at most: that a name exists, that
 	// one does not, and attributes. Negative is not at all, 0 for as long as the lease lasts

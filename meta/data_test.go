@@ -265,7 +265,7 @@ func TestFallocate(t *testing.T) {
 		t.Errorf("fallocate: %+v", a)
 	}
 	version := f.attr("a").Version
-	if a := f.ok(falloc(fallocKeepSize, 0, 1<<30)).Attr; a.Size != 1000 || a.Version != version {
+	if a := f.ok(falloc(fallocKeepSize, 0, 1<<30)).Attr; a.Size != 1000 || a.Version != version+1 || a.Mtime != f.now {
 		t.Errorf("fallocate that keeps the size: %+v", a)
 	}
 	f.ok(falloc(fallocZeroRange, 0, 2000))

@@ -13,6 +13,9 @@ func (ch *change) setattr() error {
 	if err := ch.load(req.Ino, &in); err != nil {
 		return err
 	}
+	if req.Valid&op.SetAccess != 0 {
+		return ch.access(&in)
+	}
 	before := in.Mode
 	if req.Flags&op.KillPriv != 0 {
 		in.killPriv()
@@ -58,6 +61,18 @@ func (ch *change) setattr() error {
 	}
 	in.Attr(&ch.rep.Attr)
 	return ch.put(&in)
+}
+
+// access notes that an inode was read. Neither its time of change nor its version tells: what
+// was read is as it was.
+func (ch *change) access(in *Inode) error {
+	before := in.Atime
+	in.Atime = op.Accessed(in.Atime, in.Mtime, in.Ctime, ch.req.Atime)
+	in.Attr(&ch.rep.Attr)
+	if ch.quiet = in.Atime == before; ch.quiet {
+		return nil
+	}
+	return ch.put(in)
 }
 
 // killPriv clears the bits that let a program run as somebody else: a write or a

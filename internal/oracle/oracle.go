@@ -262,7 +262,7 @@ func (fs *FS) answer(req *op.Request, rep *op.Reply) sealfs.Code {
 		if in.attr.Mode&typeMask != typeLink {
 			return sealfs.ErrInvalid
 		}
-		rep.Data = append(rep.Data, in.target...)
+		rep.Attr, rep.Data = in.attr, append(rep.Data, in.target...)
 		return 0
 	case op.Setattr:
 		return fs.setattr(req, rep, in, now)
