@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -93,17 +94,14 @@ func (c *Client) sendAccesses() {
 // tellAccesses tells the servers what they do not know. What they were told stays for another
 // round: attributes that were asked for before may still be under way.
 func (c *Client) tellAccesses(ctx context.Context) {
-	type reading struct {
-		ino sealfs.Ino
-		at  int64
-	}
 	a := &c.accesses
-	var list []reading
+	lists := map[sealfs.Shard][]op.Opens{}
 	a.mu.Lock()
 	for ino, r := range a.of {
 		switch {
 		case r.told == 0:
-			list = append(list, reading{ino, r.at})
+			home := ino.Home(c.o.Shards)
+			lists[home] = append(lists[home], op.Opens{Ino: ino, Count: uint64(r.at)})
 		case r.told > 1:
 			delete(a.of, ino)
 			continue
@@ -112,13 +110,20 @@ func (c *Client) tellAccesses(ctx context.Context) {
 		a.of[ino] = r
 	}
 	a.mu.Unlock()
-	for _, r := range list {
-		if ctx.Err() != nil {
-			return
+	for _, list := range lists {
+		for some := range slices.Chunk(list, op.AccessMax) {
+			if ctx.Err() != nil {
+				return
+			}
+			k := c.begin(op.Setattr, some[0].Ino)
+			k.Ino, k.Valid, k.Atime = some[0].Ino, op.SetAccess, int64(some[0].Count)
+			for _, o := range some[1:] {
+				k.Data = op.AppendOpens(k.Data, o)
+			}
+			c.none(ctx, k) // nobody can be told of an error
+			for _, o := range some[1:] {
+				c.dirs.forget(0, o.Ino) // the answer tells of the first only
+			}
 		}
-		k := c.begin(op.Setattr, r.ino)
-		k.Ino, k.Valid, k.Atime = r.ino, op.SetAccess, r.at
-		// Nobody can be told of an error; it may have been removed.
-		c.none(ctx, k)
 	}
 }

@@ -171,10 +171,15 @@ const (
 	SetAtimeNow
 	SetMtimeNow
 	SetCtime
-	SetNothing        // a change of owner and group that changes neither: the time of change alone
-	SetAccess         // it was read at Atime: see Accessed. Nothing else is set with it
-	setAll     uint32 = 1<<iota - 1
+	SetNothing // a change of owner and group that changes neither: the time of change alone
+	// SetAccess says that Ino was read at Atime (see Accessed), and so were others of the
+	// shard, AccessMax in all, whose times stand in Data as counts do (AppendOpens). It stands alone.
+	SetAccess
+	setAll uint32 = 1<<iota - 1
 )
+
+// AccessMax is how many inodes one Setattr with SetAccess may be about.
+const AccessMax = 64
 
 // Accessed returns the time of access of an inode with these times after it was read at the
 // time now. It is Linux's relatime: reading counts when nobody has read

@@ -30,11 +30,6 @@ func (fs *FS) setattr(req *op.Request, rep *op.Reply, in *inode, now int64) seal
 			return sealfs.ErrTooBig
 		}
 	}
-	if req.Valid&op.SetAccess != 0 {
-		in.attr.Atime = op.Accessed(in.attr.Atime, in.attr.Mtime, in.attr.Ctime, req.Atime)
-		rep.Attr = in.attr
-		return 0
-	}
 	before := in.attr.Mode
 	if req.Flags&op.KillPriv != 0 {
 		in.killPriv()
@@ -74,6 +69,28 @@ func (fs *FS) setattr(req *op.Request, rep *op.Reply, in *inode, now int64) seal
 		in.attr.Ctime = req.Ctime
 	}
 	rep.Attr = in.attr
+	return 0
+}
+
+// access answers a Setattr with SetAccess.
+func (fs *FS) access(req *op.Request, rep *op.Reply) sealfs.Code {
+	list := []op.Opens{{Ino: req.Ino, Count: uint64(req.Atime)}}
+	if op.DecodeOpens(req.Data, func(o op.Opens) { list = append(list, o) }) != nil || len(list) > op.AccessMax {
+		return sealfs.ErrInvalid
+	}
+	for i, o := range list {
+		if o.Ino.Home(fs.shards) != req.Shard {
+			return sealfs.ErrInvalid
+		}
+		in := fs.inodes[o.Ino]
+		if in == nil {
+			continue
+		}
+		in.attr.Atime = op.Accessed(in.attr.Atime, in.attr.Mtime, in.attr.Ctime, int64(o.Count))
+		if i == 0 {
+			rep.Attr = in.attr
+		}
+	}
 	return 0
 }
 

@@ -217,6 +217,8 @@ func (fs *FS) answer(req *op.Request, rep *op.Reply) sealfs.Code {
 	}
 	in := fs.inodes[ino]
 	switch {
+	case req.Type == op.Setattr && req.Valid&op.SetAccess != 0:
+		return fs.access(req, rep)
 	case in == nil:
 		return sealfs.ErrNotExist
 	case fs.aboutChunk(req, in):
