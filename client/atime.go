@@ -17,6 +17,9 @@ const (
 	accessDelay = time.Second
 	// accessMax bounds the inodes whose times are kept. Beyond it reading does not count.
 	accessMax = 4096
+	// accessPatience is for how long a server that is away holds up the times for others. Then
+	// those for this one are lost.
+	accessPatience = 5 * time.Second
 	// accessReread is up to which size a file in the kernel's page cache is read anew so
 	// that its reading is seen. A larger one counts as read when it is opened.
 	accessReread = 1 << 20
@@ -111,17 +114,19 @@ func (c *Client) tellAccesses(ctx context.Context) {
 	}
 	a.mu.Unlock()
 	for _, list := range lists {
-		for some := range slices.Chunk(list, op.AccessMax) {
+		for part := range slices.Chunk(list, op.AccessMax) {
 			if ctx.Err() != nil {
 				return
 			}
-			k := c.begin(op.Setattr, some[0].Ino)
-			k.Ino, k.Valid, k.Atime = some[0].Ino, op.SetAccess, int64(some[0].Count)
-			for _, o := range some[1:] {
+			k := c.begin(op.Setattr, part[0].Ino)
+			k.Ino, k.Valid, k.Atime = part[0].Ino, op.SetAccess, int64(part[0].Count)
+			for _, o := range part[1:] {
 				k.Data = op.AppendOpens(k.Data, o)
 			}
-			c.none(ctx, k) // nobody can be told of an error
-			for _, o := range some[1:] {
+			patient, cancel := context.WithTimeout(ctx, accessPatience)
+			c.none(patient, k) // nobody can be told of an error
+			cancel()
+			for _, o := range part[1:] {
 				c.dirs.forget(0, o.Ino) // the answer tells of the first only
 			}
 		}

@@ -198,7 +198,9 @@ func (c *Client) Close() error {
 // Shutdown is Close with a patience of the caller's.
 func (c *Client) Shutdown(ctx context.Context) error {
 	err := c.flushAll(ctx)
-	c.tellAccesses(ctx)
+	last, stop := context.WithTimeout(ctx, accessDelay)
+	c.tellAccesses(last)
+	stop()
 	c.die()
 	return err
 }

@@ -284,12 +284,16 @@ func ClearStale(dir string) (cleared bool, err error) {
 	if dir, err = filepath.Abs(dir); err != nil {
 		return false, err
 	}
+	before, _ := findMount(dir)
 	AbortOrphan(dir)
 	if parent, err := filepath.EvalSymlinks(filepath.Dir(dir)); err == nil {
 		AbortOrphan(filepath.Join(parent, filepath.Base(dir)))
 	}
 	if dir, err = resolve(dir); err != nil {
 		return false, err
+	}
+	if at, err := findMount(dir); err == nil && at == nil {
+		cleared = before != nil && before.fsType == fsType // forced unmounting aborted it
 	}
 	for tries := 0; ; tries++ {
 		// Without the force the kernel would answer for the dead from its cache.
