@@ -16,7 +16,7 @@ const (
 	// written, read once and removed shall not cost a change more.
 	accessDelay = time.Second
 	// accessMax bounds the inodes whose times are kept. Beyond it reading does not count.
-	accessMax = 4096
+	accessMax = 32768
 	// accessPatience is for how long a server that is away holds up the times for others. Then
 	// those for this one are lost.
 	accessPatience = 5 * time.Second

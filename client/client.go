@@ -238,6 +238,18 @@ func (k *call) end() {
 	calls.Put(k)
 }
 
+// tooLong refuses what is too long for a request to be sent at all: a server would not
+// understand it.
+func (k *call) tooLong() error {
+	switch {
+	case len(k.Name) <= sealfs.NameMax && len(k.Name2) <= sealfs.NameMax:
+		return nil
+	case k.Type == op.Setxattr || k.Type == op.Getxattr || k.Type == op.Removexattr:
+		return sealfs.ErrRange
+	}
+	return sealfs.ErrNameTooLong
+}
+
 // address fills in what all requests carry.
 func (c *Client) address(k *call) {
 	k.Volume = c.o.Volume
@@ -248,6 +260,9 @@ func (c *Client) address(k *call) {
 
 // do sends k and returns what went wrong, a sealfs.Code or an error that wraps one.
 func (c *Client) do(ctx context.Context, k *call) error {
+	if err := k.tooLong(); err != nil {
+		return err
+	}
 	c.address(k)
 	if c.remote {
 		err := c.ask(ctx, k)
