@@ -14,7 +14,8 @@ import (
 // size, so that no two appends ever get the same place; then the bytes are written
 // there, with the generation that the place was given out for. A crash
 // between the two leaves zeros. A truncation between the two has taken the
-// place away, and with it the bytes.
+// place away, and with it the bytes. A place is given out, too, for what takes several records of
+// the server's, where the server may die between two of them and the client go on.
 
 // appendLimit is up to where an append may go to the home of a file that may get
 // chunks, 0 for no limit.
@@ -33,12 +34,14 @@ func (c *Client) appendLimit(n *node) uint64 {
 // appendNow sends data to the end of the file.
 func (c *Client) appendNow(ctx context.Context, n *node, ino sealfs.Ino, data []byte, flags op.Flags) (int, error) {
 	most := sealfs.IOMax
-	if c.remote {
-		most = bufferMax // one record of the server's, so that a retry finds all of it or nothing
-	}
 	done := 0
 	limit := c.appendLimit(n)
 	far := n != nil && n.far.Load()
+	if c.o.Chunked && c.remote {
+		most = bufferMax // one record of the server's, so that a retry finds all of it or nothing
+		// What others append must not come between the records of a larger one: it gets its place first.
+		far = far || len(data) > most
+	}
 	for done < len(data) {
 		var part int
 		var err error
@@ -119,7 +122,7 @@ func (c *Client) appendAt(ctx context.Context, n *node, ino sealfs.Ino, l layout
 	}
 	if n != nil && a.Gen == l.gen {
 		n.kept.grown(layoutOf(&a.Attr), a.ino)
-		n.far.Store(true)
+		n.far.Store(a.Size > sealfs.HomeBytes)
 	}
 	// The place is ours until the file is truncated, which home knows.
 	var r redo

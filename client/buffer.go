@@ -48,7 +48,7 @@ func (c *Client) write(ctx context.Context, ino sealfs.Ino, off uint64, data []b
 		return 0, sealfs.ErrTooBig
 	}
 	n := c.nodes.get(ino)
-	c.dropEarly(n)
+	c.changes(n)
 	defer c.dropEarly(n)
 	if n == nil {
 		return c.writeNow(ctx, nil, ino, off, data, flags)
@@ -111,8 +111,17 @@ func (c *Client) delay(ctx context.Context, t *turn, off uint64, data []byte, fl
 		}
 	}
 	done := 0
+	if flags&op.Append != 0 && len(n.buf) > 0 && len(n.buf)+len(data) > c.most(n, off, flags) {
+		// An append goes in one piece, or those of others could come between.
+		if err := c.send(ctx, t); err != nil {
+			return 0, err
+		}
+	}
 	for {
 		most := c.most(n, off, flags)
+		if flags&op.Append != 0 && len(data) > most {
+			most = bufferHuge
+		}
 		at, limit := len(n.buf), most // in the buffer
 		if flags&op.Append == 0 {
 			if len(n.buf) == 0 {

@@ -126,6 +126,7 @@ type Client struct {
 	earlyBytes atomic.Int64 // in early of all nodes
 	lazy       atomic.Bool  // releases are gathered, as a mount wants it
 	dirs       dirs
+	accesses   accesses
 	leases     leases
 	watch      watching
 	kernel     atomic.Pointer[kernel] // of the mount, if there is one
@@ -197,6 +198,9 @@ func (c *Client) Close() error {
 // Shutdown is Close with a patience of the caller's.
 func (c *Client) Shutdown(ctx context.Context) error {
 	err := c.flushAll(ctx)
+	last, stop := context.WithTimeout(ctx, accessDelay)
+	c.tellAccesses(last)
+	stop()
 	c.die()
 	return err
 }
@@ -234,6 +238,18 @@ func (k *call) end() {
 	calls.Put(k)
 }
 
+// tooLong refuses what is too long for a request to be sent at all: a server would not
+// understand it.
+func (k *call) tooLong() error {
+	switch {
+	case len(k.Name) <= sealfs.NameMax && len(k.Name2) <= sealfs.NameMax:
+		return nil
+	case k.Type == op.Setxattr || k.Type == op.Getxattr || k.Type == op.Removexattr:
+		return sealfs.ErrRange
+	}
+	return sealfs.ErrNameTooLong
+}
+
 // address fills in what all requests carry.
 func (c *Client) address(k *call) {
 	k.Volume = c.o.Volume
@@ -244,6 +260,9 @@ func (c *Client) address(k *call) {
 
 // do sends k and returns what went wrong, a sealfs.Code or an error that wraps one.
 func (c *Client) do(ctx context.Context, k *call) error {
+	if err := k.tooLong(); err != nil {
+		return err
+	}
 	c.address(k)
 	if c.remote {
 		err := c.ask(ctx, k)

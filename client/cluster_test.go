@@ -248,12 +248,20 @@ func checkSeek(t *testing.T, want []byte, off, at uint64, whence uint32, err err
 // TestAppendersNeverOverwrite lets two clients append to a file while it grows
 // over the border of its home and answers get lost: each record is there once.
 func TestAppendersNeverOverwrite(t *testing.T) {
+	for _, test := range []struct{ records, length, start int }{
+		{300, 3000, sealfs.HomeBytes - 450_000}, {15, 300_000, sealfs.HomeBytes - 2_000_000}, {15, 300_000, 0},
+	} {
+		t.Run(fmt.Sprintf("%d at %d", test.length, test.start), func(t *testing.T) {
+			appendTogether(t, test.records, test.length, uint64(test.start))
+		})
+	}
+}
+
+func appendTogether(t *testing.T, records, length int, start uint64) {
 	u := newCluster()
 	ctx := context.Background()
-	const records, length = 300, 3000
 	var wg sync.WaitGroup
 	var ino sealfs.Ino
-	const start = sealfs.HomeBytes - records*length/2
 	for i := range 2 {
 		c, net := u.client(t, sealfs.Session(i+1), Options{})
 		c.age = 5 * time.Millisecond
@@ -292,11 +300,11 @@ func TestAppendersNeverOverwrite(t *testing.T) {
 	wg.Wait()
 	c, _ := u.client(t, 3, Options{})
 	a, err := c.Getattr(ctx, ino)
-	if err != nil || a.Size != start+2*records*length {
-		t.Fatalf("size %d, want %d, %v", a.Size, start+2*records*length, err)
+	if err != nil || a.Size != start+2*uint64(records*length) {
+		t.Fatalf("size %d, want %d, %v", a.Size, int(start)+2*records*length, err)
 	}
 	seen := map[string]bool{}
-	for off := uint64(start); off < a.Size; off += length {
+	for off := start; off < a.Size; off += uint64(length) {
 		rec, err := c.Read(ctx, ino, off, length, nil)
 		if err != nil || len(rec) != length {
 			t.Fatalf("record at %d: %d bytes, %v", off, len(rec), err)

@@ -73,6 +73,14 @@ func (c *Client) dropEarly(n *node) {
 	}
 }
 
+// changes is for who is about to change the file. n may be nil.
+func (c *Client) changes(n *node) {
+	if n != nil && !n.unread.Load() {
+		n.unread.Store(true)
+	}
+	c.dropEarly(n)
+}
+
 // readEarly answers a read from what came with the opening, if that is to be
 // believed: the bytes are copied to room.
 func (c *Client) readEarly(ino sealfs.Ino, off uint64, size int, room []byte) ([]byte, bool) {

@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"sync"
 
 	"sealfs"
 	"sealfs/op"
@@ -20,7 +21,7 @@ func (c *Client) Fallocate(ctx context.Context, ino sealfs.Ino, off, n uint64, m
 		return err
 	}
 	node := c.nodes.get(ino)
-	c.dropEarly(node)
+	c.changes(node)
 	defer c.dropEarly(node)
 	if mode&(punchHole|zeroRange) != 0 && off <= sealfs.FileSizeMax && n <= sealfs.FileSizeMax-off && off+n > sealfs.HomeBytes {
 		return c.zeroFar(ctx, ino, off, off+n, mode)
@@ -162,6 +163,9 @@ func (c *Client) seekChunks(ctx context.Context, ino sealfs.Ino, l layout, off u
 	const chunk = sealfs.ChunkBytes
 	end := min(l.size, l.bound)
 	for off < end {
+		if whence == SeekData && (end-off)/chunk > uint64(c.o.Shards) {
+			break // each shard is asked but once
+		}
 		first := off / chunk
 		stop := min(end, (first+piecesMax)*chunk)
 		var found [piecesMax]uint64 // one more than the offset, for each chunk that has one
@@ -190,8 +194,54 @@ func (c *Client) seekChunks(ctx context.Context, ino sealfs.Ino, l layout, off u
 		}
 		off = stop
 	}
-	if whence == SeekHole {
+	switch {
+	case whence == SeekHole:
 		return min(max(off, end), l.size), nil
+	case off < end:
+		return c.seekShards(ctx, ino, l, off, end)
 	}
 	return 0, sealfs.ErrNoDevice
+}
+
+// seekShards looks for data in [off, end), which has more chunks than there are shards: it asks
+// each shard for all chunks there, from the first one on.
+func (c *Client) seekShards(ctx context.Context, ino sealfs.Ino, l layout, off, end uint64) (uint64, error) {
+	const chunk = sealfs.ChunkBytes
+	asked := make([]bool, c.o.Shards)
+	var from []uint64
+	for at := off; at < end && len(from) < len(asked); at = (at/chunk + 1) * chunk {
+		if s := ino.DataShard(at, c.o.Shards); !asked[s] {
+			asked[s] = true
+			from = append(from, at)
+		}
+	}
+	var mu sync.Mutex
+	best := end
+	err := pieces(0, uint64(len(from)), 1, func(i, _ uint64) error {
+		mu.Lock()
+		most := best
+		mu.Unlock()
+		if from[i] >= most {
+			return nil
+		}
+		k := c.beginAt(op.Seek, ino, from[i], l)
+		k.Mode, k.Len = SeekData, most-from[i]
+		at, _, err := c.seekAt(ctx, k)
+		switch err {
+		case sealfs.ErrNoDevice:
+			return nil
+		case nil:
+			mu.Lock()
+			best = min(best, at)
+			mu.Unlock()
+		}
+		return err
+	})
+	switch {
+	case err != nil:
+		return 0, err
+	case best >= end:
+		return 0, sealfs.ErrNoDevice
+	}
+	return best, nil
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
 
 	"sealfs"
 	"sealfs/op"
@@ -180,6 +181,7 @@ func (f *filesystem) entryTTL(dir sealfs.Ino, name string, b belief, timeout tim
 func (f *filesystem) fillAttrOut(out *fuse.AttrOut, a *answer) {
 	t := f.attrTTL(a, false)
 	out.AttrValid, out.AttrValidNsec = t.sec, t.nsec
+	f.c.accessed(&a.Attr)
 	fillAttr(&out.Attr, &a.Attr)
 }
 
@@ -190,6 +192,7 @@ func (f *filesystem) fillEntry(out *fuse.EntryOut, dir sealfs.Ino, name string, 
 	out.EntryValid, out.EntryValidNsec = t.sec, t.nsec
 	t = f.attrTTL(a, true)
 	out.AttrValid, out.AttrValidNsec = t.sec, t.nsec
+	f.c.accessed(&a.Attr)
 	fillAttr(&out.Attr, &a.Attr)
 }
 
@@ -286,6 +289,7 @@ func (f *filesystem) Statx(cancel <-chan struct{}, in *fuse.StatxIn, out *fuse.S
 	out.AttrValid, out.AttrValidNsec = t.sec, t.nsec
 	const basicAndBirth = 0xfff // STATX_BASIC_STATS | STATX_BTIME
 	var b fuse.Attr
+	f.c.accessed(&a.Attr)
 	fillAttr(&b, &a.Attr)
 	s := &out.Statx
 	s.Mask, s.Blksize, s.Nlink, s.Uid, s.Gid = basicAndBirth, b.Blksize, b.Nlink, b.Uid, b.Gid
@@ -333,6 +337,11 @@ func (f *filesystem) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fu
 		return fuse.EIO
 	}
 	s.KillPriv = in.Valid&(fuse.FATTR_UID|fuse.FATTR_GID|fuse.FATTR_KILL_SUIDGID) != 0
+	if n := f.c.nodes.get(f.ino(in.NodeId)); s.Valid == 0 && (in.InHeader.Uid != 0 || n == nil || n.uncapped.Swap(0) != in.Pid) {
+		// A change of owner and group that changes neither, which costs the bits all the same. But
+		// before a write that takes capabilities away the kernel asks for the same, without meaning the bits.
+		s.Valid, s.KillPriv = op.SetNothing, true
+	}
 	ino := f.ino(in.NodeId)
 	a, err := f.c.setattr(ctx, ino, &s)
 	if err != nil {
@@ -349,7 +358,10 @@ func (f *filesystem) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fu
 func (f *filesystem) Readlink(cancel <-chan struct{}, h *fuse.InHeader) ([]byte, fuse.Status) {
 	ctx, w := f.wait(cancel, h.Pid)
 	defer w.over()
-	b, err := f.c.Readlink(ctx, f.ino(h.NodeId))
+	b, a, err := f.c.readlink(ctx, f.ino(h.NodeId))
+	if f.c.accessed(&a); err == nil && a.Ino != 0 && unread(&a) {
+		f.read(a.Ino)
+	}
 	return b, status(err)
 }
 
@@ -484,7 +496,7 @@ const directIO = fuse.FOPEN_DIRECT_IO | fuse.FOPEN_PARALLEL_DIRECT_WRITES
 // not ask for security.capability before the first write: a new file has none,
 // and who gives it one here is noticed (node.capability).
 func newFileFlags(flags uint32) uint32 {
-	if flags&syscall.O_DIRECT != 0 || flags&syscall.O_ACCMODE == syscall.O_WRONLY {
+	if flags&(syscall.O_DIRECT|syscall.O_APPEND) != 0 || flags&syscall.O_ACCMODE == syscall.O_WRONLY {
 		return directIO
 	}
 	return 0
@@ -516,19 +528,53 @@ func (f *filesystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 		}
 		f.changed(ino)
 	}
+	f.c.accessed(&a.Attr)
+	n, fresh := f.c.nodes.get(ino), unread(&a.Attr)
+	if n != nil {
+		n.unread.Store(fresh)
+	}
 	out.Fh = f.handle(ino)
-	if in.Flags&syscall.O_DIRECT != 0 {
-		// Past its cache the kernel takes capabilities from nobody: such a file
-		// is written the slower way.
+	appends := in.Flags&syscall.O_APPEND != 0 && in.Flags&syscall.O_ACCMODE != syscall.O_RDONLY
+	if in.Flags&syscall.O_DIRECT != 0 || appends {
+		// By way of its page cache the kernel writes in pieces, and what others append could
+		// come between two of them. Past its cache it takes capabilities from nobody: such
+		// a file is written the slower way.
 		if _, _, err := f.c.Getxattr(ctx, ino, capability, 0, nil); err == sealfs.ErrNoData || in.Flags&syscall.O_ACCMODE == syscall.O_RDONLY {
 			out.OpenFlags = directIO
 		}
 		return fuse.OK
 	}
-	if f.seen.same(ino, a.Version) && (f.k == nil || f.c.believes(ino, a.ino) && f.k.fresh(ino)) {
-		out.OpenFlags = fuse.FOPEN_KEEP_CACHE
+	if !f.seen.same(ino, a.Version) || f.k != nil && !(f.c.believes(ino, a.ino) && f.k.fresh(ino)) {
+		return fuse.OK
 	}
+	if fresh && f.countsReads(in.Flags) && in.Flags&syscall.O_ACCMODE != syscall.O_WRONLY {
+		if a.Size <= accessReread {
+			return fuse.OK
+		}
+		f.readBy(ino, in.Flags)
+	}
+	out.OpenFlags = fuse.FOPEN_KEEP_CACHE
 	return fuse.OK
+}
+
+// countsReads reports whether what is read through a file with these flags counts as read.
+func (f *filesystem) countsReads(flags uint32) bool {
+	return !f.o.ReadOnly && !f.o.NoAtime && flags&unix.O_NOATIME == 0
+}
+
+// readBy notes that the file ino was read through a handle with these flags.
+func (f *filesystem) readBy(ino sealfs.Ino, flags uint32) {
+	if n := f.c.nodes.get(ino); n != nil && n.unread.Load() && f.countsReads(flags) {
+		n.unread.Store(false)
+		f.c.read(ino)
+	}
+}
+
+// read is for what has no handle.
+func (f *filesystem) read(ino sealfs.Ino) {
+	if f.countsReads(0) {
+		f.c.read(ino)
+	}
 }
 
 // opened notes that the kernel may have content of ino from now on.

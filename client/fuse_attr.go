@@ -123,6 +123,9 @@ func (f *filesystem) RemoveXAttr(cancel <-chan struct{}, h *fuse.InHeader, name 
 		return status(err)
 	}
 	ino := f.ino(h.NodeId)
+	if n := f.c.nodes.get(ino); n != nil && name == capability {
+		n.uncapped.Store(h.Pid)
+	}
 	err := f.c.Removexattr(ctx, ino, name)
 	f.changed(ino)
 	return status(err)

@@ -34,6 +34,7 @@ func (f *filesystem) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (
 	if err != nil {
 		return nil, status(err)
 	}
+	f.readBy(f.ino(in.NodeId), in.Flags)
 	r := readResults.Get().(*readResult)
 	r.data = b
 	return r, fuse.OK
@@ -188,7 +189,13 @@ func (f *filesystem) OpenDir(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.
 	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()
 	ino := f.ino(in.NodeId)
-	_, err := f.c.Open(ctx, ino)
+	a, err := f.c.Open(ctx, ino)
+	if err == nil {
+		f.c.accessed(&a)
+		if n := f.c.nodes.get(ino); n != nil {
+			n.unread.Store(unread(&a))
+		}
+	}
 	out.Fh = f.handle(ino)
 	return status(err)
 }
@@ -234,6 +241,9 @@ func (f *filesystem) readDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.
 		if !add(&op.Dirent{Name: ".."[:cookie], Ino: ino, Cookie: cookie}, modeDir, 0, 0) {
 			return fuse.OK
 		}
+	}
+	if !f.o.NoDirAtime {
+		f.readBy(ino, 0)
 	}
 	ctx, w := f.wait(cancel, in.Pid)
 	defer w.over()

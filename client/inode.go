@@ -104,7 +104,7 @@ func (c *Client) setattr(ctx context.Context, ino sealfs.Ino, s *SetAttr) (answe
 		return answer{}, err
 	}
 	n := c.nodes.get(ino)
-	c.dropEarly(n)
+	c.changes(n)
 	defer c.dropEarly(n)
 	k := c.begin(op.Setattr, ino)
 	k.Ino, k.Valid, k.Mode, k.UID, k.GID = ino, s.Valid, s.Mode, s.UID, s.GID
@@ -232,12 +232,18 @@ func (c *Client) rename(ctx context.Context, dir sealfs.Ino, name string, dir2 s
 
 // Readlink returns the target of a symbolic link.
 func (c *Client) Readlink(ctx context.Context, ino sealfs.Ino) ([]byte, error) {
+	b, _, err := c.readlink(ctx, ino)
+	return b, err
+}
+
+// readlink is Readlink that also returns attributes.
+func (c *Client) readlink(ctx context.Context, ino sealfs.Ino) ([]byte, op.Attr, error) {
 	k := c.begin(op.Readlink, ino)
 	k.Ino = ino
 	err := c.do(ctx, k)
-	b := k.rep.Data
+	b, a := k.rep.Data, k.rep.Attr
 	k.end()
-	return b, err
+	return b, a, err
 }
 
 // Open holds ino open until Release, so that it outlives its name, and returns

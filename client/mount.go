@@ -32,6 +32,8 @@ type MountOptions struct {
 	ReadOnly   bool
 	Suid       bool // setuid and setgid bits count (root only)
 	Dev        bool // device files work (root only)
+	NoAtime    bool // reading does not change times of access; otherwise the rules are relatime's
+	NoDirAtime bool // the same for directories
 
 	// For how long the kernel believes what it was told at most: that a name exists, that
 	// one does not, and attributes. Negative is not at all, 0 for as long as the lease lasts
@@ -282,12 +284,16 @@ func ClearStale(dir string) (cleared bool, err error) {
 	if dir, err = filepath.Abs(dir); err != nil {
 		return false, err
 	}
+	before, _ := findMount(dir)
 	AbortOrphan(dir)
 	if parent, err := filepath.EvalSymlinks(filepath.Dir(dir)); err == nil {
 		AbortOrphan(filepath.Join(parent, filepath.Base(dir)))
 	}
 	if dir, err = resolve(dir); err != nil {
 		return false, err
+	}
+	if at, err := findMount(dir); err == nil && at == nil {
+		cleared = before != nil && before.fsType == fsType // forced unmounting aborted it
 	}
 	for tries := 0; ; tries++ {
 		// Without the force the kernel would answer for the dead from its cache.

@@ -24,6 +24,8 @@ type node struct {
 	kept       kept        // what is known of its layout
 	early      atomic.Pointer[early]
 	changes    atomic.Uint64 // by this client, at their beginning and end
+	uncapped   atomic.Uint32 // the thread that has just taken the capability attribute away
+	unread     atomic.Bool   // reading it may change its time of access
 	privileged atomic.Bool   // the kernel was told to forget the mode, since writes take privileges away
 
 	gate  gate     // taken while the buffer changes or is sent; guards the following

@@ -37,6 +37,10 @@ func (c *Client) open(ctx context.Context, k *call) (answer, error) {
 		}
 		return a, err
 	}
+	if err := k.tooLong(); err != nil {
+		k.end()
+		return answer{}, err
+	}
 	c.address(k)
 	var n *node // nil for a new file
 	if k.Type == op.Open {

@@ -35,7 +35,11 @@ func servePair(dirs []string) (err error) {
 	defer func() { err = errors.Join(err, s.Close()) }()
 	var clients []*Client
 	for i, dir := range dirs {
-		c := New(s, Options{Volume: 1, Root: root, Shards: testShards, Session: sealfs.Session(i + 1), Local: i == 0})
+		var h op.Handler = s
+		if i > 0 {
+			h = encoded{s}
+		}
+		c := New(h, Options{Volume: 1, Root: root, Shards: testShards, Session: sealfs.Session(i + 1), Local: i == 0})
 		m, err := Mount(context.Background(), c, MountOptions{Dir: dir, Name: "pair", AllowOther: os.Geteuid() == 0})
 		if err != nil {
 			return err
@@ -56,6 +60,21 @@ func servePair(dirs []string) (err error) {
 		})
 		fmt.Println(n)
 	}
+}
+
+// encoded passes requests on as a connection does.
+type encoded struct{ op.Handler }
+
+func (e encoded) Do(ctx context.Context, req *op.Request, rep *op.Reply) error {
+	var there op.Request
+	if err := op.DecodeRequest(&there, req.AppendTo(nil)); err != nil {
+		rep.Code = sealfs.ErrInvalid
+		return nil
+	}
+	if req.Type == op.Write {
+		there.Data = req.Data
+	}
+	return e.Handler.Do(ctx, &there, rep)
 }
 
 // pair is two mounts of one volume on one server.

@@ -345,7 +345,7 @@ func (c *Client) carryOut(list []op.Revoke) {
 			})
 		}
 		if v.Kind == op.RevokeInode {
-			c.dropEarly(n)
+			c.changes(n) // by another client
 		}
 		if kernel != nil && v.Kind != op.RecallWrite {
 			kernel.inode(v.Ino, v.Kind == op.RevokeInode)

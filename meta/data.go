@@ -275,7 +275,7 @@ func (ch *change) fallocate() error {
 	case req.Off > sealfs.FileSizeMax || req.Len > sealfs.FileSizeMax-req.Off:
 		return refusal(sealfs.ErrTooBig)
 	}
-	end, size, zero := req.Off+req.Len, in.Size, true
+	end, zero := req.Off+req.Len, true
 	switch req.Mode {
 	case 0, fallocKeepSize:
 		zero = false
@@ -297,13 +297,8 @@ func (ch *change) fallocate() error {
 			return err
 		}
 	}
-	if ch.quiet = !zero && in.Size == size; !ch.quiet {
-		in.touch(req.Time)
-	}
+	in.touch(req.Time)
 	in.Attr(&ch.rep.Attr)
-	if ch.quiet {
-		return nil
-	}
 	return ch.put(&in)
 }
 
@@ -487,6 +482,9 @@ func seek(r pmem.Reader, c Config, req *op.Request, rep *op.Reply) error {
 	end := in.Size
 	if in.part {
 		end = chunkEnd(req.Off)
+		if req.Mode == seekData && req.Off < boundMax {
+			end = max(end, req.Off+min(req.Len, boundMax-req.Off)) // in all chunks of the shard
+		}
 		in.partAttr(&rep.Attr)
 	} else {
 		if req.Off >= end {

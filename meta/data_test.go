@@ -255,6 +255,52 @@ func TestPunchHuge(t *testing.T) {
 	}
 }
 
+// TestAccess tells of several inodes at once that they were read, and of some that count no more.
+func TestAccess(t *testing.T) {
+	f := newFixture(t, 1)
+	a, b := f.create("a"), f.create("b")
+	before := [2]op.Attr{f.attr("a"), f.attr("b")}
+	read := func(first sealfs.Ino, at int64, others ...op.Opens) op.Attr {
+		req := op.Request{Type: op.Setattr, Ino: first, Valid: op.SetAccess, Atime: at}
+		for _, o := range others {
+			req.Data = op.AppendOpens(req.Data, o)
+		}
+		return f.ok(req).Attr
+	}
+	gone := op.Opens{Ino: a + b, Count: 7}
+	told := read(a, 5000, gone, op.Opens{Ino: b, Count: 6000})
+	for i, name := range []string{"a", "b"} {
+		want := before[i]
+		want.Atime = int64(5000 + 1000*i)
+		if got := f.attr(name); got != want || i == 0 && told != got {
+			t.Errorf("%s: %+v, want %+v", name, got, want)
+		}
+	}
+	// Nobody has changed them since, and the one that has gone may be the first.
+	if read(gone.Ino, 7, op.Opens{Ino: a, Count: 8000}) != (op.Attr{}) || f.attr("a").Atime != 5000 {
+		t.Errorf("%+v", f.attr("a"))
+	}
+	f.now = 9000
+	f.ok(op.Request{Type: op.Setattr, Ino: a, Valid: op.SetMode, Mode: 0o600})
+	if at := read(a, 9500).Atime; at != 9500 {
+		t.Errorf("after a change: %d", at)
+	}
+	if at := read(a, 9500+24*60*60*1e9).Atime; at == 9500 {
+		t.Error("a day later it does not count")
+	}
+	many := make([]op.Opens, op.AccessMax)
+	for i := range many {
+		many[i] = gone
+	}
+	var list []byte
+	for _, o := range many {
+		list = op.AppendOpens(list, o)
+	}
+	for _, data := range [][]byte{list, {1}, {0, 1}} {
+		f.refused(sealfs.ErrInvalid, op.Request{Type: op.Setattr, Ino: a, Valid: op.SetAccess, Atime: 1, Data: data})
+	}
+}
+
 func TestFallocate(t *testing.T) {
 	f := newFixture(t, 2)
 	ino := f.create("a")
@@ -265,7 +311,7 @@ func TestFallocate(t *testing.T) {
 		t.Errorf("fallocate: %+v", a)
 	}
 	version := f.attr("a").Version
-	if a := f.ok(falloc(fallocKeepSize, 0, 1<<30)).Attr; a.Size != 1000 || a.Version != version {
+	if a := f.ok(falloc(fallocKeepSize, 0, 1<<30)).Attr; a.Size != 1000 || a.Version != version+1 || a.Mtime != f.now {
 		t.Errorf("fallocate that keeps the size: %+v", a)
 	}
 	f.ok(falloc(fallocZeroRange, 0, 2000))

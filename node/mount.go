@@ -28,6 +28,7 @@ import (
 // mountOptions is what stands after -o.
 type mountOptions struct {
 	readOnly, suid, dev, debug bool
+	noAtime, noDirAtime        bool
 	allowOther                 *bool // nil: as root, or where fuse.conf permits it
 	// Of mounts from a cluster only.
 	timeout time.Duration // how long a call waits for a server that is away, 0 for ever
@@ -61,11 +62,15 @@ func parseMountOptions(s string) (o mountOptions, err error) {
 			o.dev = opt == "dev"
 		case "debug":
 			o.debug = true
+		case "noatime", "relatime":
+			o.noAtime = opt == "noatime"
+		case "nodiratime", "diratime":
+			o.noDirAtime = opt == "nodiratime"
 		case "allow_other":
 			o.allowOther = &yes
 		case "noallow_other":
 			o.allowOther = &no
-		case "", "default_permissions", "defaults", "exec", "async", "noatime", "nodiratime", "relatime", "lazytime", "silent",
+		case "", "default_permissions", "defaults", "exec", "async", "lazytime", "silent",
 			"_netdev", "nofail", "auto", "noauto", "user", "users", "nouser", "owner", "group":
 			// What holds anyway, or is meant for others than us.
 		default:
@@ -94,7 +99,7 @@ func (o *mountOptions) number(opt string) error {
 	case key == "conns":
 		o.conns = int(n)
 	default:
-		return fault(sealfs.ErrInvalid, "mount option %q is not known: there are ro, rw, suid, dev, allow_other, noallow_other, debug, and from a cluster timeout=SECONDS and conns=N", opt)
+		return fault(sealfs.ErrInvalid, "mount option %q is not known: there are ro, rw, suid, dev, noatime, nodiratime, allow_other, noallow_other, debug, and from a cluster timeout=SECONDS and conns=N", opt)
 	}
 	return nil
 }
@@ -103,6 +108,7 @@ func (o *mountOptions) number(opt string) error {
 func (o mountOptions) client(point, volume string, log *slog.Logger, p *client.Processors) client.MountOptions {
 	return client.MountOptions{
 		Dir: point, Name: volume, ReadOnly: o.readOnly, Suid: o.suid, Dev: o.dev, Debug: o.debug, Logger: log, Processors: p,
+		NoAtime: o.noAtime, NoDirAtime: o.noDirAtime,
 		AllowOther: o.allowOther == nil && othersAllowed() || o.allowOther != nil && *o.allowOther,
 	}
 }

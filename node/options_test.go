@@ -182,7 +182,7 @@ func TestMountOptionsOfClusters(t *testing.T) {
 	for text, want := range map[string]mountOptions{
 		"":                           {timeout: defaultMountTimeout, conns: defaultConns},
 		"timeout=0,conns=4":          {conns: 4},
-		"timeout=7,noatime,user=joe": {timeout: 7 * time.Second, conns: defaultConns},
+		"timeout=7,noatime,user=joe": {timeout: 7 * time.Second, conns: defaultConns, noAtime: true},
 	} {
 		if o, err := parseMountOptions(text); err != nil || o != want {
 			t.Errorf("%q: %+v, %v", text, o, err)

@@ -58,7 +58,7 @@ func TestGoldenRequest(t *testing.T) {
 			"0b60014000090185208020"},
 		"getattr": {Request{Type: Getattr, Ino: 300}, "1700010000ac02"},
 		"sync":    {Request{Type: Sync}, "2000000000"},
-		"full": {full, "0dffffff0fffff0701020304050607ffffffffffffff0f090a01610262630b0c0d0eff03ffffffffffffffff7f0102" +
+		"full": {full, "0dffffff0fffff0701020304050607ffffffffffffff0f090a01610262630b0c0d0eff0fffffffffffffffff7f0102" +
 			"ffffffffffffffffff01ffffffffffffffffff01ac020201ffffffffffffffff7f0fffffffff0f20110576616c7565"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -137,7 +137,7 @@ func TestGoldenNumbers(t *testing.T) {
 			t.Errorf("flag %d has become %#x", i, uint32(f))
 		}
 	}
-	for i, v := range []uint32{SetMode, SetUID, SetGID, SetSize, SetAtime, SetMtime, SetAtimeNow, SetMtimeNow, SetCtime} {
+	for i, v := range []uint32{SetMode, SetUID, SetGID, SetSize, SetAtime, SetMtime, SetAtimeNow, SetMtimeNow, SetCtime, SetNothing, SetAccess} {
 		if v != 1<<i {
 			t.Errorf("attribute bit %d has become %#x", i, v)
 		}

@@ -45,7 +45,7 @@ const (
 	Listxattr // Ino
 	Statfs    // Volume
 	TestLock  // Ino: Lock; answers the lock in the way, or Unlock
-	Seek      // Ino: Off; Mode 3 = SEEK_DATA, 4 = SEEK_HOLE
+	Seek      // Ino: Off; Mode 3 = SEEK_DATA, 4 = SEEK_HOLE. In a chunk, for data: up to Len behind Off, in all chunks that the shard has
 	Sync      // everything answered so far is durable on return
 	Open      // Ino: the session holds it open. The content of a file of at most Len bytes comes along
 	Release   // Ino: the session lets it go, Len times; and what is listed in Data (see AppendOpens), of the same store
@@ -196,8 +196,26 @@ const (
 	SetAtimeNow
 	SetMtimeNow
 	SetCtime
+	SetNothing // a change of owner and group that changes neither: the time of change alone
+	// SetAccess says that Ino was read at Atime (see Accessed), and so were others of the
+	// shard, AccessMax in all, whose times stand in Data as counts do (AppendOpens). It stands alone.
+	SetAccess
 	setAll uint32 = 1<<iota - 1
 )
+
+// AccessMax is how many inodes one Setattr with SetAccess may be about.
+const AccessMax = 64
+
+// Accessed returns the time of access of an inode with these times after it was read at the
+// time now. It is Linux's relatime: reading counts when nobody has read
+// the inode since it was changed, and once a day.
+func Accessed(atime, mtime, ctime, now int64) int64 {
+	const day = 24 * 60 * 60 * 1e9
+	if atime <= mtime || atime <= ctime || now-atime >= day {
+		return now
+	}
+	return atime
+}
 
 // Tx names a transaction: an operation whose parties lie on several stores. Age
 // orders transactions, the older going first; a new attempt of the same operation keeps

@@ -154,7 +154,8 @@ func (c *change) lease() bool {
 		x := &a.Changes[i]
 		same := x.Name == "" && x.Ino == rep.Attr.Ino
 		told = told || same
-		x.Self = x.Name == "" && !same
+		// Its sender does not know of it by the answer. But a mount knows what it has read.
+		x.Self = x.Name == "" && !same && (req.Type != op.Setattr || req.Valid&op.SetAccess == 0)
 	}
 	if attr := &rep.Attr; attr.Version != 0 && req.Type != op.Prepare && st.local(attr.Ino.Home(st.srv.cfg.Shards)) {
 		if !told {

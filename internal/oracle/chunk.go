@@ -64,7 +64,10 @@ func (fs *FS) chunk(req *op.Request, rep *op.Reply, in *inode) sealfs.Code {
 		if req.Mode != seekData && req.Mode != seekHole {
 			return sealfs.ErrInvalid
 		}
-		return in.seekTo(req, rep, chunkEnd)
+		if req.Mode == seekData {
+			chunkEnd = max(chunkEnd, req.Off+min(req.Len, sealfs.FileSizeMax+1-req.Off))
+		}
+		return in.seekTo(req, rep, chunkEnd, func(at uint64) bool { return in.attr.Ino.DataShard(at, fs.shards) == req.Shard })
 	}
 	return 0
 }

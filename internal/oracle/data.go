@@ -72,6 +72,28 @@ func (fs *FS) setattr(req *op.Request, rep *op.Reply, in *inode, now int64) seal
 	return 0
 }
 
+// access answers a Setattr with SetAccess.
+func (fs *FS) access(req *op.Request, rep *op.Reply) sealfs.Code {
+	list := []op.Opens{{Ino: req.Ino, Count: uint64(req.Atime)}}
+	if op.DecodeOpens(req.Data, func(o op.Opens) { list = append(list, o) }) != nil || len(list) > op.AccessMax {
+		return sealfs.ErrInvalid
+	}
+	for i, o := range list {
+		if o.Ino.Home(fs.shards) != req.Shard {
+			return sealfs.ErrInvalid
+		}
+		in := fs.inodes[o.Ino]
+		if in == nil {
+			continue
+		}
+		in.attr.Atime = op.Accessed(in.attr.Atime, in.attr.Mtime, in.attr.Ctime, int64(o.Count))
+		if i == 0 {
+			rep.Attr = in.attr
+		}
+	}
+	return 0
+}
+
 // resize cuts or extends a file; what is cut reads as zeros if it ever comes
 // back, and so does what chunks got beyond the size.
 func (fs *FS) resize(in *inode, size uint64) {
@@ -242,9 +264,7 @@ func (fs *FS) fallocate(req *op.Request, rep *op.Reply, in *inode, now int64) se
 	if req.Mode&keepSize == 0 && end > size {
 		fs.resize(in, end)
 	}
-	if zero || in.attr.Size != size {
-		in.touched(now)
-	}
+	in.touched(now)
 	rep.Attr, rep.Off = in.attr, end
 	return 0
 }
@@ -284,19 +304,29 @@ func (fs *FS) seek(req *op.Request, rep *op.Reply, in *inode) sealfs.Code {
 	if req.Off >= in.attr.Size {
 		return sealfs.ErrNoDevice
 	}
-	return in.seekTo(req, rep, end)
+	return in.seekTo(req, rep, end, nil)
 }
 
-// seekTo looks for data or a hole up to end.
-func (in *inode) seekTo(req *op.Request, rep *op.Reply, end uint64) sealfs.Code {
+// seekTo looks for data or a hole up to end. Data counts where mine says so, nil for everywhere.
+func (in *inode) seekTo(req *op.Request, rep *op.Reply, end uint64, mine func(uint64) bool) sealfs.Code {
+	if req.Mode == seekData {
+		next := end
+		for n := range in.blocks {
+			if at := max(n*block, req.Off); n >= req.Off/block && at < next && (mine == nil || mine(at)) {
+				next = at
+			}
+		}
+		if next == end {
+			return sealfs.ErrNoDevice
+		}
+		rep.Off = next
+		return 0
+	}
 	for at := req.Off; at < end; at = (at/block + 1) * block {
-		if (in.blocks[at/block] != nil) == (req.Mode == seekData) {
+		if in.blocks[at/block] == nil {
 			rep.Off = at
 			return 0
 		}
-	}
-	if req.Mode == seekData {
-		return sealfs.ErrNoDevice
 	}
 	rep.Off = end
 	return 0

@@ -217,6 +217,8 @@ func (fs *FS) answer(req *op.Request, rep *op.Reply) sealfs.Code {
 	}
 	in := fs.inodes[ino]
 	switch {
+	case req.Type == op.Setattr && req.Valid&op.SetAccess != 0:
+		return fs.access(req, rep)
 	case in == nil:
 		return sealfs.ErrNotExist
 	case fs.aboutChunk(req, in):
@@ -262,7 +264,7 @@ func (fs *FS) answer(req *op.Request, rep *op.Reply) sealfs.Code {
 		if in.attr.Mode&typeMask != typeLink {
 			return sealfs.ErrInvalid
 		}
-		rep.Data = append(rep.Data, in.target...)
+		rep.Attr, rep.Data = in.attr, append(rep.Data, in.target...)
 		return 0
 	case op.Setattr:
 		return fs.setattr(req, rep, in, now)
