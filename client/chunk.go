@@ -20,7 +20,9 @@ import (
 //	announce   Extend at home: the size, the times, the privileges that are lost; home
 //	           refuses it when the file was truncated meanwhile, and then all is done anew
 //
-// A write counts only when it is announced. Readers cut what they read at the size.
+// A write counts only when it is announced. Readers cut what they read at the size. Who has looked at a chunk
+// before it was written believes what he saw until it is announced, so that is done, too, when only some of the pieces
+// could be written, and after an append, although home knows its size already (Client.disturbed).
 
 const (
 	// piecesMax is how many pieces of one call are under way at the same time.
@@ -252,6 +254,8 @@ func (c *Client) writeFar(ctx context.Context, n *node, ino sealfs.Ino, off uint
 			if err = c.writePieces(ctx, ino, l, off, data); err == nil {
 				done = len(data)
 				_, err = c.extend(ctx, n, ino, layout{gen: l.gen, size: end}, flags&op.KillPriv)
+			} else {
+				c.disturbed(ctx, n, ino, l)
 			}
 		}
 		if err == nil {
@@ -261,6 +265,16 @@ func (c *Client) writeFar(ctx context.Context, n *node, ino sealfs.Ino, off uint
 			return 0, err
 		}
 	}
+}
+
+// disturbed tells home that chunks of a file may have changed, although what was about to change them may have failed: others
+// may have what was there before in their caches. While nobody but this client may know anything of
+// the file, that is not needed.
+func (c *Client) disturbed(ctx context.Context, n *node, ino sealfs.Ino, l layout) {
+	if c.leasing && c.leases.has(ino).write {
+		return
+	}
+	c.extend(ctx, n, ino, layout{gen: l.gen}, 0) // a stale generation has no readers
 }
 
 // writePieces writes data to the home and the chunks of a file.
