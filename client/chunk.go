@@ -238,10 +238,17 @@ func (c *Client) writeHome(ctx context.Context, ino sealfs.Ino, off uint64, data
 
 // writeFar is a write that reaches beyond sealfs.HomeBytes.
 func (c *Client) writeFar(ctx context.Context, n *node, ino sealfs.Ino, off uint64, data []byte, flags op.Flags) (int, error) {
-	end := off + uint64(len(data))
+	all := len(data)
+	end := off + uint64(all)
 	var r redo
 	for {
 		l, err := c.layoutOf(ctx, n, ino)
+		if err == nil && flags&op.Within != 0 && l.bound != 0 && end > l.size {
+			if off >= l.size {
+				return all, nil
+			}
+			data, end = data[:l.size-off], l.size
+		}
 		if err == nil {
 			l, err = c.reserve(ctx, n, ino, l, end)
 		}
@@ -252,7 +259,7 @@ func (c *Client) writeFar(ctx context.Context, n *node, ino sealfs.Ino, off uint
 			done, err = c.writeHome(ctx, ino, off, data, flags, true)
 		default:
 			if err = c.writePieces(ctx, ino, l, off, data); err == nil {
-				done = len(data)
+				done = all
 				_, err = c.extend(ctx, n, ino, layout{gen: l.gen, size: end}, flags&op.KillPriv)
 			} else {
 				c.disturbed(ctx, n, ino, l)

@@ -101,8 +101,12 @@ const (
 	// namesMax bounds the names that are remembered for a directory. Where there are more, and its lease
 	// is taken, the kernel has to forget all that it knows.
 	namesMax = 16
-	// entryPatience is for how long a revocation of names waits for the directory.
-	entryPatience = time.Millisecond
+	// busyPatience is for how long a revocation of names waits for requests that hold the directory.
+	busyPatience = time.Millisecond
+	// entryPatience is for how long it waits for notifications that it has begun then. While one goes on, it holds the
+	// directory's lock, and who looks up elsewhere a directory that was moved away from there hears ESTALE: the kernel,
+	// which has it in the old place still, only tries for the lock. Where such a request comes meanwhile, it ends at once.
+	entryPatience = 50 * time.Millisecond
 	// hotTime is for how long attributes are told without validity after they were revoked, and after they were told
 	// for the first time then.
 	hotTime = time.Second
@@ -297,7 +301,7 @@ func (k *kernel) tell(c *Client, a *answer, how telling) time.Duration {
 	if n.owed {
 		n.owed, n.hot = false, now
 	}
-	left := c.believedUntil().Sub(now)
+	left := c.believedUntil(ino).Sub(now)
 	if left <= 0 || now.Sub(n.hot) < hotTime || a.mark <= n.changed {
 		return 0
 	}
@@ -495,7 +499,7 @@ func (k *kernel) name(c *Client, dir sealfs.Ino, name string, b belief) time.Dur
 	if !k.note(dir, name, false) || !c.leases.holds(dir, b) {
 		return 0
 	}
-	return max(time.Until(c.believedUntil()), 0)
+	return max(time.Until(c.believedUntil(dir)), 0)
 }
 
 // note remembers that a name is about to be told with validity, unless it should not be, or already was: moved.
@@ -571,14 +575,14 @@ func (k *kernel) forgetNames(list []op.Revoke, all bool) {
 	}
 	over := make(chan struct{}, len(list))
 	waiting, blocked := 0, false
-	deadline := time.Now().Add(entryPatience)
+	deadline := time.Now().Add(busyPatience)
 	for _, v := range list {
 		if word, bit := k.bit(v.Ino, v.Name); word.Load()&bit == 0 {
 			continue
 		}
 		// Most requests are answered in a moment; one that is not may wait for us.
 		for k.busy(v.Ino, 0) > 0 && time.Now().Before(deadline) {
-			time.Sleep(entryPatience / 20)
+			time.Sleep(busyPatience / 20)
 		}
 		if k.busy(v.Ino, 0) > 0 {
 			blocked = true
@@ -599,15 +603,22 @@ func (k *kernel) forgetNames(list []op.Revoke, all bool) {
 	if waiting == 0 && !blocked {
 		return
 	}
-	late := time.NewTimer(entryPatience)
-	defer late.Stop()
-	for waiting > 0 && !blocked {
+	tick := time.NewTicker(busyPatience)
+	defer tick.Stop()
+	for deadline := time.Now().Add(entryPatience); waiting > 0; {
 		select {
 		case <-over:
 			waiting--
-		case <-late.C:
-			blocked = true
+			continue
+		case now := <-tick.C:
+			// A request that has come since may have the lock, and wait for us.
+			late := now.After(deadline) || slices.ContainsFunc(list, func(v op.Revoke) bool { return k.busy(v.Ino, 0) > 0 })
+			blocked = blocked || late
+			if !late {
+				continue
+			}
 		}
+		break
 	}
 	if blocked {
 		k.allNames()

@@ -174,8 +174,7 @@ func TestFirstAnswer(t *testing.T) {
 	k := newKernel(func(ino sealfs.Ino) uint64 { return uint64(ino) + 1 })
 	const ino = 77
 	c.leases.allow(func(sealfs.Shard) bool { return true })
-	now := time.Now().Add(time.Hour)
-	c.Renewed(now)
+	c.leases.alive[0].Store(new(time.Now().Add(time.Hour)))
 	tell := func(how telling) time.Duration {
 		q := c.begin(op.Getattr, ino)
 		defer q.end()
@@ -210,5 +209,35 @@ func TestFirstAnswer(t *testing.T) {
 	}
 	if tell(0) == 0 {
 		t.Error("an answer to a question from after it has none")
+	}
+}
+
+// TestMappingsDoNotGrowFiles writes to a file through a mapping, while the other mount truncates it: what lies beyond its
+// end then is nobody's, and must not come back with it.
+func TestMappingsDoNotGrowFiles(t *testing.T) {
+	p := startPair(t)
+	others, mine := filepath.Join(p.dirs[0], "f"), filepath.Join(p.dirs[1], "f")
+	if err := os.WriteFile(others, make([]byte, 3*4096), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(mine, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	m, err := unix.Mmap(int(f.Fd()), 0, 3*4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Munmap(m)
+	m[100], m[2*4096+100] = 1, 1
+	if err := os.Truncate(others, 1000); err != nil {
+		t.Fatal(err)
+	}
+	unix.Msync(m, unix.MS_SYNC)
+	for _, path := range []string{others, mine} {
+		if b, err := os.ReadFile(path); err != nil || len(b) != 1000 || b[100] != 1 {
+			t.Errorf("%d bytes after a truncation to 1000, %v", len(b), err)
+		}
 	}
 }
