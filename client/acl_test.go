@@ -387,7 +387,7 @@ func TestBareLeased(t *testing.T) {
 	var b bareInodes
 	c := New(nil, Options{Session: 7})
 	defer c.die()
-	c.Renewed(time.Now().Add(time.Hour))
+	c.leases.alive[0].Store(new(time.Now()))
 	c.leases.allow(func(sealfs.Shard) bool { return true })
 	told := func() {
 		k := call{mark: c.leases.mark()}

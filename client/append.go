@@ -128,6 +128,7 @@ func (c *Client) appendAt(ctx context.Context, n *node, ino sealfs.Ino, l layout
 	var r redo
 	for {
 		err = c.writePieces(ctx, ino, l, off, data)
+		c.disturbed(ctx, n, ino, l)
 		if !errors.Is(err, sealfs.ErrStale) {
 			return err
 		}

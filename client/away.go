@@ -184,7 +184,7 @@ func (c *Client) pursue(k *call) {
 // happened is for a change of this client's own that its caller was not told of.
 func (c *Client) happened(k *call) {
 	if kernel := c.kernel.Load(); kernel != nil {
-		kernel.happened(k)
+		kernel.happened(c, k)
 	}
 }
 

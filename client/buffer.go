@@ -30,7 +30,7 @@ var (
 )
 
 // Write writes data at off, or with op.Append at the end of the file; op.KillPriv
-// clears the setuid and setgid bits. The data may be delayed (see the package
+// clears the setuid and setgid bits, and op.Within leaves out what is beyond the end. The data may be delayed (see the package
 // comment); an earlier delayed write's error is returned here, and then nothing is written.
 // data is not kept. When ctx ends, a part of it may have been written.
 func (c *Client) Write(ctx context.Context, ino sealfs.Ino, off uint64, data []byte, flags op.Flags) error {
@@ -70,7 +70,7 @@ func (c *Client) write(ctx context.Context, ino sealfs.Ino, off uint64, data []b
 		return 0, err
 	}
 	done := 0
-	through := c.o.Durable || !c.mayDelay(ino)
+	through := c.o.Durable || flags&op.Within != 0 || !c.mayDelay(ino)
 	switch {
 	case c.remote && flags&op.Append != 0 && !n.gone:
 		// An append is in several parts when the file has chunks, and the caller's

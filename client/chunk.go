@@ -20,7 +20,9 @@ import (
 //	announce   Extend at home: the size, the times, the privileges that are lost; home
 //	           refuses it when the file was truncated meanwhile, and then all is done anew
 //
-// A write counts only when it is announced. Readers cut what they read at the size.
+// A write counts only when it is announced. Readers cut what they read at the size. Who has looked at a chunk
+// before it was written believes what he saw until it is announced, so that is done, too, when only some of the pieces
+// could be written, and after an append, although home knows its size already (Client.disturbed).
 
 const (
 	// piecesMax is how many pieces of one call are under way at the same time.
@@ -236,10 +238,17 @@ func (c *Client) writeHome(ctx context.Context, ino sealfs.Ino, off uint64, data
 
 // writeFar is a write that reaches beyond sealfs.HomeBytes.
 func (c *Client) writeFar(ctx context.Context, n *node, ino sealfs.Ino, off uint64, data []byte, flags op.Flags) (int, error) {
-	end := off + uint64(len(data))
+	all := len(data)
+	end := off + uint64(all)
 	var r redo
 	for {
 		l, err := c.layoutOf(ctx, n, ino)
+		if err == nil && flags&op.Within != 0 && l.bound != 0 && end > l.size {
+			if off >= l.size {
+				return all, nil
+			}
+			data, end = data[:l.size-off], l.size
+		}
 		if err == nil {
 			l, err = c.reserve(ctx, n, ino, l, end)
 		}
@@ -250,8 +259,10 @@ func (c *Client) writeFar(ctx context.Context, n *node, ino sealfs.Ino, off uint
 			done, err = c.writeHome(ctx, ino, off, data, flags, true)
 		default:
 			if err = c.writePieces(ctx, ino, l, off, data); err == nil {
-				done = len(data)
+				done = all
 				_, err = c.extend(ctx, n, ino, layout{gen: l.gen, size: end}, flags&op.KillPriv)
+			} else {
+				c.disturbed(ctx, n, ino, l)
 			}
 		}
 		if err == nil {
@@ -261,6 +272,16 @@ func (c *Client) writeFar(ctx context.Context, n *node, ino sealfs.Ino, off uint
 			return 0, err
 		}
 	}
+}
+
+// disturbed tells home that chunks of a file may have changed, although what was about to change them may have failed: others
+// may have what was there before in their caches. While nobody but this client may know anything of
+// the file, that is not needed.
+func (c *Client) disturbed(ctx context.Context, n *node, ino sealfs.Ino, l layout) {
+	if c.leasing && c.leases.has(ino).write {
+		return
+	}
+	c.extend(ctx, n, ino, layout{gen: l.gen}, 0) // a stale generation has no readers
 }
 
 // writePieces writes data to the home and the chunks of a file.

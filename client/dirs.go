@@ -23,7 +23,6 @@ type dirs struct {
 type dirAttr struct {
 	attr   op.Attr
 	belief belief
-	mark   uint64
 }
 
 // note remembers attributes from the answer to a request with that mark. Answers may come in
@@ -46,19 +45,20 @@ func (d *dirs) note(a *op.Attr, b belief, mark uint64) {
 	if d.of == nil {
 		d.of = map[sealfs.Ino]dirAttr{}
 	}
-	d.of[a.Ino] = dirAttr{*a, b, mark} // without belief, too: older answers must not come back
+	d.of[a.Ino] = dirAttr{*a, b} // without belief, too: older answers must not come back
 }
 
 // dirAttr returns what is known of a directory.
 func (c *Client) dirAttr(ino sealfs.Ino) (answer, bool) {
 	d := &c.dirs
+	asked := c.leases.mark() // what this client had changed by then is in it
 	d.mu.Lock()
 	known, ok := d.of[ino]
 	d.mu.Unlock()
 	if !ok || !c.believes(ino, known.belief) {
 		return answer{}, false
 	}
-	return answer{Attr: known.attr, ino: known.belief, mark: known.mark}, true
+	return answer{Attr: known.attr, ino: known.belief, mark: asked}, true
 }
 
 // forget forgets a directory. now is the mark of who has changed it and was not told

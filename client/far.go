@@ -83,6 +83,7 @@ func (c *Client) zeroChunks(ctx context.Context, n *node, ino sealfs.Ino, l layo
 	})
 	switch {
 	case err != nil:
+		c.disturbed(ctx, n, ino, l)
 		return err
 	case mode&keepSize == 0 && end > l.size:
 		return c.fallocateHome(ctx, ino, off, end-off, 0)

@@ -159,14 +159,13 @@ func joinTime(sec uint64, nsec uint32) int64 {
 	return s*1e9 + int64(nsec)
 }
 
-// attrTTL returns for how long the kernel may believe attributes; named says that
-// the answer names it, so that the kernel knows it from then on.
-func (f *filesystem) attrTTL(a *answer, named bool) ttl {
+// attrTTL returns for how long the kernel may believe attributes that it is told.
+func (f *filesystem) attrTTL(a *answer, how telling) ttl {
 	f.bare.note(a, f.o.AttrTimeout)
 	if f.k == nil {
 		return makeTTL(f.o.AttrTimeout)
 	}
-	left := f.k.tell(f.c, &a.Attr, a.ino, named)
+	left := f.k.tell(f.c, a, how)
 	return makeTTL(min(left, f.o.AttrTimeout))
 }
 
@@ -178,8 +177,8 @@ func (f *filesystem) entryTTL(dir sealfs.Ino, name string, b belief, timeout tim
 	return makeTTL(min(f.k.name(f.c, dir, name, b), timeout))
 }
 
-func (f *filesystem) fillAttrOut(out *fuse.AttrOut, a *answer) {
-	t := f.attrTTL(a, false)
+func (f *filesystem) fillAttrOut(out *fuse.AttrOut, a *answer, how telling) {
+	t := f.attrTTL(a, how)
 	out.AttrValid, out.AttrValidNsec = t.sec, t.nsec
 	f.c.accessed(&a.Attr)
 	fillAttr(&out.Attr, &a.Attr)
@@ -190,7 +189,7 @@ func (f *filesystem) fillEntry(out *fuse.EntryOut, dir sealfs.Ino, name string, 
 	out.NodeId = f.node(a.Ino)
 	t := f.entryTTL(dir, name, a.dir, f.o.EntryTimeout)
 	out.EntryValid, out.EntryValidNsec = t.sec, t.nsec
-	t = f.attrTTL(a, true)
+	t = f.attrTTL(a, tellNamed)
 	out.AttrValid, out.AttrValidNsec = t.sec, t.nsec
 	f.c.accessed(&a.Attr)
 	fillAttr(&out.Attr, &a.Attr)
@@ -210,7 +209,7 @@ func (f *filesystem) made(out *fuse.EntryOut, dir sealfs.Ino, name string, a *an
 // attributes, but would take an older answer for a new one that comes afterwards.
 func (f *filesystem) changed(ino sealfs.Ino) {
 	if f.k != nil {
-		f.k.touched(ino)
+		f.k.touched(f.c, ino)
 	}
 }
 
@@ -261,7 +260,7 @@ func (f *filesystem) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name strin
 func (f *filesystem) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
 	ino := f.ino(in.NodeId)
 	if a, ok := f.c.dirAttr(ino); ok {
-		f.fillAttrOut(out, &a)
+		f.fillAttrOut(out, &a, 0)
 		return fuse.OK
 	}
 	ctx, w := f.wait(cancel, in.Pid)
@@ -271,7 +270,7 @@ func (f *filesystem) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fu
 		return status(err)
 	}
 	f.refresh(&a, cancel)
-	f.fillAttrOut(out, &a)
+	f.fillAttrOut(out, &a, 0)
 	return fuse.OK
 }
 
@@ -285,7 +284,7 @@ func (f *filesystem) Statx(cancel <-chan struct{}, in *fuse.StatxIn, out *fuse.S
 		return status(err)
 	}
 	f.refresh(&a, cancel)
-	t := f.attrTTL(&a, false)
+	t := f.attrTTL(&a, 0)
 	out.AttrValid, out.AttrValidNsec = t.sec, t.nsec
 	const basicAndBirth = 0xfff // STATX_BASIC_STATS | STATX_BTIME
 	var b fuse.Attr
@@ -351,7 +350,7 @@ func (f *filesystem) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fu
 		n.privileged.Store(false)
 	}
 	f.changed(ino)
-	f.fillAttrOut(out, &a)
+	f.fillAttrOut(out, &a, tellBlind)
 	return fuse.OK
 }
 
@@ -398,6 +397,7 @@ func (f *filesystem) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, 
 	defer w.over()
 	dir := f.ino(in.NodeId)
 	a, err := f.c.link(ctx, f.ino(in.Oldnodeid), dir, name)
+	f.changed(f.ino(in.Oldnodeid))
 	return f.made(out, dir, name, &a, err)
 }
 

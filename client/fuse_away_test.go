@@ -45,6 +45,8 @@ func callOf(name, path string) (func() error, error) {
 		return func() error { _, err := unix.Open(path, unix.O_RDONLY, 0); return err }, nil
 	case "mkdir":
 		return func() error { return unix.Mkdir(path+".d", 0o700) }, nil
+	case "rename":
+		return func() error { return unix.Rename(path, path+".r") }, nil
 	case "unlink":
 		return func() error { return unix.Unlink(path) }, nil
 	case "statfs":

@@ -51,6 +51,10 @@ func (f *filesystem) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte
 	if in.Flags&syscall.O_APPEND != 0 && in.WriteFlags&fuse.WRITE_CACHE == 0 {
 		flags |= op.Append
 	}
+	if in.WriteFlags&fuse.WRITE_CACHE != 0 {
+		// It was written to a mapping, which cannot make a file longer. The kernel may not know yet that it is shorter.
+		flags |= op.Within
+	}
 	if in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0 {
 		flags |= op.KillPriv
 	}

@@ -33,9 +33,10 @@ import (
 // changed since.
 type leases struct {
 	parts [64]leasePart
-	clock atomic.Uint64   // of marks
-	after []atomic.Uint64 // by shard of the inode: what was asked up to this mark is not believed
-	floor []atomic.Uint64 // by shard of the inode: what has a lower stamp is not believed
+	clock atomic.Uint64               // of marks
+	after []atomic.Uint64             // by shard of the inode: what was asked up to this mark is not believed
+	floor []atomic.Uint64             // by shard of the inode: what has a lower stamp is not believed
+	alive []atomic.Pointer[time.Time] // by shard of the inode: when the last Watch was sent that its store has answered
 }
 
 // belief is the serial number of a lease in the part of its inode; 0: nothing is to be believed.
@@ -72,6 +73,7 @@ func (k *call) answer() answer { return answer{k.rep.Attr, k.ino, k.dir, k.mark}
 
 func (l *leases) init(shards uint32) {
 	l.after, l.floor = make([]atomic.Uint64, shards), make([]atomic.Uint64, shards)
+	l.alive = make([]atomic.Pointer[time.Time], shards)
 	for i := range l.after {
 		l.after[i].Store(math.MaxUint64)
 	}
@@ -285,28 +287,32 @@ func (l *leases) told(list []sealfs.Ino) {
 	}
 }
 
-// leaseTerm is for how long after a sign of life a session is certain not to have ended,
-// where Renewed does not say it.
+// leaseTerm is for how long after a sign of life a store certainly waits for a client: a session that was heard of does not
+// end within a minute, unless Renewed says so, and a server that starts anew lets it come back for a minute.
 const leaseTerm = 54 * time.Second
 
-// believedUntil returns until when beliefs hold that are not revoked.
-func (c *Client) believedUntil() time.Time {
-	if until := c.ses.Load().until.Load(); until != nil {
+// believedUntil returns until when beliefs about ino hold that are not revoked: as long as the session is certain to
+// live, and for a term after the last sign of life of the inode's store. That may be cut off from this client alone, be
+// started anew, and not wait any longer for it to come back.
+func (c *Client) believedUntil(ino sealfs.Ino) time.Time {
+	at := c.leases.alive[c.leases.home(ino)].Load()
+	if at == nil {
+		return time.Time{}
+	}
+	lease := at.Add(leaseTerm)
+	if until := c.ses.Load().until.Load(); until != nil && until.Before(lease) {
 		return *until
 	}
-	if at := c.watch.alive.Load(); at != nil {
-		return at.Add(leaseTerm)
-	}
-	return time.Time{}
+	return lease
 }
 
 // believes reports whether a belief about ino holds now.
 func (c *Client) believes(ino sealfs.Ino, b belief) bool {
-	return c.leases.holds(ino, b) && time.Now().Before(c.believedUntil())
+	return c.leases.holds(ino, b) && time.Now().Before(c.believedUntil(ino))
 }
 
 // mayDelay reports whether writes to ino may wait here. A client without a session
 // has nobody who would ask it for them, and goes by what its owner wants.
 func (c *Client) mayDelay(ino sealfs.Ino) bool {
-	return !c.leasing || c.leases.has(ino).write && time.Now().Before(c.believedUntil())
+	return !c.leasing || c.leases.has(ino).write && time.Now().Before(c.believedUntil(ino))
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -304,7 +305,8 @@ func TestBeliefNeedsLife(t *testing.T) {
 		if !c.believes(c.Root(), a.ino) {
 			t.Error("not believed while the session is watched")
 		}
-		c.watch.alive.Store(new(time.Now().Add(-leaseTerm)))
+		home := c.leases.home(c.Root())
+		c.leases.alive[home].Store(new(time.Now().Add(-leaseTerm)))
 		if c.believes(c.Root(), a.ino) || c.mayDelay(c.Root()) {
 			t.Error("believed after the term")
 		}
@@ -321,6 +323,53 @@ func TestBeliefNeedsLife(t *testing.T) {
 		if a, err = c.getattr(ctx, c.Root()); err != nil || !c.believes(c.Root(), a.ino) {
 			t.Errorf("not believed in the next session: %v", err)
 		}
+	})
+}
+
+// unheard answers no Watch of one store.
+type unheard struct {
+	op.Handler
+	from atomic.Int32 // 0: all are answered
+}
+
+func (h *unheard) Do(ctx context.Context, req *op.Request, rep *op.Reply) error {
+	if store := h.from.Load(); req.Type == op.Watch && store != 0 && int32(req.Shard%3) == store {
+		<-ctx.Done()
+		return errGaveUp
+	}
+	return h.Handler.Do(ctx, req, rep)
+}
+
+// TestBeliefNeedsItsStore cuts a client off from one of three stores while its session is renewed all the time: what it has from
+// there is not believed for longer than a server would wait for it after a new start.
+func TestBeliefNeedsItsStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		u := newCluster()
+		net := oracle.NewNet(u.model, 3, 7)
+		h := &unheard{Handler: generous{net}}
+		c := u.clientOf(t, net, h, 7, Options{})
+		connected(t, c)
+		ctx := context.Background()
+		var seen [3]answer
+		for store := range seen {
+			ino := createIn(t, c, net, store, fmt.Sprint(store))
+			var err error
+			if seen[store], err = c.getattr(ctx, ino); err != nil || !c.believes(ino, seen[store].ino) {
+				t.Fatalf("store %d: not believed, %v", store, err)
+			}
+		}
+		c.Renewed(time.Now().Add(time.Hour))
+		h.from.Store(1)
+		<-time.After(leaseTerm + watchTime)
+		for store, a := range seen {
+			if got := c.believes(a.Ino, a.ino); got != (store != 1) {
+				t.Errorf("store %d, store 1 is away: believed is %v", store, got)
+			}
+			if got := c.mayDelay(a.Ino); got != (store != 1) {
+				t.Errorf("store %d, store 1 is away: delaying is %v", store, got)
+			}
+		}
+		c.die()
 	})
 }
 
@@ -405,6 +454,32 @@ func TestLeftInodesAreTold(t *testing.T) {
 		}
 		if err := c.Release(ctx, a.Ino); err != nil {
 			t.Fatal(err)
+		}
+	})
+}
+
+// TestDelayedWritesKeepTheLease leaves an inode for which something is delayed, as the kernel does when a process that
+// wrote was killed: the server must still know whom to ask for it.
+func TestDelayedWritesKeepTheLease(t *testing.T) {
+	leased(t, func(t *testing.T, c *Client, l *lessor) {
+		ctx := context.Background()
+		a, err := c.Create(ctx, c.Root(), "f", 0o600, Cred{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Write(ctx, a.Ino, 0, []byte("delayed"), 0); err != nil {
+			t.Fatal(err)
+		}
+		c.left(a.Ino)
+		if !c.leases.has(a.Ino).write {
+			t.Error("the lease was given up under which a write is delayed")
+		}
+		if err := c.Release(ctx, a.Ino); err != nil {
+			t.Fatal(err)
+		}
+		c.left(a.Ino)
+		if c.leases.has(a.Ino).serial != 0 {
+			t.Error("nothing is delayed, and the lease is kept")
 		}
 	})
 }

@@ -50,7 +50,11 @@ import (
 //
 // The kernel that notices throws the whole answer away, and its caller goes on with
 // attributes from before the question. So the kernel is not told to forget attributes that
-// were told without validity, and after each revocation they are for a while (hotTime).
+// were told without validity, and after each revocation they are, and for a while after the first answer (hotTime).
+//
+// It does not notice with the answers to SETATTR and LINK, which it takes in any case: what is told with them has no
+// validity (kernel.touched). And it does not compare what SETATTR is answered with what it had, so that pages which
+// were stale before remain so (tellBlind).
 type kernel struct {
 	node   func(sealfs.Ino) uint64
 	srv    *fuse.Server
@@ -75,7 +79,9 @@ type known struct {
 	refs    uint64 // answers that named it, less what the kernel has forgotten
 	pages   bool   // it was opened, so that there may be pages
 	valid   bool   // attributes were told with validity since the last notification
+	owed    bool   // none were told since they were revoked
 	hot     time.Time
+	changed uint64 // mark: this mount has changed it, and what was asked before may be older
 	busy    int    // requests under way that may hold its lock, for a directory
 	stale   bool   // pages may be older than what will be told next
 	names   *names // that were told with validity, for a directory
@@ -95,9 +101,14 @@ const (
 	// namesMax bounds the names that are remembered for a directory. Where there are more, and its lease
 	// is taken, the kernel has to forget all that it knows.
 	namesMax = 16
-	// entryPatience is for how long a revocation of names waits for the directory.
-	entryPatience = time.Millisecond
-	// hotTime is for how long attributes are told without validity after they were revoked.
+	// busyPatience is for how long a revocation of names waits for requests that hold the directory.
+	busyPatience = time.Millisecond
+	// entryPatience is for how long it waits for notifications that it has begun then. While one goes on, it holds the
+	// directory's lock, and who looks up elsewhere a directory that was moved away from there hears ESTALE: the kernel,
+	// which has it in the old place still, only tries for the lock. Where such a request comes meanwhile, it ends at once.
+	entryPatience = 50 * time.Millisecond
+	// hotTime is for how long attributes are told without validity after they were revoked, and after they were told
+	// for the first time then.
 	hotTime = time.Second
 	// arrivalMax bounds the wait for an inode that is on its way into the kernel.
 	arrivalMax = time.Second
@@ -245,39 +256,53 @@ func (k *kernel) get(p *kernelPart, ino sealfs.Ino) *known {
 	return n
 }
 
-// tell notes that ino is told to the kernel, with a reference if named, and returns for how long its
-// attributes may be believed.
-func (k *kernel) tell(c *Client, a *op.Attr, b belief, named bool) time.Duration {
+// telling is how the kernel takes attributes.
+type telling uint8
+
+const (
+	tellNamed telling = 1 << iota // with a reference to the inode
+	tellBlind                     // it does not compare time and size with what it had, and so keeps its pages
+)
+
+// tell notes that attributes are told to the kernel, and returns for how long it may believe them.
+func (k *kernel) tell(c *Client, a *answer, how telling) time.Duration {
 	ino := a.Ino
 	p := k.part(ino)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	n := k.get(p, ino)
 	if n == nil {
-		if !named {
+		if how&tellNamed == 0 {
 			return 0
 		}
 		n = &known{}
 		p.inodes[ino] = n
 	}
-	if named && k.node(ino) != fuse.FUSE_ROOT_ID {
+	if how&tellNamed != 0 && k.node(ino) != fuse.FUSE_ROOT_ID {
 		n.refs++
 	}
 	// The belief is looked at with the part locked, which who ends it takes afterwards.
-	if n.size != a.Size || n.mtime != a.Mtime || n.version == a.Version {
+	if how&tellBlind == 0 && (n.size != a.Size || n.mtime != a.Mtime) || n.version == a.Version {
 		n.stale = false // the kernel will see it, or there is nothing to see
 	}
-	n.size, n.mtime, n.version = a.Size, a.Mtime, a.Version
-	if n.stale || n.done != nil {
+	n.size, n.mtime = a.Size, a.Mtime
+	if n.stale {
+		return 0 // version remains that of the pages: see refresh
+	}
+	n.version = a.Version
+	if n.done != nil {
 		return 0
 	}
-	if !c.leases.holds(ino, b) {
+	if !c.leases.holds(ino, a.ino) {
 		n.stale = true // nobody tells when it changes
 		return 0
 	}
 	now := time.Now()
-	left := c.believedUntil().Sub(now)
-	if left <= 0 || now.Sub(n.hot) < hotTime {
+	if n.owed {
+		n.owed, n.hot = false, now
+	}
+	left := c.believedUntil(ino).Sub(now)
+	if left <= 0 || now.Sub(n.hot) < hotTime || a.mark <= n.changed {
 		return 0
 	}
 	n.valid = true
@@ -368,7 +393,7 @@ func (k *kernel) inode(ino sealfs.Ino, content bool) {
 		p.mu.Unlock()
 		return
 	}
-	n.hot = time.Now()
+	n.hot, n.owed = time.Now(), true
 	valid := n.valid
 	n.valid = false
 	n.stale = n.stale || content
@@ -401,15 +426,16 @@ func (k *kernel) arrive(ino sealfs.Ino) {
 	}
 }
 
-// touched makes attributes invalid that this mount has changed itself, where the kernel would not
-// notice that an answer on its way is from before.
-func (k *kernel) touched(ino sealfs.Ino) {
+// touched is for an inode that this mount has changed itself, where the kernel would not notice that an answer on
+// its way is from before: those that were told are made invalid, and others will not be told with validity.
+func (k *kernel) touched(c *Client, ino sealfs.Ino) {
 	p := k.part(ino)
 	p.mu.Lock()
 	n := k.get(p, ino)
-	valid := n != nil && n.valid
-	if valid {
-		n.valid = false
+	valid := false
+	if n != nil {
+		n.changed = c.leases.mark()
+		valid, n.valid = n.valid, false
 	}
 	p.mu.Unlock()
 	if valid {
@@ -418,7 +444,7 @@ func (k *kernel) touched(ino sealfs.Ino) {
 }
 
 // happened is for a change of this mount's own that the kernel takes for one that has failed.
-func (k *kernel) happened(c *call) {
+func (k *kernel) happened(client *Client, c *call) {
 	if !c.Type.Changes() {
 		return
 	}
@@ -434,6 +460,7 @@ func (k *kernel) happened(c *call) {
 	k.forgetNames(names, false)
 	for _, ino := range [...]sealfs.Ino{c.Dir, c.Dir2, c.Ino, c.rep.Attr.Ino} {
 		if ino != 0 {
+			k.touched(client, ino)
 			k.inode(ino, true)
 		}
 	}
@@ -472,7 +499,7 @@ func (k *kernel) name(c *Client, dir sealfs.Ino, name string, b belief) time.Dur
 	if !k.note(dir, name, false) || !c.leases.holds(dir, b) {
 		return 0
 	}
-	return max(time.Until(c.believedUntil()), 0)
+	return max(time.Until(c.believedUntil(dir)), 0)
 }
 
 // note remembers that a name is about to be told with validity, unless it should not be, or already was: moved.
@@ -548,14 +575,14 @@ func (k *kernel) forgetNames(list []op.Revoke, all bool) {
 	}
 	over := make(chan struct{}, len(list))
 	waiting, blocked := 0, false
-	deadline := time.Now().Add(entryPatience)
+	deadline := time.Now().Add(busyPatience)
 	for _, v := range list {
 		if word, bit := k.bit(v.Ino, v.Name); word.Load()&bit == 0 {
 			continue
 		}
 		// Most requests are answered in a moment; one that is not may wait for us.
 		for k.busy(v.Ino, 0) > 0 && time.Now().Before(deadline) {
-			time.Sleep(entryPatience / 20)
+			time.Sleep(busyPatience / 20)
 		}
 		if k.busy(v.Ino, 0) > 0 {
 			blocked = true
@@ -576,15 +603,22 @@ func (k *kernel) forgetNames(list []op.Revoke, all bool) {
 	if waiting == 0 && !blocked {
 		return
 	}
-	late := time.NewTimer(entryPatience)
-	defer late.Stop()
-	for waiting > 0 && !blocked {
+	tick := time.NewTicker(busyPatience)
+	defer tick.Stop()
+	for deadline := time.Now().Add(entryPatience); waiting > 0; {
 		select {
 		case <-over:
 			waiting--
-		case <-late.C:
-			blocked = true
+			continue
+		case now := <-tick.C:
+			// A request that has come since may have the lock, and wait for us.
+			late := now.After(deadline) || slices.ContainsFunc(list, func(v op.Revoke) bool { return k.busy(v.Ino, 0) > 0 })
+			blocked = blocked || late
+			if !late {
+				continue
+			}
 		}
+		break
 	}
 	if blocked {
 		k.allNames()

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"sealfs"
@@ -15,6 +14,8 @@ const (
 	// watchTime is for how long a server may wait for something to revoke. Each answer
 	// is a sign of life, too.
 	watchTime = 10 * time.Second
+	// aliveStep is how exactly it is known when a store was last heard of: all its shards are told.
+	aliveStep = time.Second
 	// recallPatience is for how long an acknowledgement waits for delayed writes to be
 	// sent. They go to the server that asks for them, unless the file has chunks elsewhere:
 	// a store that is away must not hold up all that another one revokes.
@@ -33,7 +34,6 @@ const (
 // of the session. An answer that belongs to a Watch from before counts for nothing.
 type watching struct {
 	begin sync.Once
-	alive atomic.Pointer[time.Time] // when the last Watch was sent that was answered
 
 	mu    sync.Mutex
 	all   []*watcher
@@ -47,10 +47,11 @@ type watcher struct {
 	shard sealfs.Shard // any of the store
 
 	ses    *identity
-	round  uint64 // counts what makes answers void
-	seq    uint64 // of Watches in the session: a late one does nothing
-	off    uint64 // the last revocation that was carried out
-	ready  bool   // in this round, a Watch was answered
+	round  uint64     // counts what makes answers void
+	seq    uint64     // of Watches in the session: a late one does nothing
+	alive  *time.Time // when the last one was sent that was answered
+	off    uint64     // the last revocation that was carried out
+	ready  bool       // in this round, a Watch was answered
 	left   []sealfs.Ino
 	timer  bool // somebody will send what is left
 	cancel context.CancelFunc
@@ -188,11 +189,14 @@ func (w *watcher) poll(s *identity) error {
 	}
 	c.watch.mu.Lock()
 	stale := w.round != round
+	if !stale && (w.alive == nil || sent.Sub(*w.alive) > aliveStep) {
+		w.alive = &sent
+		c.watch.lives(c, c.watch.groupOf(w.shard))
+	}
 	c.watch.mu.Unlock()
 	if stale {
 		return nil
 	}
-	c.watch.alive.Store(&sent)
 	if len(k.rep.Revokes) > 0 {
 		c.carryOut(k.rep.Revokes)
 	}
@@ -217,6 +221,25 @@ func (w *watching) groupOf(s sealfs.Shard) uint32 {
 		return 0
 	}
 	return w.group[s]
+}
+
+// lives notes for the shards of a group since when all its stores were heard of. The lock is held.
+func (w *watching) lives(c *Client, group uint32) {
+	var first *time.Time
+	for _, one := range w.all {
+		switch {
+		case w.groupOf(one.shard) != group:
+		case one.alive == nil:
+			return
+		case first == nil || one.alive.Before(*first):
+			first = one.alive
+		}
+	}
+	for s := range c.leases.alive {
+		if w.groupOf(sealfs.Shard(s)) == group {
+			c.leases.alive[s].Store(first)
+		}
+	}
 }
 
 // settled lets answers be believed of a group of shards once all its stores are watched. The lock is held.
@@ -279,6 +302,9 @@ func (c *Client) disbelieve(mine func(sealfs.Shard) bool) {
 
 // left has the server told that nothing is believed of ino any more.
 func (c *Client) left(ino sealfs.Ino) {
+	if n := c.nodes.get(ino); n != nil && n.dirty.Load() {
+		return // of a process that was killed: the server shall ask for it before others look
+	}
 	w := &c.watch
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -23,7 +23,7 @@ const (
 	Rmdir       // Name in Dir, an empty directory
 	Rename      // Name in Dir to Name2 in Dir2; flags NoReplace, Exchange. Resolved, in a decision: Off and Ino are what the names stand for
 	Setattr     // Ino: the fields that Valid names
-	Write       // Ino: payload at Off; flags Append, KillPriv. Resolved: Off and Data cover whole blocks (but for the file's tail), Size is where the sender's bytes end
+	Write       // Ino: payload at Off; flags Append, KillPriv, Within. Resolved: Off and Data cover whole blocks (but for the file's tail), Size is where the sender's bytes end
 	Fallocate   // Ino: Off, Len, Mode (the FALLOC_FL bits)
 	Setxattr    // Ino: attribute Name = Data; flags XCreate, XReplace. ACLAccess or ACLDefault: a POSIX ACL, an empty one removes it; flag KillPriv only
 	Removexattr // Ino: attribute Name; that there is no ACL is no error
@@ -172,6 +172,10 @@ const (
 
 	flagsAll Flags = 1<<iota - 1
 )
+
+// Within, in a Write, says that the file must not grow: what lies beyond its end is left out. It is the bit that
+// means NoReplace in a Rename.
+const Within = NoReplace
 
 // The attributes under which an inode has POSIX ACLs, in Linux's format (version
 // 2): who may access it, and, of a directory, what it hands down to what is made in it.

@@ -36,7 +36,7 @@ func (st *store) lockStripe(ino sealfs.Ino) *sync.Mutex {
 
 // write answers Write. Data is cut into payloads that a record can hold; each
 // is merged with what the file has in the blocks at its ends. An Append with a Len must
-// not go beyond HomeBytes: its sender wants the file to get chunks then. The inode's
+// not go beyond HomeBytes: its sender wants the file to get chunks then. What is Within is cut at the size. The inode's
 // stripe is held over the merge, so that nobody changes those blocks meanwhile. It is
 // given up when others hold leases, with nothing done yet: then write returns errLeased.
 // rep.Off says where the data went.
@@ -65,6 +65,15 @@ func (st *store) write(ctx context.Context, cl *claim, req *op.Request, rep *op.
 	}
 	if req.Flags&op.Append != 0 {
 		off = size
+	}
+	if req.Flags&op.Within != 0 && off+uint64(len(data)) > size {
+		if off >= size {
+			rep.Off = off
+			return nil
+		}
+		cut := *req
+		cut.Data = data[:size-off]
+		req, data = &cut, cut.Data
 	}
 	switch {
 	case off > sealfs.FileSizeMax || uint64(len(data)) > sealfs.FileSizeMax-off:
@@ -135,7 +144,7 @@ func (st *store) size(ino sealfs.Ino) (size uint64, chunked bool, err error) {
 func (st *store) writePiece(w *writing, req *op.Request, rep *op.Reply, off uint64, data []byte, size uint64, last bool) error {
 	w.req = *req
 	r := &w.req
-	r.Flags &^= op.Append
+	r.Flags &^= op.Append | op.Within
 	r.Data, r.Off, r.Size, r.Len = data, off, off+uint64(len(data)), w.bound
 	if !last {
 		r.Seq, r.Low = 0, 0

@@ -141,6 +141,9 @@ func (fs *FS) write(req *op.Request, rep *op.Reply, in *inode, now int64) sealfs
 		off = in.attr.Size
 	}
 	appends := req.Flags&op.Append != 0
+	if req.Flags&op.Within != 0 {
+		n = min(n, in.attr.Size-min(off, in.attr.Size))
+	}
 	switch {
 	case n > sealfs.IOMax:
 		return sealfs.ErrInvalid
@@ -158,7 +161,7 @@ func (fs *FS) write(req *op.Request, rep *op.Reply, in *inode, now int64) sealfs
 	if code := fs.room(in, off, n); code != 0 {
 		return code
 	}
-	in.fill(off, req.Data)
+	in.fill(off, req.Data[:n])
 	in.attr.Size = max(in.attr.Size, off+n)
 	if req.Flags&op.KillPriv != 0 {
 		in.killPriv()
