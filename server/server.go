@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -395,6 +396,10 @@ func (st *store) do(ctx context.Context, req *op.Request, rep *op.Reply) error {
 		if st.srv.active.has(req.Tx) {
 			rep.Off = op.FatePending
 			return nil
+		}
+	case op.Getxattr:
+		if strings.HasPrefix(req.Name, op.AttrTotals) {
+			st.srv.teller.hurry(ctx, st)
 		}
 	case op.Register:
 		return st.register(req)

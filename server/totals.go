@@ -23,6 +23,8 @@ type teller struct {
 	mu   sync.Mutex
 	todo map[*store]*tellings
 	wake chan struct{}
+	kick chan struct{} // cuts the wait before a round short
+	over chan struct{} // closed when the present round, or else the next one, has ended
 	ctx  context.Context
 	end  context.CancelFunc
 	done sync.WaitGroup
@@ -69,7 +71,7 @@ func (t *teller) add(st *store, s sealfs.Shard, ino sealfs.Ino, elsewhere, follo
 	}
 	if t.todo == nil {
 		t.todo = map[*store]*tellings{}
-		t.wake = make(chan struct{}, 1)
+		t.wake, t.kick, t.over = make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{})
 		t.ctx, t.end = context.WithCancel(context.Background())
 		t.done.Go(func() { t.run(st.srv.pace.tell, st.srv.o.Turns.Lane(turnTeller)) })
 	}
@@ -132,6 +134,8 @@ func (t *teller) run(every time.Duration, lane turn.Lane) {
 			timer.Stop()
 			return
 		case <-timer.C:
+		case <-t.kick:
+			timer.Stop()
 		}
 		lane.Take()
 		t.mu.Lock()
@@ -149,6 +153,8 @@ func (t *teller) run(every time.Duration, lane turn.Lane) {
 		}
 		t.mu.Lock()
 		t.busy = false
+		close(t.over)
+		t.over = make(chan struct{})
 		for _, q := range t.todo {
 			if len(q.now) > 0 { // letters have come since the store had its turn
 				t.wakeUp()
@@ -160,6 +166,54 @@ func (t *teller) run(every time.Duration, lane turn.Lane) {
 			t.wakeUp()
 		}
 	}
+}
+
+// Limits of hurry.
+const (
+	hurryRounds = 4
+	hurryMax    = 300 * time.Millisecond
+)
+
+// hurry passes on what waits, for somebody who asks for totals: who asks for what he has just
+// changed on this server finds it. It waits for a round that begins later, and for those
+// that follow when it has sent letters, but neither for other servers nor for long.
+func (t *teller) hurry(ctx context.Context, st *store) {
+	mine := st.turns().Mine()
+	bound, stop := context.WithTimeout(ctx, hurryMax)
+	defer stop()
+	for round := 0; round < hurryRounds; {
+		t.mu.Lock()
+		waits, letters := false, false
+		for _, q := range t.todo {
+			waits = waits || len(q.has) > 0
+			letters = letters || len(q.boxes) > 0 || len(q.now) > 0
+		}
+		over, late := t.over, t.busy
+		t.mu.Unlock()
+		if t.quitting() || !late && (!waits || round > 0 && !letters) {
+			return
+		}
+		if !late {
+			round++
+			select {
+			case t.kick <- struct{}{}:
+			default:
+			}
+			t.wakeUp()
+		}
+		select {
+		case <-over:
+		case <-bound.Done():
+			return
+		}
+		mine.Take()
+	}
+}
+
+func (t *teller) quitting() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.quit || t.todo == nil
 }
 
 // next takes the first inode out of the queue.
