@@ -25,6 +25,8 @@ CLUSTER_PORT ?=
 # Of the simulator: one seed to replay, or how many to try.
 SEED  ?=
 SEEDS ?= 5000
+# How long `make linear` checks histories.
+LINEAR ?= 10m
 # Of the power cuts: how many states, which mutants by name, or the one to replay.
 STATES  ?= 400000
 MUTANTS ?= .
@@ -40,7 +42,7 @@ TOOL := $(GO) tool -modfile=internal/devtools/go.mod
 export SEALFS_BIN := $(CURDIR)/bin
 
 .DEFAULT_GOAL := build
-.PHONY: build up down cluster cluster-down test check e2e e2e-cluster sim crash dax-vm crash-device fuzz soak soak-clean bench bench-clean install uninstall clean help go
+.PHONY: build up down cluster cluster-down test check e2e e2e-cluster sim linear crash dax-vm crash-device fuzz soak soak-clean bench bench-clean install uninstall clean help go
 
 build: go ## build bin/sealfs, bin/mkfs.sealfs and bin/sealfs-fsck
 	@$(GO) build -trimpath -o bin/ $(PROGRAMS:%=./cmd/%)
@@ -86,6 +88,9 @@ e2e-cluster: build ## a cluster of real processes, on loopback and in network na
 
 sim: go ## the simulator of two-phase commit: SEEDS seeds, or one that is replayed [SEED= SEEDS=5000]
 	$(GO) test -count=1 -v -timeout 24h ./txn -run Simulate -args $(if $(SEED),-seed $(SEED),-seeds $(SEEDS))
+
+linear: go ## histories of mounts and library clients, for LINEAR, checked for linearizability [LINEAR=10m]
+	@$(GO) test -count=1 -timeout 24h ./internal/linear -run Campaign -v -args -campaign $(LINEAR) | grep -vE '^(=== |PASS|ok )'
 
 crash: go ## cut the power at every write in every way, and sabotage the source in every way that must be found; or judge one state again [STATES= MUTANTS= REPLAY=]
 	@mkdir -p bin; $(GO) test -c -o bin/crash.test ./internal/crash

@@ -113,6 +113,15 @@ func status(err error) fuse.Status {
 	return fuse.Status(errno)
 }
 
+// inodeStatus is status for a request about an inode that the kernel has found under a name. If it
+// is gone, another one may have that name by now: ESTALE lets the kernel look again.
+func inodeStatus(err error) fuse.Status {
+	if err == sealfs.ErrNotExist {
+		return fuse.Status(syscall.ESTALE)
+	}
+	return status(err)
+}
+
 // blockSize is what programs shall read and write at once. It stays below the size
 // from which the C library would map memory for every buffer.
 const blockSize = 64 << 10
@@ -265,7 +274,7 @@ func (f *filesystem) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fu
 	defer w.over()
 	a, err := f.c.getattr(ctx, ino)
 	if err != nil {
-		return status(err)
+		return inodeStatus(err)
 	}
 	f.refresh(&a, cancel)
 	f.fillAttrOut(out, &a)
@@ -279,7 +288,7 @@ func (f *filesystem) Statx(cancel <-chan struct{}, in *fuse.StatxIn, out *fuse.S
 	ino := f.ino(in.NodeId)
 	a, err := f.c.getattr(ctx, ino)
 	if err != nil {
-		return status(err)
+		return inodeStatus(err)
 	}
 	f.refresh(&a, cancel)
 	t := f.attrTTL(&a, false)
@@ -336,13 +345,19 @@ func (f *filesystem) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fu
 	ino := f.ino(in.NodeId)
 	a, err := f.c.setattr(ctx, ino, &s)
 	if err != nil {
-		return status(err)
+		return inodeStatus(err)
 	}
 	if n := f.c.nodes.get(ino); n != nil {
 		n.privileged.Store(false)
 	}
 	f.changed(ino)
-	f.fillAttrOut(out, &a)
+	f.bare.note(&a, f.o.AttrTimeout)
+	t := makeTTL(f.o.AttrTimeout)
+	if f.k != nil {
+		t = makeTTL(min(f.k.set(f.c, &a.Attr, a.ino), f.o.AttrTimeout))
+	}
+	out.AttrValid, out.AttrValidNsec = t.sec, t.nsec
+	fillAttr(&out.Attr, &a.Attr)
 	return fuse.OK
 }
 
@@ -505,7 +520,7 @@ func (f *filesystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 		a, err = f.c.openFor(ctx, ino, 0, 0)
 	}
 	if err != nil {
-		return status(err)
+		return inodeStatus(err)
 	}
 	f.opened(ino)
 	if in.Flags&syscall.O_TRUNC != 0 {

@@ -57,6 +57,9 @@ func (f *filesystem) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte
 	if flags&op.KillPriv != 0 {
 		f.deprived(ino)
 	}
+	if flags&op.Append != 0 && f.k != nil {
+		f.k.misplaced(ino)
+	}
 	if err == nil && in.Flags&syscall.O_DSYNC != 0 {
 		if err = f.c.Fsync(ctx, ino); err != nil { // O_SYNC contains O_DSYNC
 			return 0, status(err)
@@ -190,7 +193,7 @@ func (f *filesystem) OpenDir(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.
 	ino := f.ino(in.NodeId)
 	_, err := f.c.Open(ctx, ino)
 	out.Fh = f.handle(ino)
-	return status(err)
+	return inodeStatus(err)
 }
 
 // ReleaseDir is Release for directories.

@@ -36,6 +36,7 @@ type leases struct {
 	clock atomic.Uint64   // of marks
 	after []atomic.Uint64 // by shard of the inode: what was asked up to this mark is not believed
 	floor []atomic.Uint64 // by shard of the inode: what has a lower stamp is not believed
+	debts atomic.Int64    // in owed of all parts
 }
 
 // belief is the serial number of a lease in the part of its inode; 0: nothing is to be believed.
@@ -52,7 +53,10 @@ type leasePart struct {
 	held    map[sealfs.Ino]lease
 	revoked map[sealfs.Ino]uint64   // number of the last revocation
 	left    map[sealfs.Ino]struct{} // dropped by ourselves, and the server may not know it yet
-	serial  belief
+	// owed are those of which a Register has said that writes are delayed. They are not
+	// believed any more, and the server takes them back as if they were.
+	owed   map[sealfs.Ino]struct{}
+	serial belief
 }
 
 // revokedMax bounds what one part remembers of revocations.
@@ -77,7 +81,8 @@ func (l *leases) init(shards uint32) {
 	}
 	for i := range l.parts {
 		p := &l.parts[i]
-		p.held, p.revoked, p.left = map[sealfs.Ino]lease{}, map[sealfs.Ino]uint64{}, map[sealfs.Ino]struct{}{}
+		p.held, p.revoked = map[sealfs.Ino]lease{}, map[sealfs.Ino]uint64{}
+		p.left, p.owed = map[sealfs.Ino]struct{}{}, map[sealfs.Ino]struct{}{}
 	}
 }
 
@@ -160,7 +165,8 @@ func (l *leases) has(ino sealfs.Ino) lease {
 	return p.held[ino]
 }
 
-// revoke takes away what v says, and returns the lease from before.
+// revoke takes away what v says, and returns the lease from before: with write also where delayed
+// writes are owed.
 func (l *leases) revoke(v *op.Revoke) lease {
 	p := l.part(v.Ino)
 	p.mu.Lock()
@@ -185,6 +191,11 @@ func (l *leases) revoke(v *op.Revoke) lease {
 		clear(p.revoked)
 	}
 	p.revoked[v.Ino] = v.Num
+	if _, owed := p.owed[v.Ino]; owed && v.Kind != op.RevokeName {
+		delete(p.owed, v.Ino)
+		l.debts.Add(-1)
+		old.write = true
+	}
 	return old
 }
 
@@ -221,6 +232,12 @@ func (l *leases) drop(mine func(sealfs.Shard) bool) []sealfs.Ino {
 				delete(p.left, ino)
 			}
 		}
+		for ino := range p.owed {
+			if mine(l.home(ino)) {
+				delete(p.owed, ino)
+				l.debts.Add(-1)
+			}
+		}
 		p.mu.Unlock()
 	}
 	for s := range l.floor {
@@ -238,6 +255,31 @@ func (l *leases) allow(mine func(sealfs.Shard) bool) {
 		if mine(sealfs.Shard(s)) {
 			l.after[s].CompareAndSwap(math.MaxUint64, now)
 		}
+	}
+}
+
+// owe notes that a Register says that writes to ino are delayed.
+func (l *leases) owe(ino sealfs.Ino) {
+	p := l.part(ino)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, owed := p.owed[ino]; !owed {
+		p.owed[ino] = struct{}{}
+		l.debts.Add(1)
+	}
+}
+
+// paid notes that nothing is delayed of ino.
+func (l *leases) paid(ino sealfs.Ino) {
+	if l.debts.Load() == 0 {
+		return
+	}
+	p := l.part(ino)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, owed := p.owed[ino]; owed {
+		delete(p.owed, ino)
+		l.debts.Add(-1)
 	}
 }
 

@@ -77,6 +77,7 @@ type known struct {
 	hot     time.Time
 	busy    int    // requests under way that may hold its lock, for a directory
 	stale   bool   // pages may be older than what will be told next
+	unsound bool   // pages may be wrong, and no attributes will show it
 	size    uint64 // this and the following: told last
 	mtime   int64
 	version uint64
@@ -252,15 +253,37 @@ func (k *kernel) tell(c *Client, a *op.Attr, b belief, named bool) time.Duration
 	if named && k.node(ino) != fuse.FUSE_ROOT_ID {
 		n.refs++
 	}
+	return n.tell(c, a, b, true)
+}
+
+// set is tell for an answer to SETATTR: the kernel takes the attributes and does not compare them, so
+// it would never see in them that its pages are older.
+func (k *kernel) set(c *Client, a *op.Attr, b belief) time.Duration {
+	p := k.part(a.Ino)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := k.get(p, a.Ino)
+	if n == nil {
+		return 0
+	}
+	n.unsound = n.unsound || n.stale
+	return n.tell(c, a, b, false)
+}
+
+// tell is kernel.tell, with the part locked; compared says that the kernel compares these attributes with its own.
+func (n *known) tell(c *Client, a *op.Attr, b belief, compared bool) time.Duration {
 	// The belief is looked at with the part locked, which who ends it takes afterwards.
 	if n.size != a.Size || n.mtime != a.Mtime || n.version == a.Version {
 		n.stale = false // the kernel will see it, or there is nothing to see
 	}
+	if compared && (n.size != a.Size || n.mtime != a.Mtime) {
+		n.unsound = false
+	}
 	n.size, n.mtime, n.version = a.Size, a.Mtime, a.Version
-	if n.stale || n.done != nil {
+	if n.stale || n.unsound && n.pages || n.done != nil {
 		return 0
 	}
-	if !c.leases.holds(ino, b) {
+	if !c.leases.holds(a.Ino, b) {
 		n.stale = true // nobody tells when it changes
 		return 0
 	}
@@ -280,6 +303,18 @@ func (k *kernel) opened(ino sealfs.Ino) {
 	defer p.mu.Unlock()
 	if n := k.get(p, ino); n != nil {
 		n.pages = true
+	}
+}
+
+// misplaced is for an append: the kernel has put it where it took the end of the file to be, in
+// its cache, too. If others may have moved that, pages are dropped before attributes are told again:
+// a truncation to the size that the kernel came to would not show them to be wrong.
+func (k *kernel) misplaced(ino sealfs.Ino) {
+	p := k.part(ino)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if n := k.get(p, ino); n != nil && !n.valid {
+		n.unsound = true
 	}
 }
 
@@ -311,14 +346,15 @@ func (k *kernel) refresh(a *op.Attr, cancel <-chan struct{}) {
 	for {
 		p.mu.Lock()
 		n := p.inodes[a.Ino]
-		if n == nil || n.done == nil && (!n.stale || !n.pages || n.size != a.Size || n.mtime != a.Mtime || n.version == a.Version) {
+		if n == nil || n.done == nil && (!n.pages || n.size != a.Size || n.mtime != a.Mtime ||
+			!n.unsound && (!n.stale || n.version == a.Version)) {
 			p.mu.Unlock()
 			return
 		}
 		done := n.done
 		if done == nil {
 			// It is stale again if something is revoked meanwhile.
-			n.stale, n.done = false, make(chan struct{})
+			n.stale, n.unsound, n.done = false, false, make(chan struct{})
 		}
 		p.mu.Unlock()
 		if done == nil {
@@ -345,7 +381,7 @@ func (k *kernel) fresh(ino sealfs.Ino) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	n := p.inodes[ino]
-	return n == nil || !n.stale && n.done == nil
+	return n == nil || !n.stale && !n.unsound && n.done == nil
 }
 
 // inode makes the kernel forget attributes, and with content take care of its pages.

@@ -399,13 +399,7 @@ func (t *Table) Watch(sess sealfs.Session, seq, off uint64, drops []sealfs.Ino, 
 		return Watcher{}, fmt.Errorf("session %d has carried out revocation %d, the last of this run is %d: %w", sess, off, issued, sealfs.ErrInvalid)
 	}
 	if s == nil {
-		s = &session{
-			id: sess, issued: t.base, acked: t.base,
-			pending: map[key]uint64{}, marks: map[sealfs.Ino]int{}, tickets: map[*Ticket]struct{}{},
-		}
-		t.sessions[sess] = s
-		t.live.Add(1)
-		s.fresh = true
+		s = t.join(sess)
 	}
 	if seq != 0 && seq <= s.seq && t.faults&faultLateWatch == 0 {
 		return Watcher{s, 0}, nil // its answer is not waited for any more
@@ -422,6 +416,44 @@ func (t *Table) Watch(sess sealfs.Session, seq, off uint64, drops []sealfs.Ino, 
 	s.watch++
 	s.wake = wake
 	return Watcher{s, s.watch}, nil
+}
+
+// join makes a session one that may hold leases.
+func (t *Table) join(sess sealfs.Session) *session {
+	s := &session{
+		id: sess, issued: t.base, acked: t.base, fresh: true,
+		pending: map[key]uint64{}, marks: map[sealfs.Ino]int{}, tickets: map[*Ticket]struct{}{},
+	}
+	t.sessions[sess] = s
+	t.live.Add(1)
+	return s
+}
+
+// Restore gives a session that registers the lease Write that it has delayed writes to ino under:
+// they must be taken from it before anybody is told of ino. Where others hold something by now it has
+// come too late, and gets nothing.
+func (t *Table) Restore(sess sealfs.Session, ino sealfs.Ino) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if _, gone := t.gone[sess]; gone || sess == 0 {
+		return
+	}
+	s := t.sessions[sess]
+	if s == nil {
+		s = t.join(sess)
+	}
+	in := t.inodes[ino]
+	mine := in.find(s)
+	switch {
+	case mine != nil && in.len() == 1:
+		mine.mode = write
+	case in.len() == 0:
+		in.add(holder{s: s, mode: write})
+		t.held++
+	default:
+		return
+	}
+	t.put(ino, &in)
 }
 
 // Bounds of the answer to one Watch, in revocations and in bytes of names.

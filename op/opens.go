@@ -14,6 +14,10 @@ type Opens struct {
 	Count uint64
 }
 
+// OpensDelayed in the Count of a Register says that the session has writes to the file that it
+// answered and has not sent: nobody may be told of the file before they are taken from it.
+const OpensDelayed = 1 << 62
+
 // OpensMax is how many Opens fit the Data of one Register.
 const OpensMax = sealfs.XattrValueMax / 18
 

@@ -148,6 +148,12 @@ func (st *store) register(req *op.Request) error {
 	if st.srv.ended(req.Session) {
 		return sealfs.ErrSession
 	}
+	for _, o := range list {
+		if o.Count&op.OpensDelayed != 0 {
+			// Before the time of grace can end.
+			st.leases.Restore(req.Session, o.Ino)
+		}
+	}
 	free, err := st.holds.register(req.Session, list, req.Off, req.Len)
 	if err != nil {
 		return err
@@ -190,7 +196,7 @@ func (h *holds) register(sess sealfs.Session, list []op.Opens, off, total uint64
 	delete(h.telling, sess)
 	before := h.drops(func(at sealfs.Session) bool { return at == sess })
 	for _, o := range list {
-		h.put(sess, o.Ino, o.Count&^wantsWrite)
+		h.put(sess, o.Ino, o.Count&^(wantsWrite|op.OpensDelayed))
 	}
 	if h.grace {
 		if h.registered == nil {
