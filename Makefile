@@ -86,8 +86,11 @@ e2e: build ## real programs on a real mount, and SIGKILL of everything ten times
 e2e-cluster: build ## a cluster of real processes, on loopback and in network namespaces, while each is killed, paused and cut off
 	$(GO) test -count=1 -v -timeout 40m ./e2e -run Cluster -full
 
-sim: go ## the simulator of two-phase commit: SEEDS seeds, or one that is replayed [SEED= SEEDS=5000]
-	$(GO) test -count=1 -v -timeout 24h ./txn -run Simulate -args $(if $(SEED),-seed $(SEED),-seeds $(SEEDS))
+sim: go ## the simulators of two-phase commit, of leases, and of both with sessions: SEEDS seeds each, or one that is replayed [SEED= SEEDS=5000]
+	@$(GO) test -count=1 -v -timeout 24h ./txn ./lease ./internal/sim -run '^TestSimulate$$' -args $(if $(SEED),-seed $(SEED),-seeds $(SEEDS)) | \
+	  awk '/^simulated:/ { split($$2, s, "="); split($$3, h, "="); split($$4, v, "="); seeds += s[2]; hours += h[2]; bad += v[2]; next } \
+	    /^(--- )?FAIL/ { failed = 1 } { print } \
+	    END { if (seeds) printf "sim: seeds=%d hours=%.1f violations=%d\n", seeds, hours, bad; exit failed }'
 
 linear: go ## histories of mounts and library clients, for LINEAR, checked for linearizability [LINEAR=10m]
 	@$(GO) test -count=1 -timeout 24h ./internal/linear -run Campaign -v -args -campaign $(LINEAR) | grep -vE '^(=== |PASS|ok )'

@@ -80,7 +80,8 @@ type Answer struct {
 	// Loose says of a read that the size of the file was asked for first, and then its bytes, as Linux
 	// does: while others change the size it may be told bytes of one moment up to the size of
 	// another one, with zeros behind the end. And of a rename, that the two names were looked up one after the other:
-	// while others move them they may be one inode's, and then Linux does nothing. And of a link that
+	// while others change them they may be one inode's, and then Linux does nothing, or one a file and
+	// the other a directory, which Linux refuses. And of a link that
 	// the file has no name: Linux counts down the links of the file that it found under a name for the
 	// one that a rename replaced.
 	Loose bool

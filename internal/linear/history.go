@@ -101,12 +101,13 @@ func sizedMeanwhile(steps []Step, r *Step) bool {
 	})
 }
 
-// movedMeanwhile reports whether a name that r renames may have been moved or made at the same time.
+// movedMeanwhile reports whether the names that r renames may have been changed at the same time.
 func movedMeanwhile(steps []Step, r *Step) bool {
 	return slices.ContainsFunc(steps, func(s Step) bool {
 		c := &s.Call
-		moves := c.Kind == Rename || c.Kind == RenameNoReplace || c.Kind == Exchange || c.Kind == Link
-		return moves && r.Call.Kind == Rename && s.Begin != r.Begin && s.Begin < r.Over && (r.Begin < s.Over || s.Answer.Lost)
+		names := c.Kind != Lookup && c.Kind != Open && c.Kind != OpenDir && c.Kind != Readdir && c.Ino == 0 || c.Kind == Link
+		renames := r.Call.Kind == Rename || r.Call.Kind == RenameNoReplace || r.Call.Kind == Exchange
+		return names && renames && s.Begin != r.Begin && s.Begin < r.Over && (r.Begin < s.Over || s.Answer.Lost)
 	})
 }
 

@@ -203,7 +203,9 @@ func (s *state) step(c *Call, a *Answer) (bool, *state) {
 		return true, s
 	case a.Lost && len(no) > 0:
 		return true, s
-	case a.Loose && a.Errno == 0 && len(no) > 0:
+	case a.Loose && a.Errno != 0:
+		return true, s
+	case a.Loose && len(no) > 0:
 		other := s.entry(s.at(c.Dir2), c.Name2)
 		return other != nil, s
 	case !a.Lost && (len(no) > 0 || a.Errno != 0):

@@ -71,7 +71,12 @@ func (m *Mounted) Do(c *Call) (a Answer) {
 		e := syscall.EIO
 		errors.As(err, &e)
 		a = failed(e)
-		a.Loose = c.Kind == Link && e == syscall.ENOENT
+		switch c.Kind {
+		case Link:
+			a.Loose = e == syscall.ENOENT
+		case Rename, RenameNoReplace, Exchange:
+			a.Loose = e == syscall.ENOTDIR || e == syscall.EISDIR || e == syscall.EINVAL || e == syscall.ENOTEMPTY
+		}
 	}
 	return a
 }
@@ -117,6 +122,7 @@ func (m *Mounted) do(c *Call, a *Answer) (err error) {
 	case RenameNoReplace:
 		return unix.Renameat2(dir, c.Name, dir2, c.Name2, unix.RENAME_NOREPLACE)
 	case Exchange:
+		a.Loose = true
 		return unix.Renameat2(dir, c.Name, dir2, c.Name2, unix.RENAME_EXCHANGE)
 	case Read:
 		var n int
