@@ -57,8 +57,8 @@ func (f *filesystem) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte
 	if flags&op.KillPriv != 0 {
 		f.deprived(ino)
 	}
-	if flags&op.Append != 0 && f.k != nil {
-		f.k.misplaced(ino)
+	if f.k != nil {
+		f.k.wrote(ino, flags&op.Append != 0)
 	}
 	if err == nil && in.Flags&syscall.O_DSYNC != 0 {
 		if err = f.c.Fsync(ctx, ino); err != nil { // O_SYNC contains O_DSYNC

@@ -306,15 +306,18 @@ func (k *kernel) opened(ino sealfs.Ino) {
 	}
 }
 
-// misplaced is for an append: the kernel has put it where it took the end of the file to be, in
-// its cache, too. If others may have moved that, pages are dropped before attributes are told again:
-// a truncation to the size that the kernel came to would not show them to be wrong.
-func (k *kernel) misplaced(ino sealfs.Ino) {
+// wrote is for a write, after which the kernel believes no attributes any more. A notification would
+// only have it throw away the answer to its next question, and go on with older ones. An append the
+// kernel has put where it took the end of the file to be, in its cache, too. If others may have moved
+// that, pages are dropped before attributes are told again: a truncation to the size that the kernel
+// came to would not show them to be wrong.
+func (k *kernel) wrote(ino sealfs.Ino, appended bool) {
 	p := k.part(ino)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if n := k.get(p, ino); n != nil && !n.valid {
-		n.unsound = true
+	if n := k.get(p, ino); n != nil {
+		n.unsound = n.unsound || appended && !n.valid
+		n.valid = false
 	}
 }
 

@@ -22,13 +22,14 @@ type test struct {
 	loss    int64 // of 1000 messages
 	restart bool
 	files   bool // also histories of work on a few files
+	plain   bool // one name at a time, and no content
 }
 
 var tests = []test{
-	{"library", 0, 4, 0, false, true},
-	{"library, losses and restarts", 0, 4, 20, true, true},
-	{"mounts", 3, 0, 0, false, false},
-	{"mounts and library, losses and restarts", 2, 2, 10, true, false},
+	{"library", 0, 4, 0, false, true, false},
+	{"library, losses and restarts", 0, 4, 20, true, true, false},
+	{"mounts", 3, 0, 0, false, false, true},
+	{"mounts and library, losses and restarts", 2, 2, 10, true, false, true},
 }
 
 // run makes histories for a while.
@@ -37,7 +38,7 @@ func (c *test) run(t *testing.T, seed uint64, length time.Duration) tally {
 		needFUSE(t)
 	}
 	p := newPlace(t, seed, 2)
-	pl := plan{calls: 40, restart: c.restart, flat: c.mounts > 0, files: c.files}
+	pl := plan{calls: 40, restart: c.restart, flat: c.mounts > 0, files: c.files, plain: c.plain}
 	for i := range c.mounts + c.library {
 		k := p.client(nil)
 		if pl.first = k; i < c.mounts {
@@ -79,7 +80,7 @@ func TestCampaign(t *testing.T) {
 		t.Skip("skipped: it is for make linear")
 	}
 	var sum tally
-	list := append(tests[:len(tests):len(tests)], test{"mounts, also of files", 3, 0, 0, false, true})
+	list := append(tests[:len(tests):len(tests)], test{"mounts, all names", 3, 0, 0, false, false, false}, test{"mounts, also of files", 3, 0, 0, false, true, false})
 	for end := time.Now().Add(*campaign); time.Now().Before(end); {
 		for _, c := range list {
 			t.Run(c.name, func(t *testing.T) {

@@ -382,6 +382,7 @@ type plan struct {
 	restart bool
 	flat    bool
 	files   bool
+	plain   bool
 }
 
 // histories makes histories until enough says so, or one is bad.
@@ -413,7 +414,7 @@ func (p *place) histories(seed uint64, pl plan, enough func(tally) bool) (sum ta
 	defer restarts.Wait()
 	defer close(over)
 	for n := 0; !enough(sum); n++ {
-		h, err := Run(Plan{Seed: seed + uint64(n), Dirs: p.arena(pl.first, fmt.Sprintf("arena%d", n)), Actors: pl.actors, Calls: pl.calls, Files: pl.files && n%2 == 1, Flat: pl.flat})
+		h, err := Run(Plan{Seed: seed + uint64(n), Dirs: p.arena(pl.first, fmt.Sprintf("arena%d", n)), Actors: pl.actors, Calls: pl.calls, Files: pl.files && n%2 == 1, Flat: pl.flat, Plain: pl.plain})
 		if err != nil {
 			p.t.Fatal(err)
 		}

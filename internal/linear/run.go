@@ -30,6 +30,8 @@ type Plan struct {
 	// directory that it found under a name for the one that a rename replaced, and lets nobody use
 	// that any more, though another mount had put another one there.
 	Flat bool
+	// Plain leaves out calls about two names, and content.
+	Plain bool
 }
 
 // Run has the actors work at the same time, and returns what happened.
@@ -53,7 +55,7 @@ func Run(p Plan) (*History, error) {
 	}
 	var all sync.WaitGroup
 	for i, a := range p.Actors {
-		w := &worker{h: h, i: i, a: a, rng: rand.New(rand.NewPCG(p.Seed, uint64(i))), files: p.Files, flat: p.Flat, dirs: slices.Clone(h.Dirs), actors: len(p.Actors)}
+		w := &worker{h: h, i: i, a: a, rng: rand.New(rand.NewPCG(p.Seed, uint64(i))), files: p.Files, flat: p.Flat, plain: p.Plain, dirs: slices.Clone(h.Dirs), actors: len(p.Actors)}
 		all.Go(func() {
 			for range p.Calls {
 				w.call()
@@ -75,6 +77,7 @@ type worker struct {
 	n      int // calls so far
 	files  bool
 	flat   bool
+	plain  bool
 	dirs   []uint64 // open; the arena's first
 	open   []uint64 // files
 	locked uint64   // file on which it holds a lock
@@ -124,6 +127,9 @@ func (w *worker) choose() Kind {
 				k = x.kind
 				break
 			}
+		}
+		if w.plain && (k >= Link && k <= Truncate) {
+			continue
 		}
 		switch k {
 		case OpenDir:
