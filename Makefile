@@ -92,8 +92,10 @@ sim: go ## the simulators of two-phase commit, of leases, and of both with sessi
 	    /^(--- )?FAIL/ { failed = 1 } { print } \
 	    END { if (seeds) printf "sim: seeds=%d hours=%.1f violations=%d\n", seeds, hours, bad; exit failed }'
 
-linear: go ## histories of mounts and library clients, for LINEAR, checked for linearizability [LINEAR=10m]
-	@$(GO) test -count=1 -timeout 24h ./internal/linear -run Campaign -v -args -campaign $(LINEAR) | grep -vE '^(=== |PASS|ok )'
+linear: build ## histories of mounts and library clients, for LINEAR, and on a cluster whose processes are killed, checked for linearizability [LINEAR=10m]
+	@{ $(GO) test -count=1 -timeout 24h ./internal/linear -run Campaign -v -args -campaign $(LINEAR); $(GO) test -count=1 -timeout 1h ./e2e -run '^TestClusterLinear$$' -v -full; } | \
+	  awk '/linear: histories=/ { if ($$1 == "linear:") { split($$2, h, "="); split($$3, o, "="); split($$4, v, "="); n += h[2]; ops += o[2]; bad += v[2]; next } } \
+	    /^(--- )?FAIL/ { failed = 1 } { print } END { printf "linear: histories=%d operations=%d violations=%d\n", n, ops, bad; exit failed }'
 
 crash: go ## cut the power at every write in every way, and sabotage the source in every way that must be found; or judge one state again [STATES= MUTANTS= REPLAY=]
 	@mkdir -p bin; $(GO) test -c -o bin/crash.test ./internal/crash
