@@ -25,6 +25,8 @@ CLUSTER_PORT ?=
 # Of the simulator: one seed to replay, or how many to try.
 SEED  ?=
 SEEDS ?= 5000
+# How long `make linear` checks histories.
+LINEAR ?= 10m
 # Of the power cuts: how many states, which mutants by name, or the one to replay.
 STATES  ?= 400000
 MUTANTS ?= .
@@ -40,7 +42,7 @@ TOOL := $(GO) tool -modfile=internal/devtools/go.mod
 export SEALFS_BIN := $(CURDIR)/bin
 
 .DEFAULT_GOAL := build
-.PHONY: build up down cluster cluster-down test check e2e e2e-cluster sim crash dax-vm crash-device fuzz soak soak-clean bench bench-clean install uninstall clean help go
+.PHONY: build up down cluster cluster-down test check e2e e2e-cluster sim linear crash dax-vm crash-device fuzz soak soak-clean bench bench-clean install uninstall clean help go
 
 build: go ## build bin/sealfs, bin/mkfs.sealfs and bin/sealfs-fsck
 	@$(GO) build -trimpath -o bin/ $(PROGRAMS:%=./cmd/%)
@@ -84,8 +86,16 @@ e2e: build ## real programs on a real mount, and SIGKILL of everything ten times
 e2e-cluster: build ## a cluster of real processes, on loopback and in network namespaces, while each is killed, paused and cut off
 	$(GO) test -count=1 -v -timeout 40m ./e2e -run Cluster -full
 
-sim: go ## the simulator of two-phase commit: SEEDS seeds, or one that is replayed [SEED= SEEDS=5000]
-	$(GO) test -count=1 -v -timeout 24h ./txn -run Simulate -args $(if $(SEED),-seed $(SEED),-seeds $(SEEDS))
+sim: go ## the simulators of two-phase commit, of leases, and of both with sessions: SEEDS seeds each, or one that is replayed [SEED= SEEDS=5000]
+	@$(GO) test -count=1 -v -timeout 24h ./txn ./lease ./internal/sim -run '^TestSimulate$$' -args $(if $(SEED),-seed $(SEED),-seeds $(SEEDS)) | \
+	  awk '/^simulated:/ { split($$2, s, "="); split($$3, h, "="); split($$4, v, "="); seeds += s[2]; hours += h[2]; bad += v[2]; next } \
+	    /^(--- )?FAIL/ { failed = 1 } { print } \
+	    END { if (seeds) printf "sim: seeds=%d hours=%.1f violations=%d\n", seeds, hours, bad; exit failed }'
+
+linear: build ## histories of mounts and library clients, for LINEAR, and on a cluster whose processes are killed, checked for linearizability [LINEAR=10m]
+	@{ $(GO) test -count=1 -timeout 24h ./internal/linear -run Campaign -v -args -campaign $(LINEAR); $(GO) test -count=1 -timeout 1h ./e2e -run '^TestClusterLinear$$' -v -full; } | \
+	  awk '/linear: histories=/ { if ($$1 == "linear:") { split($$2, h, "="); split($$3, o, "="); split($$4, v, "="); n += h[2]; ops += o[2]; bad += v[2]; next } } \
+	    /^(--- )?FAIL/ { failed = 1 } { print } END { printf "linear: histories=%d operations=%d violations=%d\n", n, ops, bad; exit failed }'
 
 crash: go ## cut the power at every write in every way, and sabotage the source in every way that must be found; or judge one state again [STATES= MUTANTS= REPLAY=]
 	@mkdir -p bin; $(GO) test -c -o bin/crash.test ./internal/crash

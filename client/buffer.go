@@ -85,6 +85,10 @@ func (c *Client) write(ctx context.Context, ino sealfs.Ino, off uint64, data []b
 		}
 	default:
 		done, err = c.delay(ctx, &t, off, data, flags)
+		if err == nil && !c.mayDelay(ino) {
+			// A Register came in between, which may not have told of it.
+			err = c.send(ctx, &t)
+		}
 	}
 	t.end()
 	if err == nil && c.crowded() {

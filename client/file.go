@@ -63,7 +63,7 @@ func (f *FS) OpenFile(name string, flag int, perm fs.FileMode) (*File, error) {
 
 func (f *FS) open(ctx context.Context, name string, flag int, perm fs.FileMode) (*File, error) {
 	at := name
-	for links := 0; ; {
+	for links, tries := 0, 0; ; {
 		dir, last, err := f.walk(ctx, at, &links)
 		if err != nil {
 			return nil, err
@@ -102,7 +102,10 @@ func (f *FS) open(ctx context.Context, name string, flag int, perm fs.FileMode) 
 		if flag&(os.O_WRONLY|os.O_RDWR) != 0 {
 			open = f.c.OpenToWrite
 		}
-		if _, err := open(ctx, a.Ino); err != nil {
+		if _, err := open(ctx, a.Ino); err == sealfs.ErrNotExist && tries < lookupMax {
+			tries++ // another file may have this name by now
+			continue
+		} else if err != nil {
 			return nil, err
 		}
 		file := f.file(name, a.Ino, flag)

@@ -114,6 +114,15 @@ func status(err error) fuse.Status {
 	return fuse.Status(errno)
 }
 
+// inodeStatus is status for a request about an inode that the kernel has found under a name. If it
+// is gone, another one may have that name by now: ESTALE lets the kernel look again.
+func inodeStatus(err error) fuse.Status {
+	if err == sealfs.ErrNotExist {
+		return fuse.Status(syscall.ESTALE)
+	}
+	return status(err)
+}
+
 // blockSize is what programs shall read and write at once. It stays below the size
 // from which the C library would map memory for every buffer.
 const blockSize = 64 << 10
@@ -267,7 +276,7 @@ func (f *filesystem) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fu
 	defer w.over()
 	a, err := f.c.getattr(ctx, ino)
 	if err != nil {
-		return status(err)
+		return inodeStatus(err)
 	}
 	f.refresh(&a, cancel)
 	f.fillAttrOut(out, &a, 0)
@@ -281,7 +290,7 @@ func (f *filesystem) Statx(cancel <-chan struct{}, in *fuse.StatxIn, out *fuse.S
 	ino := f.ino(in.NodeId)
 	a, err := f.c.getattr(ctx, ino)
 	if err != nil {
-		return status(err)
+		return inodeStatus(err)
 	}
 	f.refresh(&a, cancel)
 	t := f.attrTTL(&a, 0)
@@ -344,7 +353,7 @@ func (f *filesystem) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fu
 	ino := f.ino(in.NodeId)
 	a, err := f.c.setattr(ctx, ino, &s)
 	if err != nil {
-		return status(err)
+		return inodeStatus(err)
 	}
 	if n := f.c.nodes.get(ino); n != nil {
 		n.privileged.Store(false)
@@ -517,7 +526,7 @@ func (f *filesystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 		a, err = f.c.openFor(ctx, ino, 0, 0)
 	}
 	if err != nil {
-		return status(err)
+		return inodeStatus(err)
 	}
 	f.opened(ino)
 	if in.Flags&syscall.O_TRUNC != 0 {

@@ -62,6 +62,9 @@ func (f *filesystem) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte
 	if flags&op.KillPriv != 0 {
 		f.deprived(ino)
 	}
+	if f.k != nil {
+		f.k.wrote(ino, flags&op.Append != 0)
+	}
 	if err == nil && in.Flags&syscall.O_DSYNC != 0 {
 		if err = f.c.Fsync(ctx, ino); err != nil { // O_SYNC contains O_DSYNC
 			return 0, status(err)
@@ -201,7 +204,7 @@ func (f *filesystem) OpenDir(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.
 		}
 	}
 	out.Fh = f.handle(ino)
-	return status(err)
+	return inodeStatus(err)
 }
 
 // ReleaseDir is Release for directories.

@@ -51,16 +51,18 @@ func (c *Client) lookup(ctx context.Context, dir sealfs.Ino, name string) (answe
 	}
 }
 
-// complete asks for the rest of attributes that came with a name in another
-// store than the inode's.
+// complete asks for the rest of attributes that came with a name that was made in another
+// store than the inode's. Where others have removed it since, what is known is all there is to tell: it was made.
 func (c *Client) complete(ctx context.Context, a answer, err error) (answer, error) {
 	if err != nil || a.Version != 0 {
 		return a, err
 	}
-	name := a.dir
-	a, err = c.getattr(ctx, a.Ino)
-	a.dir = name
-	return a, err
+	all, err := c.getattr(ctx, a.Ino)
+	if err == sealfs.ErrNotExist {
+		return a, nil
+	}
+	all.dir = a.dir
+	return all, err
 }
 
 // Getattr returns the attributes of ino, delayed writes included.
@@ -172,6 +174,9 @@ func (c *Client) mkdir(ctx context.Context, dir sealfs.Ino, name string, mode ui
 	k.Valid = who.Umask & 0o777
 	k.Shard2 = c.spread(dir, name)
 	a, err := c.attrs(ctx, k)
+	if err == nil && a.Version == 0 {
+		a.Mode, a.UID, a.GID = modeDir|mode&^who.Umask, who.UID, who.GID
+	}
 	return c.complete(ctx, a, err)
 }
 

@@ -85,6 +85,7 @@ type known struct {
 	busy    int    // requests under way that may hold its lock, for a directory
 	stale   bool   // pages may be older than what will be told next
 	names   *names // that were told with validity, for a directory
+	unsound bool   // pages may be wrong, and no attributes will show it
 	size    uint64 // this and the following: told last
 	mtime   int64
 	version uint64
@@ -285,12 +286,15 @@ func (k *kernel) tell(c *Client, a *answer, how telling) time.Duration {
 	if how&tellBlind == 0 && (n.size != a.Size || n.mtime != a.Mtime) || n.version == a.Version {
 		n.stale = false // the kernel will see it, or there is nothing to see
 	}
+	if how&tellBlind == 0 && (n.size != a.Size || n.mtime != a.Mtime) {
+		n.unsound = false
+	}
 	n.size, n.mtime = a.Size, a.Mtime
 	if n.stale {
 		return 0 // version remains that of the pages: see refresh
 	}
 	n.version = a.Version
-	if n.done != nil {
+	if n.unsound && n.pages || n.done != nil {
 		return 0
 	}
 	if !c.leases.holds(ino, a.ino) {
@@ -316,6 +320,21 @@ func (k *kernel) opened(ino sealfs.Ino) {
 	defer p.mu.Unlock()
 	if n := k.get(p, ino); n != nil {
 		n.pages = true
+	}
+}
+
+// wrote is for a write, after which the kernel believes no attributes any more. A notification would
+// only have it throw away the answer to its next question, and go on with older ones. An append the
+// kernel has put where it took the end of the file to be, in its cache, too. If others may have moved
+// that, pages are dropped before attributes are told again: a truncation to the size that the kernel
+// came to would not show them to be wrong.
+func (k *kernel) wrote(ino sealfs.Ino, appended bool) {
+	p := k.part(ino)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if n := k.get(p, ino); n != nil {
+		n.unsound = n.unsound || appended && !n.valid
+		n.valid = false
 	}
 }
 
@@ -347,14 +366,15 @@ func (k *kernel) refresh(a *op.Attr, cancel <-chan struct{}) {
 	for {
 		p.mu.Lock()
 		n := p.inodes[a.Ino]
-		if n == nil || n.done == nil && (!n.stale || !n.pages || n.size != a.Size || n.mtime != a.Mtime || n.version == a.Version) {
+		if n == nil || n.done == nil && (!n.pages || n.size != a.Size || n.mtime != a.Mtime ||
+			!n.unsound && (!n.stale || n.version == a.Version)) {
 			p.mu.Unlock()
 			return
 		}
 		done := n.done
 		if done == nil {
 			// It is stale again if something is revoked meanwhile.
-			n.stale, n.done = false, make(chan struct{})
+			n.stale, n.unsound, n.done = false, false, make(chan struct{})
 		}
 		p.mu.Unlock()
 		if done == nil {
@@ -381,7 +401,7 @@ func (k *kernel) fresh(ino sealfs.Ino) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	n := p.inodes[ino]
-	return n == nil || !n.stale && n.done == nil
+	return n == nil || !n.stale && !n.unsound && n.done == nil
 }
 
 // inode makes the kernel forget attributes, and with content take care of its pages.

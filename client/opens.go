@@ -91,7 +91,12 @@ func (c *Client) opening(ctx context.Context, ino sealfs.Ino) (*node, error) {
 
 // askOpen asks k until its answer counts. n is where the opening was announced.
 // It may be called again when it gave up.
+//
+// A new file that was made, and has lost its name and all who hold it before its opening counts here (its
+// server was started anew in between), cannot be opened any more. It was made, so
+// that there is no such name would be a lie.
 func (c *Client) askOpen(ctx context.Context, k *call, n **node) (answer, error) {
+	made := false
 	for {
 		mark := earlyMark(*n)
 		err := c.ask(ctx, k)
@@ -110,9 +115,13 @@ func (c *Client) askOpen(ctx context.Context, k *call, n **node) (answer, error)
 			if *n != nil {
 				c.notOpened(*n)
 			}
+			if made && err == sealfs.ErrNotExist {
+				err = fmt.Errorf("the file was made, and removed by others before it could be opened: %w", sealfs.ErrIO)
+			}
 			return a, err
 		case *n == nil || k.ses.ended.Load():
 			// A new file exists now, and is opened like any other.
+			made = made || *n == nil
 			k.Request = op.Request{Type: op.Open, Ino: a.Ino, Shard: k.Shard, Flags: op.WantWrite}
 			c.address(k)
 			if *n, err = c.opening(c.life, a.Ino); err != nil {
@@ -256,6 +265,16 @@ func (c *Client) Opens(fn func(ino sealfs.Ino, count uint64)) {
 	}
 }
 
+// owe returns what a Register adds to the count of ino: whether answered writes to it are not sent yet. Its
+// lease has just been dropped: a write that is being delayed sees that behind it, and is sent
+// before it is answered.
+func (c *Client) owe(ino sealfs.Ino) uint64 {
+	if n := c.nodes.get(ino); n == nil || !c.leasing || !n.dirty.Load() {
+		return 0
+	}
+	return op.OpensDelayed
+}
+
 // Register tells h, a new connection to a server, which of the files in the
 // shards that mine accepts the session holds open; the server forgets all others of the
 // session there. It must be called, and must have succeeded, before any other
@@ -288,9 +307,7 @@ func (c *Client) Register(ctx context.Context, h op.Handler, mine func(sealfs.Sh
 		}
 	})
 	for i := range all {
-		if n := c.nodes.get(all[i].Ino); n != nil && n.dirty.Load() {
-			all[i].Count |= op.OpensDelayed // nobody may read the file before it was sent
-		}
+		all[i].Count |= c.owe(all[i].Ino)
 	}
 	k := c.begin(op.Register, 0)
 	defer k.end()

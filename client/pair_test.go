@@ -53,12 +53,14 @@ func servePair(dirs []string) (err error) {
 			return err
 		}
 		var n uint64
+		byType := ""
 		clients[0].Requests(func(t op.Type, sent uint64) {
-			if t != op.Watch {
+			if t != op.Watch && sent > 0 {
 				n += sent
+				byType += fmt.Sprintf(",%v=%d", t, sent)
 			}
 		})
-		fmt.Println(n)
+		fmt.Println(n, byType)
 	}
 }
 
@@ -80,7 +82,8 @@ func (e encoded) Do(ctx context.Context, req *op.Request, rep *op.Reply) error {
 // pair is two mounts of one volume on one server.
 type pair struct {
 	*server
-	dirs [2]string
+	dirs   [2]string
+	byType string // what sent returned, by type
 }
 
 func startPair(t testing.TB) *pair {
@@ -97,7 +100,7 @@ func (p *pair) sent(t testing.TB) (n uint64) {
 	if _, err := io.WriteString(p.pipe, "?"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := fmt.Fscanln(p.out, &n); err != nil {
+	if _, err := fmt.Fscanln(p.out, &n, &p.byType); err != nil {
 		t.Fatal(err)
 	}
 	return n
@@ -163,6 +166,139 @@ func TestStatsCostNothing(t *testing.T) {
 	}
 	if i, err := os.Stat(file); err != nil || i.Mode().Perm() != 0o600 {
 		t.Fatalf("%v, %v", i, err)
+	}
+}
+
+// quiet waits until the first mount sends nothing any more, and returns how many requests it has sent.
+func (p *pair) quiet(t testing.TB) (n uint64) {
+	t.Helper()
+	await(t, "releases are still sent", func() bool {
+		before := p.sent(t)
+		<-time.After(3 * releaseDelay)
+		n = p.sent(t)
+		return n == before
+	})
+	return n
+}
+
+// TestSmallFilesCost counts the requests for new files with their content: that there is no such
+// name, the file, its content, and its release, which remote clients gather.
+func TestSmallFilesCost(t *testing.T) {
+	p := startPair(t)
+	make := func(name string) {
+		if err := os.WriteFile(filepath.Join(p.dirs[0], name), []byte("content"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	make("first")
+	before := p.quiet(t)
+	const files = 200
+	for i := range files {
+		make(fmt.Sprint("f", i))
+	}
+	n := p.quiet(t) - before
+	t.Logf("%d files cost %d requests: %s", files, n, p.byType)
+	if n > 4*files {
+		t.Errorf("%d files cost %d requests", files, n)
+	}
+	// What is there is looked at, opened, cut, asked for capabilities, written and let go.
+	before = p.quiet(t)
+	for range files {
+		make("first")
+	}
+	n = p.quiet(t) - before
+	t.Logf("written anew %d times: %d requests: %s", files, n, p.byType)
+	if n > 7*files {
+		t.Errorf("to write a file anew %d times cost %d requests", files, n)
+	}
+}
+
+// BenchmarkVisible measures the time from before a change on one mount until another one, which has all
+// of it in its caches, has seen it.
+func BenchmarkVisible(b *testing.B) {
+	p := startPair(b)
+	file := func(m int) string { return filepath.Join(p.dirs[m], "f") }
+	if err := os.WriteFile(file(0), nil, 0o644); err != nil {
+		b.Fatal(err)
+	}
+	for _, bench := range []struct {
+		name   string
+		change func(i int) error
+	}{
+		{"attributes", func(i int) error { return os.Chmod(file(0), os.FileMode(0o600|i%2)) }},
+		{"content", func(i int) error { return os.WriteFile(file(0), fmt.Append(nil, i), 0o600) }},
+		{"names", func(i int) error {
+			return os.Rename(filepath.Join(p.dirs[0], fmt.Sprint("n", i%2)), filepath.Join(p.dirs[0], fmt.Sprint("n", 1-i%2)))
+		}},
+	} {
+		b.Run(bench.name, func(b *testing.B) {
+			if err := os.WriteFile(filepath.Join(p.dirs[0], "n0"), nil, 0o644); err != nil {
+				b.Fatal(err)
+			}
+			os.Remove(filepath.Join(p.dirs[0], "n1"))
+			var all []time.Duration
+			for i := range b.N {
+				os.Stat(filepath.Join(p.dirs[1], "n0"))
+				os.Stat(filepath.Join(p.dirs[1], "n1"))
+				os.ReadFile(file(1))
+				start := time.Now()
+				if err := bench.change(i); err != nil {
+					b.Fatal(err)
+				}
+				info, err := os.Stat(file(1))
+				if err != nil {
+					b.Fatal(err)
+				}
+				_, there := os.Stat(filepath.Join(p.dirs[1], fmt.Sprint("n", 1-i%2)))
+				all = append(all, time.Since(start))
+				if bench.name == "attributes" && info.Mode().Perm() != os.FileMode(0o600|i%2) || bench.name == "names" && there != nil {
+					b.Fatalf("change %d is not seen: %v, %v", i, info.Mode(), there)
+				}
+			}
+			slices.Sort(all)
+			b.ReportMetric(float64(all[len(all)/2].Microseconds()), "µs-median")
+		})
+	}
+}
+
+// TestOldPages has one mount keep pages of a file, which the other one overwrites; what the first one
+// changes of the file itself must not make its pages look new.
+func TestOldPages(t *testing.T) {
+	p := startPair(t)
+	name := func(m int) string { return filepath.Join(p.dirs[m], "f") }
+	for what, change := range map[string]func() error{
+		"chmod":    func() error { return os.Chmod(name(0), 0o600) },
+		"truncate": func() error { return os.Truncate(name(0), 8) },
+		"times":    func() error { return os.Chtimes(name(0), time.Time{}, time.Unix(1, 0)) },
+	} {
+		if err := os.WriteFile(name(0), []byte("old text"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.OpenFile(name(0), os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var b [8]byte
+		for i := range 20 {
+			if _, err := f.ReadAt(b[:], 0); err != nil {
+				t.Fatal(err)
+			}
+			want := fmt.Sprintf("new %04d", i)
+			other, err := os.OpenFile(name(1), os.O_RDWR, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := other.WriteAt([]byte(want), 0); err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(other.Close(), change()); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := f.ReadAt(b[:], 0); err != nil || string(b[:]) != want {
+				t.Errorf("%s: %q, %v; want %q", what, b[:], err, want)
+			}
+		}
+		f.Close()
 	}
 }
 

@@ -140,10 +140,10 @@ func (m *Manager) ServerBeat(ctx context.Context, b Beat) (BeatReply, error) {
 	r := BeatReply{MapVersion: mp.Version, Interval: m.o.SuspectAfter / 3, Refused: refused}
 	// The sender's clock may be a little slower than this one.
 	r.Term = m.o.DownAfter - m.o.DownAfter/10
-	if lead.fences.confirm(b.Server, b.Fenced) {
+	if lead.fences.Confirm(b.Server, b.Fenced) {
 		m.wake()
 	}
-	r.Fenced = lead.fences.list() // before the sessions: one that ends meanwhile is in this list or not in that
+	r.Fenced = lead.fences.List() // before the sessions: one that ends meanwhile is in this list or not in that
 	if t := m.fsm.sessions.Load(); t.version != b.SessionsVersion {
 		l := t.list()
 		r.Sessions = &l

@@ -9,6 +9,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"sealfs"
+	"sealfs/cluster/fencing"
 )
 
 // leadership is what the leading manager keeps in memory: who was heard of, and
@@ -20,7 +21,7 @@ type leadership struct {
 	live     *liveness
 	leases   *leases
 	sessions *renewals
-	fences   *fences
+	fences   *fencing.Fences
 
 	verifying sync.Mutex
 	verified  time.Time // this manager led then, certainly
@@ -124,7 +125,7 @@ func (m *Manager) follow() {
 			m.setLead(&leadership{
 				live:   newLiveness(m.o.SuspectAfter, m.o.DownAfter),
 				leases: newLeases(m.o.DownAfter, now), sessions: newRenewals(m.o.SessionTTL),
-				fences: newFences(2 * m.o.DownAfter),
+				fences: fencing.New(2 * m.o.DownAfter),
 			})
 		}
 	}

@@ -166,7 +166,7 @@ func (m *Manager) RenewSession(_ context.Context, id sealfs.Session) error {
 	if lead == nil {
 		return m.notLeading()
 	}
-	if _, ok := m.fsm.sessions.Load().index(id); !ok || lead.fences.has(id) {
+	if _, ok := m.fsm.sessions.Load().index(id); !ok || lead.fences.Has(id) {
 		return fmt.Errorf("session %d: %w", id, sealfs.ErrSession)
 	}
 	lead.sessions.renew(id, m.o.now())
@@ -178,7 +178,7 @@ func (m *Manager) RenewSession(_ context.Context, id sealfs.Session) error {
 func (m *Manager) EndSession(ctx context.Context, id sealfs.Session) error {
 	_, err := m.propose(ctx, command{kind: cmdEndSessions, ended: []sealfs.Session{id}})
 	if lead := m.lead.Load(); err == nil && lead != nil {
-		lead.fences.over([]sealfs.Session{id})
+		lead.fences.Over([]sealfs.Session{id})
 	}
 	return err
 }

@@ -122,24 +122,6 @@ func TestNames(t *testing.T) {
 	}
 }
 
-// TestReclaim: who has registered anew is asked for what it had delayed, before anybody is told; but what
-// others hold stays theirs.
-func TestReclaim(t *testing.T) {
-	r := newRig(t, 0, 2)
-	r.wants(Ask{Session: 2, Tells: 8, Ino: 8}, op.LeaseIno)
-	r.Reclaim(1, []sealfs.Ino{8, 9})
-	a := Ask{Session: 2, Tells: 9, Ino: 9}
-	r.blocked(&a)
-	num := r.told(r.watch(1, 0), op.Revoke{Kind: op.RecallWrite, Ino: 9})
-	r.watch(1, num)
-	r.wants(a, op.LeaseIno)
-	r.Done(a.Ticket)
-	r.wants(Ask{Session: 2, Changes: []Change{{Ino: 8}}, Ino: 8}, op.LeaseIno)
-	r.End(func(id sealfs.Session) bool { return id == 1 })
-	r.Reclaim(1, []sealfs.Ino{7})
-	r.wants(Ask{Session: 2, Tells: 7, Ino: 7, Write: true}, all)
-}
-
 // TestRecall: a question waits for the holder of Write, which keeps Read; before it is
 // taken wholly it may send what is delayed.
 func TestRecall(t *testing.T) {
@@ -381,4 +363,53 @@ func BenchmarkAlone(b *testing.B) {
 			}
 		}
 	})
+}
+
+// TestRestore: who registers with delayed writes gets Write back, before it watches; nobody is told
+// of the inode before it has sent them. It gets nothing where others hold something.
+func TestRestore(t *testing.T) {
+	r := newRig(t, 0, 2)
+	r.Restore(1, 7)
+	a := Ask{Session: 2, Tells: 7, Ino: 7}
+	r.blocked(&a)
+	off := r.told(r.watch(1, 0), op.Revoke{Kind: op.RecallWrite, Ino: 7})
+	r.watch(1, off)
+	if !r.Ask(&a) || a.Lease != op.LeaseIno {
+		t.Errorf("after that it is granted %v", a.Lease)
+	}
+	r.Done(a.Ticket)
+	r.Restore(1, 7) // it holds Read by now, and so does the other one
+	r.Restore(3, 7) // it comes too late
+	r.wants(Ask{Session: 2, Tells: 7}, 0)
+	r.End(func(s sealfs.Session) bool { return s == 3 })
+	r.Restore(3, 8)
+	r.wants(Ask{Session: 2, Changes: []Change{{Ino: 8}}, Ino: 8, Write: true}, all)
+}
+
+// TestSilentFlood: a session that takes leases and never answers costs a bounded amount of memory, however
+// much others change; what it does not hold is granted to others.
+func TestSilentFlood(t *testing.T) {
+	const inodes = 100
+	r := newRig(t, 2*inodes, 1, 2)
+	for ino := sealfs.Ino(1); ino <= inodes; ino++ {
+		r.wants(Ask{Session: 1, Ino: ino}, op.LeaseIno)
+	}
+	for n := range 50 * inodes {
+		dir := sealfs.Ino(1 + n%inodes)
+		a := Ask{Session: 2, Changes: []Change{{Ino: dir, Name: fmt.Sprint("n", n)}}}
+		r.blocked(&a)
+		r.Done(a.Ticket) // its sender gives up
+	}
+	s := r.sessions[1]
+	if n, most := len(s.queue), inodes*(takenMax+1); n > most || len(s.pending) != n || len(s.tickets) != 0 {
+		t.Errorf("%d revocations wait, %d at most should; %d and %d are remembered", n, most, len(s.pending), len(s.tickets))
+	}
+	r.wants(Ask{Session: 2, Ino: inodes + 1, Write: true}, all)
+	if st := r.Stats(); st.Waiting != 0 || st.Held != inodes+1 {
+		t.Errorf("%+v", st)
+	}
+	r.End(func(s sealfs.Session) bool { return s == 1 })
+	if st := r.Stats(); st.Held != 1 || len(r.inodes) != 1 {
+		t.Errorf("after its end: %+v", st)
+	}
 }

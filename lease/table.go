@@ -406,7 +406,7 @@ func (t *Table) Watch(sess sealfs.Session, seq, off uint64, drops []sealfs.Ino, 
 		return Watcher{}, fmt.Errorf("session %d has carried out revocation %d, the last of this run is %d: %w", sess, off, issued, sealfs.ErrInvalid)
 	}
 	if s == nil {
-		s = t.begin(sess)
+		s = t.join(sess)
 	}
 	if seq != 0 && seq <= s.seq && t.faults&faultLateWatch == 0 {
 		return Watcher{s, 0}, nil // its answer is not waited for any more
@@ -425,8 +425,8 @@ func (t *Table) Watch(sess sealfs.Session, seq, off uint64, drops []sealfs.Ino, 
 	return Watcher{s, s.watch}, nil
 }
 
-// begin knows a session from now on.
-func (t *Table) begin(sess sealfs.Session) *session {
+// join makes a session one that may hold leases.
+func (t *Table) join(sess sealfs.Session) *session {
 	s := &session{
 		id: sess, issued: t.base, acked: t.base, fresh: true,
 		pending: map[key]uint64{}, marks: map[sealfs.Ino]int{}, tickets: map[*Ticket]struct{}{},
@@ -436,12 +436,10 @@ func (t *Table) begin(sess sealfs.Session) *session {
 	return s
 }
 
-// Reclaim gives a session that has registered anew Write on what it had delayed writes to,
-// as far as nobody else was given anything of it since. The session will watch.
-func (t *Table) Reclaim(sess sealfs.Session, inos []sealfs.Ino) {
-	if len(inos) == 0 {
-		return
-	}
+// Restore gives a session that registers the lease Write that it has delayed writes to ino under:
+// they must be taken from it before anybody is told of ino. Where others hold something by now it has
+// come too late, and gets nothing.
+func (t *Table) Restore(sess sealfs.Session, ino sealfs.Ino) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if _, gone := t.gone[sess]; gone || sess == 0 {
@@ -449,28 +447,20 @@ func (t *Table) Reclaim(sess sealfs.Session, inos []sealfs.Ino) {
 	}
 	s := t.sessions[sess]
 	if s == nil {
-		s = t.begin(sess)
+		s = t.join(sess)
 	}
-	for _, ino := range inos {
-		in := t.inodes[ino]
-		free := t.held < t.max
-		for k := range in.len() {
-			if h := in.at(k); h.s != s && !h.s.ended {
-				free = false
-			}
-		}
-		h := in.find(s)
-		switch {
-		case !free:
-			continue
-		case h != nil:
-			h.mode = write
-		default:
-			in.add(holder{s: s, mode: write})
-			t.held++
-		}
-		t.put(ino, &in)
+	in := t.inodes[ino]
+	mine := in.find(s)
+	switch {
+	case mine != nil && in.len() == 1:
+		mine.mode = write
+	case in.len() == 0 && t.held < t.max:
+		in.add(holder{s: s, mode: write})
+		t.held++
+	default:
+		return
 	}
+	t.put(ino, &in)
 }
 
 // Bounds of the answer to one Watch, in revocations and in bytes of names.

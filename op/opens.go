@@ -14,8 +14,8 @@ type Opens struct {
 	Count uint64
 }
 
-// OpensDelayed, in Opens.Count of a Register, says that the session has writes to the file that
-// it has delayed under a lease from before.
+// OpensDelayed in the Count of a Register says that the session has writes to the file that it
+// answered and has not sent: nobody may be told of the file before they are taken from it.
 const OpensDelayed = 1 << 62
 
 // OpensMax is how many Opens fit the Data of one Register.

@@ -142,21 +142,18 @@ func (st *store) reclaimKept(ended bool) {
 // these files open here and no others.
 func (st *store) register(req *op.Request) error {
 	var list []op.Opens
-	var delayed []sealfs.Ino
-	err := op.DecodeOpens(req.Data, func(o op.Opens) {
-		if o.Count&op.OpensDelayed != 0 {
-			delayed = append(delayed, o.Ino)
-		}
-		o.Count &^= op.OpensDelayed | wantsWrite
-		list = append(list, o)
-	})
-	if err != nil {
+	if err := op.DecodeOpens(req.Data, func(o op.Opens) { list = append(list, o) }); err != nil {
 		return err
 	}
 	if st.srv.ended(req.Session) {
 		return sealfs.ErrSession
 	}
-	st.leases.Reclaim(req.Session, delayed) // before anybody is answered who has waited for the session
+	for _, o := range list {
+		if o.Count&op.OpensDelayed != 0 {
+			// Before the time of grace can end.
+			st.leases.Restore(req.Session, o.Ino)
+		}
+	}
 	free, err := st.holds.register(req.Session, list, req.Off, req.Len)
 	if err != nil {
 		return err
@@ -199,7 +196,7 @@ func (h *holds) register(sess sealfs.Session, list []op.Opens, off, total uint64
 	delete(h.telling, sess)
 	before := h.drops(func(at sealfs.Session) bool { return at == sess })
 	for _, o := range list {
-		h.put(sess, o.Ino, o.Count)
+		h.put(sess, o.Ino, o.Count&^(wantsWrite|op.OpensDelayed))
 	}
 	if h.grace {
 		if h.registered == nil {

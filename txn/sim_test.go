@@ -3,6 +3,7 @@ package txn_test
 import (
 	"bytes"
 	"flag"
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -362,9 +363,19 @@ func TestSimulate(t *testing.T) {
 	if seeds == 0 {
 		seeds = 200 / slower
 	}
+	var time int64
+	bad := 0
+	if *seedCount != 0 {
+		defer func() {
+			fmt.Printf("simulated: seeds=%d hours=%.1f violations=%d\n", seeds, float64(time)/float64(3600*sec), bad)
+		}()
+	}
 	for n := range seeds {
 		seed := *firstSeed + uint64(n)
-		if _, err := simulate(seed, sabotage{}, false); err != nil {
+		w, err := simulate(seed, sabotage{}, false)
+		time += w.now - epoch
+		if err != nil {
+			bad++
 			s, _ := simulate(seed, sabotage{}, true)
 			t.Fatalf("seed %d: %v\nthe end of its trace (all of it: go test ./txn -v -run Simulate -args -seed %d):\n%s", seed, err, seed, tail(s.trace.Bytes(), 60))
 		}

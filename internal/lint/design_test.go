@@ -143,7 +143,7 @@ var owners = []struct {
 	{"github.com/spf13/pflag", []string{"cmd/"}},
 	{"go.yaml.in/yaml/", []string{"node", "fsck"}},
 	// Pure packages have no business with the system.
-	{"golang.org/x/sys/", []string{"bench", "client", "cluster", "cmd/", "disk", "fsck", "node", "pmem", "server", "tree", "wire", "e2e"}},
+	{"golang.org/x/sys/", []string{"bench", "client", "cluster", "cmd/", "disk", "fsck", "node", "internal/linear", "pmem", "server", "tree", "wire", "e2e"}},
 }
 
 // TestModules holds the imports of other modules against section 12 of

@@ -106,7 +106,7 @@ func (fs *FS) register(req *op.Request) sealfs.Code {
 			code = sealfs.ErrInvalid
 			return
 		}
-		fs.holds[hold{req.Session, o.Ino}] = o.Count
+		fs.holds[hold{req.Session, o.Ino}] = o.Count &^ op.OpensDelayed
 	})
 	if err != nil {
 		return sealfs.ErrInvalid
