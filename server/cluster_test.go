@@ -14,6 +14,7 @@ import (
 	"sealfs/cluster"
 	"sealfs/disk"
 	"sealfs/internal/oracle"
+	"sealfs/internal/turn"
 	"sealfs/lsfs"
 	"sealfs/meta"
 	"sealfs/op"
@@ -144,6 +145,7 @@ func (w *world) kill(i int) {
 	w.gate.Lock()
 	defer w.gate.Unlock()
 	s.finisher.stop()
+	s.teller.stop(turn.Turns{})
 	s.gate.Lock()
 	defer s.gate.Unlock()
 	var kept []*pmem.Staging
