@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"sealfs/internal/turn"
 	"sealfs/lsfs"
 	"sealfs/meta"
 	"sealfs/pmem"
@@ -136,6 +137,7 @@ func (l *lane) soak(lane, lanes int, until time.Time) {
 func (r *rig) kill(t *testing.T) {
 	t.Helper()
 	st := r.stores[0]
+	st.srv.teller.stop(turn.Turns{})
 	st.parties.stop()
 	st.reclaim.stop()
 	kept, err := st.Abandon()

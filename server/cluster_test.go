@@ -14,6 +14,7 @@ import (
 	"sealfs/cluster"
 	"sealfs/disk"
 	"sealfs/internal/oracle"
+	"sealfs/internal/turn"
 	"sealfs/lsfs"
 	"sealfs/meta"
 	"sealfs/op"
@@ -147,6 +148,7 @@ func (w *world) restart(i int, power bool) {
 	w.gate.Lock()
 	defer w.gate.Unlock()
 	s.finisher.stop()
+	s.teller.stop(turn.Turns{})
 	s.gate.Lock()
 	defer s.gate.Unlock()
 	var kept []*pmem.Staging

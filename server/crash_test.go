@@ -11,6 +11,7 @@ import (
 
 	"sealfs"
 	"sealfs/disk"
+	"sealfs/internal/turn"
 	"sealfs/lsfs"
 	"sealfs/meta"
 	"sealfs/op"
@@ -20,6 +21,7 @@ import (
 func (s *simServer) kill(t testing.TB) {
 	t.Helper()
 	st := s.stores[0]
+	st.srv.teller.stop(turn.Turns{})
 	st.reclaim.stop()
 	kept, err := st.Abandon()
 	if err != nil {

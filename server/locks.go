@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -259,7 +261,10 @@ func (st *store) dropSessions(match func(sealfs.Session) bool) error {
 		if err != nil {
 			return err
 		}
-		for f := range found {
+		inOrder := func(a, b shardSession) int {
+			return cmp.Or(cmp.Compare(a.shard, b.shard), cmp.Compare(a.session, b.session))
+		}
+		for _, f := range slices.SortedFunc(maps.Keys(found), inOrder) { // a simulation must be one that can be made again
 			if err := st.dropSession(f); err != nil {
 				return err
 			}

@@ -14,6 +14,7 @@ import (
 
 	"sealfs"
 	"sealfs/disk"
+	"sealfs/internal/turn"
 	"sealfs/lsfs"
 	"sealfs/meta"
 	"sealfs/op"
@@ -103,6 +104,7 @@ func (p *pair) check() {
 
 func (p *pair) stop(i int) *pmem.Staging {
 	st := p.s[i].stores[0]
+	st.srv.teller.stop(turn.Turns{})
 	st.reclaim.stop()
 	p.up[i].Lock()
 	defer p.up[i].Unlock()
@@ -117,6 +119,7 @@ func (p *pair) stop(i int) *pmem.Staging {
 // nth of some possible states, of which the first has lost all that was not flushed.
 func (p *pair) cut(i int, rng *rand.Rand, nth int) {
 	s := p.s[i]
+	s.teller.stop(turn.Turns{})
 	s.stores[0].reclaim.stop()
 	p.up[i].Lock()
 	defer p.up[i].Unlock()

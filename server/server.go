@@ -316,7 +316,7 @@ func (s *Server) Close() error {
 		st.chunks.cuts.close()
 	}
 	s.finisher.stop()
-	s.teller.stop()
+	s.teller.stop(s.o.Turns)
 	s.o.Turns.Lock(&s.gate)
 	defer s.gate.Unlock()
 	var errs []error

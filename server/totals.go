@@ -107,7 +107,9 @@ func (t *teller) wakeUp() {
 	}
 }
 
-func (t *teller) stop() {
+func (t *teller) stop(turns turn.Turns) {
+	mine := turns.Mine()
+	defer mine.Take()
 	t.mu.Lock()
 	t.quit = true
 	end := t.end
@@ -121,6 +123,9 @@ func (t *teller) stop() {
 func (t *teller) run(every time.Duration, lane turn.Lane) {
 	lane.Take()
 	for back := every; ; {
+		if t.ctx.Err() != nil { // of two reasons to go on, the choice would be by chance
+			return
+		}
 		select {
 		case <-t.ctx.Done():
 			return
@@ -137,7 +142,9 @@ func (t *teller) run(every time.Duration, lane turn.Lane) {
 		case <-t.kick:
 			timer.Stop()
 		}
-		lane.Take()
+		if lane.Take(); t.ctx.Err() != nil {
+			return
+		}
 		t.mu.Lock()
 		t.busy = true
 		stores := make([]*store, 0, len(t.todo))
