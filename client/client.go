@@ -291,6 +291,9 @@ func (c *Client) do(ctx context.Context, k *call) error {
 // about notes that k is about to be sent.
 func (c *Client) about(k *call) {
 	k.mark, k.ino, k.dir = c.leases.mark(), 0, 0
+	if c.leasing {
+		c.leases.makes(k)
+	}
 	c.count(k)
 }
 

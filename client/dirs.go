@@ -82,6 +82,7 @@ func (c *Client) learn(k *call) {
 	if k.rep.Code != 0 {
 		return
 	}
+	c.leases.makes(k)
 	switch k.Type {
 	case op.Create, op.Mknod, op.Mkdir, op.Symlink, op.Link, op.Unlink, op.Rmdir:
 		if k.rep.Dir.Ino == k.Dir {

@@ -33,6 +33,9 @@ func (c *Client) Lookup(ctx context.Context, dir sealfs.Ino, name string) (op.At
 }
 
 func (c *Client) lookup(ctx context.Context, dir sealfs.Ino, name string) (answer, error) {
+	if b := c.absent(dir, name); b != 0 {
+		return answer{dir: b, mark: c.leases.mark()}, sealfs.ErrNotExist
+	}
 	for tries := 1; ; tries++ {
 		mark := c.sent.mark()
 		k := c.begin(op.Lookup, dir)

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"hash/maphash"
 	"math"
 	"sync"
 	"sync/atomic"
@@ -37,6 +38,8 @@ type leases struct {
 	after []atomic.Uint64             // by shard of the inode: what was asked up to this mark is not believed
 	floor []atomic.Uint64             // by shard of the inode: what has a lower stamp is not believed
 	alive []atomic.Pointer[time.Time] // by shard of the inode: when the last Watch was sent that its store has answered
+	names atomic.Int64                // in whole of all leases
+	seed  maphash.Seed                // of their hashes
 }
 
 // belief is the serial number of a lease in the part of its inode; 0: nothing is to be believed.
@@ -46,6 +49,7 @@ type belief uint64
 type lease struct {
 	serial belief // another one after the revocation of a name
 	write  bool   // writes may be delayed
+	whole  whole  // of a directory; nil: not known
 }
 
 type leasePart struct {
@@ -53,6 +57,8 @@ type leasePart struct {
 	held    map[sealfs.Ino]lease
 	revoked map[sealfs.Ino]uint64   // number of the last revocation
 	left    map[sealfs.Ino]struct{} // dropped by ourselves, and the server may not know it yet
+	added   map[sealfs.Ino]uint64   // mark: this client has made a name there, which was not noted
+	later   uint64                  // mark: the same for all that added has forgotten
 	serial  belief
 }
 
@@ -73,6 +79,7 @@ func (k *call) answer() answer { return answer{k.rep.Attr, k.ino, k.dir, k.mark}
 
 func (l *leases) init(shards uint32) {
 	l.after, l.floor = make([]atomic.Uint64, shards), make([]atomic.Uint64, shards)
+	l.seed = maphash.MakeSeed()
 	l.alive = make([]atomic.Pointer[time.Time], shards)
 	for i := range l.after {
 		l.after[i].Store(math.MaxUint64)
@@ -80,6 +87,7 @@ func (l *leases) init(shards uint32) {
 	for i := range l.parts {
 		p := &l.parts[i]
 		p.held, p.revoked, p.left = map[sealfs.Ino]lease{}, map[sealfs.Ino]uint64{}, map[sealfs.Ino]struct{}{}
+		p.added = map[sealfs.Ino]uint64{}
 	}
 }
 
@@ -102,6 +110,7 @@ func (c *Client) believe(k *call) {
 	l := &c.leases
 	if k.rep.Lease&op.LeaseDir != 0 && k.Dir != 0 {
 		k.dir = l.grant(k.Dir, k, false)
+		l.empty(&k.rep.Dir, k.dir, k)
 	}
 	if k.rep.Lease&(op.LeaseIno|op.LeaseWrite) == 0 {
 		return
@@ -109,6 +118,7 @@ func (c *Client) believe(k *call) {
 	if k.Type != op.Readdir {
 		if k.rep.Attr.Version != 0 {
 			k.ino = l.grant(k.rep.Attr.Ino, k, k.rep.Lease&op.LeaseWrite != 0)
+			l.empty(&k.rep.Attr, k.ino, k)
 		}
 		return
 	}
@@ -171,6 +181,10 @@ func (l *leases) revoke(v *op.Revoke) lease {
 	switch now := old; {
 	case !held:
 	case v.Kind == op.RevokeName || v.Kind == op.RevokeOwn:
+		if v.Name != "" {
+			l.add(p, v.Ino, v.Name) // it may be made now
+			now = p.held[v.Ino]
+		}
 		p.serial++
 		now.serial = p.serial
 		p.held[v.Ino] = now
@@ -178,7 +192,7 @@ func (l *leases) revoke(v *op.Revoke) lease {
 		now.write = false
 		p.held[v.Ino] = now
 	default:
-		delete(p.held, v.Ino)
+		l.end(p, v.Ino)
 	}
 	if len(p.revoked) >= revokedMax {
 		for ino, num := range p.revoked {
@@ -210,7 +224,7 @@ func (l *leases) drop(mine func(sealfs.Shard) bool) []sealfs.Ino {
 		for ino := range p.held {
 			if mine(l.home(ino)) {
 				all = append(all, ino)
-				delete(p.held, ino)
+				l.end(p, ino)
 			}
 		}
 		for ino := range p.revoked {
@@ -265,7 +279,7 @@ func (l *leases) leave(ino sealfs.Ino, tell bool) bool {
 	if _, held := p.held[ino]; !held {
 		return false
 	}
-	delete(p.held, ino)
+	l.end(p, ino)
 	if tell {
 		p.left[ino] = struct{}{}
 	}
