@@ -38,6 +38,11 @@ type Plan struct {
 func Run(p Plan) (*History, error) {
 	h := &History{}
 	for i, a := range p.Actors {
+		mount := ""
+		if m, ok := a.(*Mounted); ok && p.Flat { // not a local file system
+			mount = m.root
+		}
+		h.mounts = append(h.mounts, mount)
 		var dirs []uint64
 		for _, path := range p.Dirs {
 			ino, err := a.Enter(path)
