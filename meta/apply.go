@@ -111,7 +111,7 @@ func (ch *change) run() error {
 func (ch *change) dispatch() error {
 	req := ch.req
 	switch req.Type {
-	case op.MakeRoot, op.DropSession, op.DropVolume, op.Prepare, op.Commit, op.Abort, op.Forget, op.Purge:
+	case op.MakeRoot, op.DropSession, op.DropVolume, op.Prepare, op.Commit, op.Abort, op.Forget, op.Purge, op.Partition:
 		// Addressed to a shard.
 	case op.Create, op.Mknod, op.Mkdir, op.Symlink, op.Link, op.Unlink, op.Rmdir, op.Rename:
 		if err := ch.at(req.Dir); err != nil {
@@ -186,6 +186,10 @@ func (ch *change) dispatch() error {
 		return ch.abort()
 	case op.Forget:
 		return ch.forget()
+	case op.Split:
+		return ch.split()
+	case op.Partition:
+		return ch.partition()
 	}
 	return refusal(sealfs.ErrNoSys)
 }
@@ -277,7 +281,7 @@ func (ch *change) loadDir(ino sealfs.Ino, in *Inode) error {
 	if in.Nlink == 0 {
 		return refusal(sealfs.ErrNotExist)
 	}
-	return nil
+	return in.refuseSealed()
 }
 
 // loadEntry reads the inode that an entry refers to, to be changed.

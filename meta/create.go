@@ -205,7 +205,7 @@ func (ch *change) mkdir() error {
 		return err
 	}
 	in.Nlink = 2
-	in.Parent = dir.Ino
+	in.Parent = dir.self()
 	dir.Nlink++
 	return ch.enter(&dir, &e, &in)
 }

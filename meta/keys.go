@@ -19,6 +19,7 @@ const (
 	KindUsage     Kind = 0x02 // volume(4): Usage
 	KindInode     Kind = 0x10 // ino(8): Inode
 	KindPart      Kind = 0x18 // ino(8): Part, in a shard that holds chunks of the file
+	KindPartition Kind = 0x19 // directory(8) number(1): the inode that is the partition
 	KindEntry     Kind = 0x20 // directory(8) cookie(8): Entry
 	KindExtent    Kind = 0x30 // ino(8) last block(8): Extent, in the file's home or with its part
 	KindAttribute Kind = 0x40 // ino(8) hash(4) ordinal(1) part(2): name and value
@@ -73,6 +74,13 @@ func InodeKey(shards uint32, ino sealfs.Ino) (b [11]byte) {
 // PartKey returns the key of what shard s knows of the chunks of ino that it holds.
 func PartKey(s sealfs.Shard, ino sealfs.Ino) (b [11]byte) {
 	putInoAt(b[:], s, KindPart, ino)
+	return b
+}
+
+// PartitionKey returns the key of what shard s knows of a partition of a directory.
+func PartitionKey(s sealfs.Shard, dir sealfs.Ino, number uint8) (b [12]byte) {
+	putInoAt(b[:], s, KindPartition, dir)
+	b[11] = number
 	return b
 }
 
@@ -168,7 +176,7 @@ type Key struct {
 	Session sealfs.Session // of a lock, row or state
 	Owner   uint64         // of a lock
 	Hash    uint32         // of an attribute's name
-	Part    uint16         // of an attribute or a symlink
+	Part    uint16         // of an attribute or a symlink; number of a partition
 	Ordinal uint8          // of an attribute or a prepared row
 	Class   uint8          // of a lock
 	Tx      op.Tx          // of a prepared row or a decision
@@ -183,7 +191,7 @@ func keyLen(k Kind) int {
 		return 7
 	case KindInode, KindOrphan, KindPart:
 		return 11
-	case KindSymlink:
+	case KindSymlink, KindPartition:
 		return 12
 	case KindAttribute:
 		return 18
@@ -239,6 +247,9 @@ func DecodeKey(b []byte) (Key, error) {
 		k.Part = binary.BigEndian.Uint16(b[16:])
 	case KindSymlink:
 		k.Part = uint16(b[11])
+	case KindPartition:
+		k.Part = uint16(b[11])
+		ok = ok && (k.Part < op.Partitions || k.Part == workRow)
 	case KindLock:
 		k.Class = b[11]
 		k.Pos = binary.BigEndian.Uint64(b[12:])
@@ -280,7 +291,7 @@ func (k *Key) Append(b []byte) []byte {
 		b = binary.BigEndian.AppendUint32(b, k.Hash)
 		b = append(b, k.Ordinal)
 		b = binary.BigEndian.AppendUint16(b, k.Part)
-	case KindSymlink:
+	case KindSymlink, KindPartition:
 		b = append(b, byte(k.Part))
 	case KindLock:
 		b = append(b, k.Class)

@@ -69,7 +69,35 @@ const (
 
 	Watch // shard Shard: the session has carried out the revocations of that store up to number Off, and believes nothing any more of the inodes listed in Data (see AppendOpens); waits for further ones, Len milliseconds at most. Answers Revokes
 
+	// Changes of directories whose entries are split over shards, between servers, and what a client asks
+	// the home of one. They came last.
+
+	Split     // Ino, a directory: its home does the Step in Mode
+	Partition // the partition Ino of a directory, or shard Shard: the Step in Mode
+	Join      // Ino, a directory: its home takes its partitions back if all are empty
+
 	numTypes
+)
+
+// The steps of a Split: what happens at the home of a directory, Ino.
+const (
+	SplitBegin  = 1 + iota // entries may move from now on
+	SplitMoved             // the partition Off has moved to the directory Dir2: Len entries, of which Size are subdirectories
+	SplitClean             // one bounded step of freeing what has moved. Answers Eof when nothing is left
+	SplitSealed            // partitions are about to be sealed
+	SplitFold              // its times are Mtime and Ctime, its version is greater by Len: what the sealed partitions say
+	SplitJoined            // it has no partitions any more
+	SplitDone              // nothing is left to be done: all partitions are open, or, after SplitJoined, gone
+)
+
+// The steps of a Partition.
+const (
+	PartitionBegin  = 1 + iota // shard Shard, of the directory Dir, number Off: it is there, empty and not in use, for attempt Gen, with Volume, Mtime, and, of the directory, the mode in Rdev, UID, GID and the default ACL in Data. Answers Attr; Eof when it is empty
+	PartitionAdd               // the entries in Data (see AppendEntry) come to the Len that it has from attempt Gen
+	PartitionOpen              // it has Len entries from attempt Gen (0: whatever it has), and is in use from now on
+	PartitionSeal              // its entries do not change until it is opened again. Gen is greater than any before. Flag Excl: it must be empty, and nothing of it is believed any more
+	PartitionReopen            // sealed by the Seal of number Gen, it is in use again, with Mtime, Rdev, UID, GID and Data as for Begin
+	PartitionDrop              // shard Shard, of the directory Dir, number Off: closed by the Seal of number Gen, it is freed
 )
 
 // The fates of a transaction, in the answer to Resolve.
@@ -93,7 +121,7 @@ var typeNames = [numTypes]string{
 	Seek: "seek", Sync: "sync", Open: "open", Release: "release", WaitLock: "waitlock",
 	Prepare: "prepare", Commit: "commit", Abort: "abort", Forget: "forget", Extend: "extend", Purge: "purge",
 	Resolve: "resolve", Ancestors: "ancestors", Register: "register", Watch: "watch",
-	WaitFor: "waitfor", Waiting: "waiting",
+	WaitFor: "waitfor", Waiting: "waiting", Split: "split", Partition: "partition", Join: "join",
 }
 
 // String returns the lower-case name of t.
@@ -109,7 +137,7 @@ func (t Type) Valid() bool { return t < numTypes && typeNames[t] != "" }
 
 // Changes reports whether requests of type t change state and are logged.
 func (t Type) Changes() bool {
-	return t > 0 && t < lastChange || t >= lateChanges && t < lateQuestions
+	return t > 0 && t < lastChange || t >= lateChanges && t < lateQuestions || t == Split || t == Partition
 }
 
 // Types returns all defined types in order.

@@ -166,6 +166,8 @@ func bringsACL(req *op.Request) bool {
 		return req.Name == op.ACLAccess || req.Name == op.ACLDefault
 	case op.Prepare:
 		return req.Part == op.PartNew && len(req.Data) > 0
+	case op.Partition:
+		return req.Mode != op.PartitionAdd && len(req.Data) > 0
 	}
 	return false
 }
@@ -173,7 +175,7 @@ func bringsACL(req *op.Request) bool {
 // class says which requests may use the reserve of a full store.
 func class(t op.Type) lsfs.Class {
 	switch t {
-	case op.Commit, op.Abort, op.Forget, op.Unlink, op.Rmdir, op.Reclaim, op.Purge, op.Removexattr, op.DropOwner, op.DropSession, op.DropVolume, op.Setattr, op.SetLock:
+	case op.Commit, op.Abort, op.Forget, op.Unlink, op.Rmdir, op.Reclaim, op.Purge, op.Split, op.Removexattr, op.DropOwner, op.DropSession, op.DropVolume, op.Setattr, op.SetLock:
 		return lsfs.Freeing
 	}
 	return lsfs.Normal
@@ -322,6 +324,10 @@ func (st *store) after(req *op.Request, rep *op.Reply) {
 	switch req.Type {
 	case op.Commit, op.Abort:
 		rep.Off = uint64(st.Incarnation()) // see finisher
+	case op.Create, op.Mknod, op.Mkdir, op.Symlink, op.Link:
+		if rep.Dir.Ino != 0 {
+			st.notice(&rep.Dir)
+		}
 	case op.SetLock, op.DropOwner:
 		st.locks.wake(req.Ino)
 	case op.DropSession:
@@ -330,7 +336,9 @@ func (st *store) after(req *op.Request, rep *op.Reply) {
 	if rep.Held != 0 && !rep.Eof && req.Type != op.Reclaim {
 		st.reclaim.add(rep.Held)
 	}
-	if req.Type != op.Reclaim && req.Type != op.Purge && req.Type != op.DropVolume && req.Type != op.DropSession {
+	switch req.Type {
+	case op.Reclaim, op.Purge, op.DropVolume, op.DropSession, op.Split, op.Partition:
+	default:
 		rep.Held, rep.Eof = 0, false // the server's own business
 	}
 }

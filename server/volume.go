@@ -64,8 +64,8 @@ func (s *Server) volumeInfo(v sealfs.Volume) *cluster.VolumeInfo {
 // holds; if not, nothing is booked.
 func (st *store) pay(t op.Type, cs []charge) bool {
 	for _, c := range cs {
-		if c.bytes <= 0 && c.inodes <= 0 || t == op.Commit {
-			continue // what was voted for is paid for
+		if c.bytes <= 0 && c.inodes <= 0 || t == op.Commit || t == op.Partition {
+			continue // what was voted for is paid for, and partitions are nobody's wish
 		}
 		v := st.srv.volumeInfo(c.volume)
 		if v == nil || v.Bytes == 0 && v.Inodes == 0 {

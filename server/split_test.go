@@ -1,0 +1,231 @@
+package server
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"sealfs"
+	"sealfs/internal/oracle"
+	"sealfs/op"
+)
+
+// finder is a client that finds the entries of directories which are split, and puts together
+// what their parts tell.
+type finder struct {
+	retrier
+	parts map[sealfs.Ino][]sealfs.Ino
+}
+
+// at returns what holds a name of dir, as far as that is known.
+func (c *finder) at(dir sealfs.Ino, name string) sealfs.Ino {
+	cookie := max(op.NameHash(dir, 1, name), 1) << op.OrdinalBits
+	if p := op.PartitionOf(cookie); p < uint64(len(c.parts[dir])) {
+		return c.parts[dir][p]
+	}
+	return dir
+}
+
+// learn asks for the partitions of a directory, and reports whether there is news.
+func (c *finder) learn(ctx context.Context, dir sealfs.Ino) (bool, error) {
+	req := op.Request{Type: op.Getattr, Ino: dir, Flags: op.Plus, Shard: dir.Home(testShards)}
+	var rep op.Reply
+	if err := c.retrier.Do(ctx, &req, &rep); err != nil {
+		return false, err
+	}
+	list, err := op.DecodePartitions(rep.Data)
+	news := !slices.Equal(list, c.parts[dir])
+	c.parts[dir] = list
+	return news, err
+}
+
+func (c *finder) Do(ctx context.Context, req *op.Request, rep *op.Reply) error {
+	for {
+		r := *req
+		switch req.Type {
+		case op.Create, op.Mknod, op.Mkdir, op.Symlink, op.Link, op.Unlink, op.Rmdir, op.Lookup, op.Rename:
+			r.Dir = c.at(req.Dir, req.Name)
+			r.Shard = r.Dir.Home(testShards)
+			if req.Type == op.Rename {
+				r.Dir2 = c.at(req.Dir2, req.Name2)
+			}
+		case op.Readdir:
+			return c.readdir(ctx, req, rep)
+		}
+		err := c.retrier.Do(ctx, &r, rep)
+		req.Time = r.Time
+		if err != nil {
+			return err
+		}
+		elsewhere := r.Dir != req.Dir || r.Dir2 != req.Dir2
+		switch {
+		case rep.Code == sealfs.ErrStale, rep.Code == sealfs.ErrNotExist && elsewhere:
+			news, err := c.learn(ctx, req.Dir)
+			if err == nil && req.Type == op.Rename {
+				var more bool
+				more, err = c.learn(ctx, req.Dir2)
+				news = news || more
+			}
+			if err != nil {
+				return err
+			}
+			if news || rep.Code == sealfs.ErrStale {
+				continue
+			}
+		case rep.Code == sealfs.ErrNotEmpty:
+			again, err := c.join(ctx, req)
+			if err != nil {
+				return err
+			}
+			if again {
+				continue
+			}
+		}
+		return c.merge(ctx, &rep.Attr, rep.Code)
+	}
+}
+
+// join takes the partitions of the directory back that is in the way of a request, if it has any.
+func (c *finder) join(ctx context.Context, req *op.Request) (again bool, err error) {
+	look := op.Request{Type: op.Lookup, Dir: req.Dir, Name: req.Name}
+	if req.Type == op.Rename {
+		look.Dir, look.Name = req.Dir2, req.Name2
+	}
+	look.Dir = c.at(look.Dir, look.Name)
+	look.Shard = look.Dir.Home(testShards)
+	var rep op.Reply
+	if err := c.retrier.Do(ctx, &look, &rep); err != nil || rep.Code != 0 || rep.Attr.Gen+rep.Attr.Bound == 0 {
+		return false, err
+	}
+	join := op.Request{Type: op.Join, Ino: rep.Attr.Ino, Shard: rep.Attr.Ino.Home(testShards)}
+	err = c.retrier.Do(ctx, &join, &rep)
+	return rep.Code == 0, err
+}
+
+// merge makes attributes of the home of a directory those of the whole.
+func (c *finder) merge(ctx context.Context, a *op.Attr, code sealfs.Code) error {
+	if a.Mode&modeType != modeDirectory || code != 0 {
+		return nil
+	}
+	for a.IsSplit() {
+		if _, err := c.learn(ctx, a.Ino); err != nil {
+			return err
+		}
+		whole, gone := *a, false
+		for _, p := range c.parts[a.Ino] {
+			req := op.Request{Type: op.Getattr, Ino: p, Shard: p.Home(testShards)}
+			var rep op.Reply
+			if err := c.retrier.Do(ctx, &req, &rep); err != nil {
+				return err
+			}
+			if gone = rep.Code != 0; gone {
+				break
+			}
+			whole.Merge(&rep.Attr)
+		}
+		// While entries move, some may be counted twice, or not at all.
+		req := op.Request{Type: op.Getattr, Ino: a.Ino, Shard: a.Ino.Home(testShards)}
+		var rep op.Reply
+		if err := c.retrier.Do(ctx, &req, &rep); err != nil || rep.Code != 0 {
+			return err
+		}
+		if same := rep.Attr == *a; same && !gone {
+			*a = whole
+			break
+		}
+		*a = rep.Attr
+	}
+	a.Gen, a.Bound = 0, 0
+	return nil
+}
+
+func (c *finder) readdir(ctx context.Context, req *op.Request, rep *op.Reply) error {
+	all := op.Reply{}
+	for cookie := uint64(0); ; {
+		r := *req
+		p := op.PartitionOf(cookie + 1)
+		known := p < uint64(len(c.parts[req.Dir]))
+		r.Off = cookie
+		if known {
+			r.Dir = c.parts[req.Dir][p]
+		}
+		r.Shard = r.Dir.Home(testShards)
+		var one op.Reply
+		if err := c.retrier.Do(ctx, &r, &one); err != nil {
+			return err
+		}
+		if one.Code == sealfs.ErrStale || one.Code == sealfs.ErrNotExist && known {
+			if _, err := c.learn(ctx, req.Dir); err != nil {
+				return err
+			}
+			continue
+		}
+		if *rep = one; one.Code != 0 {
+			return nil
+		}
+		all.Entries = append(all.Entries, one.Entries...)
+		switch {
+		case !one.Eof:
+			cookie = one.Entries[len(one.Entries)-1].Cookie
+		case known && p+1 < op.Partitions:
+			cookie = op.PartitionStart(p+1) - 1
+		default:
+			if !slices.IsSortedFunc(all.Entries, func(a, b op.Dirent) int { return cmp.Compare(a.Cookie, b.Cookie) }) {
+				return fmt.Errorf("cookies are not in order")
+			}
+			rep.Entries = all.Entries
+			whole := op.Request{Type: op.Getattr, Ino: req.Dir, Shard: req.Dir.Home(testShards)}
+			var attr op.Reply
+			if err := c.retrier.Do(ctx, &whole, &attr); err != nil {
+				return err
+			}
+			rep.Attr = attr.Attr
+			return c.merge(ctx, &rep.Attr, attr.Code)
+		}
+	}
+}
+
+// TestModelSplit: random operations on directories that are split as soon as they have a few entries
+// give what the oracle gives, while messages are lost and come twice, and servers are killed.
+func TestModelSplit(t *testing.T) {
+	steps := 6000
+	if testing.Short() {
+		steps = 1500
+	}
+	for _, loss := range []int{0, 100} {
+		t.Run(fmt.Sprint(loss), func(t *testing.T) {
+			w := newWorldWith(t, 1, 4, 2, 2, 1)
+			tw := &twin{
+				t: t, apart: true, root: w.root, o: oracle.New(testShards), rng: rand.New(rand.NewPCG(23, 1)),
+				ours: map[sealfs.Ino]sealfs.Ino{w.root: w.root}, theirs: map[sealfs.Ino]sealfs.Ino{w.root: w.root},
+			}
+			client := &finder{retrier: retrier{w: w}, parts: map[sealfs.Ino][]sealfs.Ino{}}
+			tw.s = client
+			tw.begin()
+			for i := range 12 {
+				tw.names = append(tw.names, fmt.Sprintf("name%d", i))
+			}
+			split := 0
+			for tw.n < steps {
+				w.lose(loss * (tw.n / 100 % 2))
+				tw.step()
+				if tw.n%500 == 0 {
+					w.kill(tw.rng.IntN(3))
+				}
+				if tw.n%2000 == 0 {
+					w.lose(0)
+					w.settle()
+					w.check()
+				}
+				split = max(split, len(slices.Collect(maps.Keys(client.parts))))
+			}
+			if split < 4 {
+				t.Errorf("%d directories were split", split)
+			}
+		})
+	}
+}
