@@ -76,6 +76,7 @@ type known struct {
 	valid   bool   // attributes were told with validity since the last notification
 	hot     time.Time
 	busy    int    // requests under way that may hold its lock, for a directory
+	named   bool   // names of this directory were told with validity
 	stale   bool   // pages may be older than what will be told next
 	size    uint64 // this and the following: told last
 	mtime   int64
@@ -236,7 +237,7 @@ func (k *kernel) get(p *kernelPart, ino sealfs.Ino) *known {
 
 // tell notes that ino is told to the kernel, with a reference if named, and returns for how long its
 // attributes may be believed.
-func (k *kernel) tell(c *Client, a *op.Attr, b belief, named bool) time.Duration {
+func (k *kernel) tell(c *Client, a *answer, named bool) time.Duration {
 	ino := a.Ino
 	p := k.part(ino)
 	p.mu.Lock()
@@ -260,7 +261,7 @@ func (k *kernel) tell(c *Client, a *op.Attr, b belief, named bool) time.Duration
 	if n.stale || n.done != nil {
 		return 0
 	}
-	if !c.leases.holds(ino, b) {
+	if !c.holds(a) {
 		n.stale = true // nobody tells when it changes
 		return 0
 	}
@@ -302,6 +303,9 @@ func (k *kernel) forget(c *Client, ino sealfs.Ino, refs uint64) {
 		delete(p.inodes, ino)
 	}
 	c.left(ino) // with the part locked, so that nobody tells it under the lease meanwhile
+	for _, part := range c.splits.list(ino) {
+		c.left(part)
+	}
 }
 
 // refresh makes sure that the kernel has no content of an inode that is older than a, which
@@ -365,6 +369,20 @@ func (k *kernel) inode(ino sealfs.Ino, content bool) {
 	if valid {
 		k.arrive(ino)
 	}
+}
+
+// hasNames reports whether the kernel may believe names of a directory of which nothing is to be believed any
+// more, and forgets that.
+func (k *kernel) hasNames(dir sealfs.Ino) bool {
+	p := k.part(dir)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := p.inodes[dir]
+	if n == nil || !n.named {
+		return false
+	}
+	n.named = false
+	return true
 }
 
 // arrive makes attributes of ino invalid, although what told them may not have reached
@@ -431,8 +449,8 @@ func (k *kernel) bit(dir sealfs.Ino, name string) (*atomic.Uint64, uint64) {
 }
 
 // name returns for how long a name may be believed that is about to be told.
-func (k *kernel) name(c *Client, dir sealfs.Ino, name string, b belief) time.Duration {
-	if !k.epochs || b == 0 {
+func (k *kernel) name(c *Client, dir sealfs.Ino, name string, a *answer) time.Duration {
+	if !k.epochs || a.dir == 0 {
 		return 0
 	}
 	// First the bit, then the belief: who ends it looks for the bit afterwards.
@@ -440,6 +458,9 @@ func (k *kernel) name(c *Client, dir sealfs.Ino, name string, b belief) time.Dur
 	p.mu.Lock()
 	n := k.get(p, dir)
 	hot := n == nil || time.Since(n.hot) < hotTime
+	if !hot {
+		n.named = true
+	}
 	p.mu.Unlock()
 	if hot {
 		return 0
@@ -448,7 +469,7 @@ func (k *kernel) name(c *Client, dir sealfs.Ino, name string, b belief) time.Dur
 		word.Or(bit)
 		k.bits.Add(1)
 	}
-	if !c.leases.holds(dir, b) {
+	if !c.leases.holds(a.at, a.dir) {
 		return 0
 	}
 	return max(time.Until(c.believedUntil()), 0)
@@ -470,7 +491,7 @@ func (k *kernel) renamed(c *Client, dir sealfs.Ino, name string, dir2 sealfs.Ino
 	if exchange {
 		from.Or(fromBit)
 	}
-	if c.leases.has(dir2).serial == 0 || exchange && c.leases.has(dir).serial == 0 {
+	if c.leases.has(c.at(dir2, name2)).serial == 0 || exchange && c.leases.has(c.at(dir, name)).serial == 0 {
 		k.allNames()
 	}
 }

@@ -22,20 +22,28 @@ import (
 
 	"sealfs"
 	"sealfs/op"
+	sealserver "sealfs/server"
 )
 
 // servePair mounts one real server on several directories, each with a client
 // and a session of its own, until the input ends. A line of it is answered by the
 // requests that the first of them has sent.
 func servePair(dirs []string) (err error) {
-	s, root, err := newEngine(os.Getenv(serveEnv + "_STORE"))
+	o := Options{Volume: 1, Shards: testShards}
+	var s *sealserver.Server
+	if split := os.Getenv(serveEnv + "_SPLIT"); split != "" {
+		s, err = newApart(os.Getenv(serveEnv+"_STORE"), split, &o)
+	} else {
+		s, o.Root, err = newEngine(os.Getenv(serveEnv + "_STORE"))
+	}
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
 	var clients []*Client
 	for i, dir := range dirs {
-		c := New(s, Options{Volume: 1, Root: root, Shards: testShards, Session: sealfs.Session(i + 1), Local: i == 0})
+		o.Session, o.Local = sealfs.Session(i+1), i == 0
+		c := New(s, o)
 		m, err := Mount(context.Background(), c, MountOptions{Dir: dir, Name: "pair", AllowOther: os.Geteuid() == 0})
 		if err != nil {
 			return err
@@ -85,8 +93,9 @@ func (p *pair) sent(t testing.TB) (n uint64) {
 }
 
 // TestStatsCostNothing looks at what was seen once, and counts requests.
-func TestStatsCostNothing(t *testing.T) {
-	p := startPair(t)
+func TestStatsCostNothing(t *testing.T) { statsCostNothing(t, startPair(t)) }
+
+func statsCostNothing(t *testing.T, p *pair) {
 	dir := filepath.Join(p.dirs[0], "d")
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
@@ -149,8 +158,9 @@ func TestStatsCostNothing(t *testing.T) {
 
 // TestMountsAgree has the two mounts take turns: what one has done, the other one must
 // see, with all of the kernel's caches filled before.
-func TestMountsAgree(t *testing.T) {
-	p := startPair(t)
+func TestMountsAgree(t *testing.T) { mountsAgree(t, startPair(t)) }
+
+func mountsAgree(t *testing.T, p *pair) {
 	rounds := 300
 	if testing.Short() {
 		rounds = 60
@@ -319,8 +329,9 @@ func TestOpenFilesAgree(t *testing.T) {
 
 // TestMountsAtOnce has both mounts work in one directory, and on one file, as fast as
 // they can: nobody waits for ever, and at the end they agree.
-func TestMountsAtOnce(t *testing.T) {
-	p := startPair(t)
+func TestMountsAtOnce(t *testing.T) { mountsAtOnce(t, startPair(t)) }
+
+func mountsAtOnce(t *testing.T, p *pair) {
 	var over atomic.Bool
 	var wg sync.WaitGroup
 	var count [3]atomic.Int64

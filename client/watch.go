@@ -272,6 +272,9 @@ func (c *Client) disbelieve(mine func(sealfs.Shard) bool) {
 	}
 	gone := c.leases.drop(mine) // before a Watch of the new round is answered
 	w.mu.Unlock()
+	for i := range gone {
+		gone[i] = c.splits.whose(gone[i]) // the kernel knows no partitions
+	}
 	if k := c.kernel.Load(); k != nil && len(gone) > 0 {
 		k.everything(gone)
 	}
@@ -322,15 +325,16 @@ func (c *Client) carryOut(list []op.Revoke) {
 	defer cancel()
 	var sending sync.WaitGroup
 	var names []op.Revoke
-	kernel := c.kernel.Load()
+	kernel, epoch := c.kernel.Load(), false
 	for i := range list {
 		v := &list[i]
 		was := c.leases.revoke(v)
 		if v.Kind != op.RecallWrite {
 			c.dirs.forget(0, v.Ino)
 		}
+		known := c.splits.whose(v.Ino) // to the kernel
 		if v.Kind == op.RevokeName {
-			names = append(names, *v)
+			names = append(names, op.Revoke{Ino: known, Name: v.Name})
 		}
 		n := c.nodes.get(v.Ino)
 		if was.write && n != nil {
@@ -344,8 +348,13 @@ func (c *Client) carryOut(list []op.Revoke) {
 			c.dropEarly(n)
 		}
 		if kernel != nil && v.Kind != op.RecallWrite {
-			kernel.inode(v.Ino, v.Kind == op.RevokeInode)
+			kernel.inode(known, v.Kind == op.RevokeInode)
+			epoch = v.Kind == op.RevokeInode && kernel.hasNames(known) || epoch
 		}
+	}
+	if epoch {
+		kernel.allNames() // which these are is not known
+		names = nil
 	}
 	if kernel != nil && len(names) > 0 {
 		kernel.names(names)

@@ -356,6 +356,10 @@ func (ch *change) partition() error {
 		}
 		in.setState(partOpen)
 	case op.PartitionSeal:
+		again := in.Gen == req.Gen && in.partState() == sealedAs(req.Flags)
+		if ch.quiet = again; again {
+			return nil
+		}
 		if in.partState() == partFilling || req.Gen <= in.Gen {
 			return refusal(sealfs.ErrStale)
 		}
@@ -363,16 +367,18 @@ func (ch *change) partition() error {
 			return err
 		}
 		in.Gen = req.Gen
+		in.setState(sealedAs(req.Flags))
 		if req.Flags&op.Excl == 0 {
-			in.setState(partSealed)
 			break
 		}
 		if in.Size != 0 {
 			return refusal(sealfs.ErrNotEmpty)
 		}
-		in.setState(partClosing)
 		return ch.put(&in)
 	case op.PartitionReopen:
+		if ch.quiet = in.Gen == req.Gen && in.partState() == partOpen; ch.quiet {
+			return nil
+		}
 		if in.partState() < partSealed || req.Gen != in.Gen {
 			return refusal(sealfs.ErrStale)
 		}
@@ -389,6 +395,13 @@ func (ch *change) partition() error {
 		return refusal(sealfs.ErrInvalid)
 	}
 	return ch.record(&in)
+}
+
+func sealedAs(f op.Flags) uint64 {
+	if f&op.Excl != 0 {
+		return partClosing
+	}
+	return partSealed
 }
 
 // inheritAs lets a partition hand down what its directory does.

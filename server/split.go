@@ -21,6 +21,9 @@ const (
 	splitEntries = 1 << 16
 	// splitTimeout bounds one request to a partition.
 	splitTimeout = 10 * time.Second
+	// splitTries is how often such a request is sent that got no answer, each time after a longer pause.
+	splitTries = 6
+	splitPause = 5 * time.Millisecond
 	// splitRetry is when what could not be done for a directory is tried again.
 	splitRetry = time.Second
 )
@@ -281,7 +284,7 @@ func (st *store) partitionStep(ctx context.Context, req *op.Request, rep *op.Rep
 	return st.SyncTo(end)
 }
 
-// tell sends a Partition to the store of the partition.
+// tell sends a Partition to the store of the partition. Each may come twice.
 func (q *partitioner) tell(ctx context.Context, req *op.Request) (op.Reply, error) {
 	bound, stop := context.WithTimeout(ctx, splitTimeout)
 	defer stop()
@@ -289,12 +292,28 @@ func (q *partitioner) tell(ctx context.Context, req *op.Request) (op.Reply, erro
 	if req.Ino != 0 {
 		req.Shard = req.Ino.Home(q.st.srv.cfg.Shards)
 	}
-	var rep op.Reply
-	err := q.st.srv.peers().Do(bound, req, &rep)
-	if err == nil && rep.Code != 0 {
-		err = rep.Code
+	pause := splitPause
+	for try := 1; ; try++ {
+		var rep op.Reply
+		once := *req
+		err := q.st.srv.peers().Do(bound, &once, &rep)
+		if err == nil && rep.Code != 0 {
+			err = rep.Code
+		}
+		if err == nil || try == splitTries || !errors.Is(err, sealfs.ErrUnavailable) {
+			return rep, err
+		}
+		mine := q.st.turns().Mine()
+		timer := time.NewTimer(pause)
+		select {
+		case <-timer.C:
+		case <-bound.Done():
+			timer.Stop()
+			return rep, err
+		}
+		mine.Take()
+		pause *= 2
 	}
-	return rep, err
 }
 
 // tellAll sends one Partition to each of list, all at once.
