@@ -15,6 +15,7 @@ import (
 	"sealfs/lsfs"
 	"sealfs/lsfs/layout"
 	"sealfs/meta"
+	"sealfs/op"
 	"sealfs/pmem"
 	pmlayout "sealfs/pmem/layout"
 )
@@ -173,6 +174,30 @@ func (h *hurt) link(dir sealfs.Ino, name string, ino sealfs.Ino, typ uint8, ordi
 	k := meta.EntryKey(testShards, dir, firstCookie(dir, testVolume, []byte(name))+ordinal)
 	e := meta.Entry{Ino: ino, Type: typ, Name: []byte(name)}
 	h.set(k[:], e.Append(nil))
+}
+
+// split makes the inode gone the first partition of the directory sub, as if more of them were to come.
+func (h *hurt) split() {
+	h.t.Helper()
+	dir, part := h.z.sub, h.z.gone
+	h.inode(dir, func(in *meta.Inode) {
+		in.Gen, in.Bound = 1, 2
+		p := meta.Inode{
+			Ino: part, Mode: in.Mode, Nlink: 2, Parent: dir, Volume: in.Volume, Version: 1, Gen: 7, Bound: op.PartitionBound + 1,
+			Atime: 5, Mtime: 5, Ctime: 5, Btime: 5,
+		}
+		k := meta.InodeKey(testShards, part)
+		h.set(k[:], p.Append(nil))
+	})
+	h.usage(part, testVolume, 0, 1)
+	for _, row := range []struct {
+		of     sealfs.Ino
+		number uint8
+		ino    sealfs.Ino
+	}{{dir, 0, part}, {part, 0, part}, {dir, workRow, dir}} {
+		k := meta.PartitionKey(row.of.Home(testShards), dir, row.number)
+		h.set(k[:], binary.AppendUvarint(nil, uint64(row.ino)))
+	}
 }
 
 func (h *hurt) unlink(dir sealfs.Ino, name string) {
@@ -352,6 +377,17 @@ func TestProblemTable(t *testing.T) {
 	}
 }
 
+// TestSplitIsClean: a directory whose entries are about to move is as it should be.
+func TestSplitIsClean(t *testing.T) {
+	m, z, w := zooImages(t)
+	h := &hurt{images: m.clone(), t: t, z: z, w: w}
+	h.o = h.options()
+	h.split()
+	if rep := judge(t, h.o); !rep.Clean() || rep.Partitions != 1 {
+		t.Errorf("%v, %d partitions", rep.Found, rep.Partitions)
+	}
+}
+
 // A record that rots in staging before it was drained cuts off all behind it.
 func TestDamagedStaging(t *testing.T) {
 	w := newWorld(t, 60, lazy)
@@ -446,6 +482,9 @@ var remainders = map[string][]ID{
 	"unreadable block":            {SegmentRead, DataSum, SegmentRecord},
 	"rotten data":                 {DataSum},
 	"sum":                         {DataSum},
+	"partition that is none":      {PartitionLost},
+	"stray partition":             {PartitionStray},
+	"entry in another partition":  {EntryApart},
 }
 
 // Every damage is repaired, all but what the table of problems says is not; twice

@@ -63,6 +63,9 @@ func (in *Inode) Moved() uint64 {
 // Working reports whether the home's server has something to do for the directory.
 func (in *Inode) Working() bool { return in.isDir() && !in.IsPartition() && in.Gen != 0 }
 
+// InUse reports whether the entries in the directory count: it is no partition that is just being filled.
+func (in *Inode) InUse() bool { return !in.IsPartition() || in.partState() != partFilling }
+
 // Number returns the number of a partition.
 func (in *Inode) Number() uint64 { return (in.Bound - partitionBound) / partStates }
 

@@ -303,8 +303,10 @@ func TestEveryTypeIsKnown(t *testing.T) {
 		switch typ {
 		case op.WaitLock, op.DropVolume:
 			continue
-		case op.Prepare, op.Commit, op.Abort, op.Forget, op.Purge, op.Resolve, op.Ancestors, op.WaitFor, op.Waiting:
+		case op.Prepare, op.Commit, op.Abort, op.Forget, op.Purge, op.Resolve, op.Ancestors, op.WaitFor, op.Waiting, op.Split, op.Partition:
 			continue // servers among themselves: the model is one
+		case op.Watch, op.Join:
+			continue // it grants no leases, and splits no directories
 		}
 		ino, req := f, op.Request{Type: typ, Name: "n", Name2: "m", Data: op.AppendOpens(nil, op.Opens{Ino: f, Count: 1}), Dir: e.root, Dir2: e.root, Len: 1}
 		switch typ {
