@@ -153,7 +153,8 @@ func PartitionAt(r pmem.Reader, s sealfs.Shard, dir sealfs.Ino, number uint8) (s
 	return DecodePartition(b)
 }
 
-// PartitionsOf returns the partitions that the home of dir knows, whether it is split still or not.
+// PartitionsOf returns the partitions that the home of dir knows, by number. Of one that is not split any more
+// that are those it has had, 0 for such as are gone.
 func PartitionsOf(r pmem.Reader, c Config, in *Inode) ([]sealfs.Ino, error) {
 	most := uint64(op.Partitions)
 	if in.Bound != 0 {
@@ -166,10 +167,7 @@ func PartitionsOf(r pmem.Reader, c Config, in *Inode) ([]sealfs.Ino, error) {
 		if err != nil {
 			return nil, err
 		}
-		if ino == 0 {
-			if in.Bound == 0 {
-				break
-			}
+		if ino == 0 && in.Bound != 0 {
 			return nil, damaged("partition %d of directory %d is not known", i, in.Ino)
 		}
 		list = append(list, ino)

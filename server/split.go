@@ -320,6 +320,9 @@ func (q *partitioner) tell(ctx context.Context, req *op.Request) (op.Reply, erro
 func (q *partitioner) tellAll(ctx context.Context, list []sealfs.Ino, req op.Request) ([]op.Reply, []error) {
 	replies, errs := make([]op.Reply, len(list)), make([]error, len(list))
 	q.st.each(len(list), func(i int) {
+		if list[i] == 0 {
+			return
+		}
 		r := req
 		r.Ino, r.Off = list[i], uint64(i)
 		replies[i], errs[i] = q.tell(ctx, &r)
@@ -537,6 +540,9 @@ func (st *store) changeOf(ctx context.Context, req *op.Request, rep *op.Reply) e
 // at once, while nothing is made in them.
 func (st *store) recasting(ctx context.Context, req *op.Request, rep *op.Reply, do func(*store, context.Context, *op.Request, *op.Reply) error) error {
 	req.Flags &^= op.Walked
+	if err := st.splits.reopened(ctx, req.Ino); err != nil {
+		return err
+	}
 	if err := do(st, ctx, req, rep); err != nil || rep.Code != sealfs.ErrStale {
 		return err
 	}
@@ -579,8 +585,44 @@ func (st *store) recasting(ctx context.Context, req *op.Request, rep *op.Reply, 
 	}
 	if again != nil {
 		q.add(in.Ino, true)
+		err = errors.Join(err, fmt.Errorf("%w: %w", sealfs.ErrUnavailable, again)) // it is answered when they are open
 	}
 	return err
+}
+
+// reopened makes sure that all partitions of a directory have learned of what was done before: a server that
+// has died since may not have told all.
+func (q *partitioner) reopened(ctx context.Context, dir sealfs.Ino) error {
+	if !q.unknown(dir) {
+		return nil
+	}
+	if err := q.lock(ctx, dir); err != nil {
+		return err
+	}
+	defer q.unlock(dir)
+	var in meta.Inode
+	if err := q.st.inode(dir, &in); err != nil || in.Bound == 0 || !q.unknown(dir) {
+		return nil // whatever it is, the request is told
+	}
+	if err := q.recover(ctx, &in); err != nil {
+		return fmt.Errorf("%w: %w", sealfs.ErrUnavailable, err)
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if _, ok := q.todo[dir]; ok {
+		q.todo[dir] = false
+	}
+	return nil
+}
+
+// unknown reports whether it is not known what was left for a directory.
+func (q *partitioner) unknown(dir sealfs.Ino) bool {
+	if q.busy.Load() == 0 {
+		return false
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.todo[dir]
 }
 
 // join answers Join: a directory without entries gets its partitions back, and is like any other.
@@ -642,6 +684,9 @@ func (q *partitioner) dropAll(ctx context.Context, in *meta.Inode) error {
 	gen := uint64(q.st.now())
 	_, errs := q.tellAll(ctx, list, op.Request{Mode: op.PartitionSeal, Gen: gen, Flags: op.Excl})
 	for i, err := range errs {
+		if list[i] == 0 {
+			continue
+		}
 		if err == nil {
 			drop := op.Request{Mode: op.PartitionDrop, Dir: in.Ino, Off: uint64(i), Gen: gen, Shard: list[i].Home(q.st.srv.cfg.Shards)}
 			_, err = q.tell(ctx, &drop)

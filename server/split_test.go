@@ -7,6 +7,9 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"sealfs"
@@ -227,5 +230,135 @@ func TestModelSplit(t *testing.T) {
 				t.Errorf("%d directories were split", split)
 			}
 		})
+	}
+}
+
+// TestSplitCrash kills the home's server, or another one, when a message of a certain kind is lost, and those
+// after it: in a migration, while partitions are sealed, and while they are given back.
+func TestSplitCrash(t *testing.T) {
+	for mode, name := range map[uint32]string{
+		op.PartitionBegin: "begin", op.PartitionAdd: "add", op.PartitionOpen: "open",
+		op.PartitionSeal: "seal", op.PartitionReopen: "reopen", op.PartitionDrop: "drop",
+	} {
+		for victim := range 2 {
+			for _, nth := range []int{1, 40} {
+				t.Run(fmt.Sprintf("%s/%d/%d", name, victim, nth), func(t *testing.T) { splitCrash(t, mode, victim, nth) })
+			}
+		}
+	}
+}
+
+func splitCrash(t *testing.T, mode uint32, victim, nth int) {
+	const limit, files = 20, 70
+	w := newWorldWith(t, 5, limit, 2, 2)
+	c := &finder{retrier: retrier{w: w}, parts: map[sealfs.Ino][]sealfs.Ino{}}
+	do := func(req op.Request) *op.Reply {
+		address(&req)
+		rep := &op.Reply{}
+		if err := c.Do(context.Background(), &req, rep); err != nil || rep.Code != 0 {
+			t.Fatalf("%v %q: %v, %v", req.Type, req.Name, err, rep.Code)
+		}
+		return rep
+	}
+	dir := do(op.Request{Type: op.Mkdir, Dir: w.root, Name: "d", Mode: 0o755}).Attr.Ino
+	if w.of[int(dir.Home(testShards))%len(w.of)] == 1 {
+		victim = 1 - victim
+	}
+	var count atomic.Int64
+	reached := make(chan struct{})
+	await := func() {
+		w.silence(func(req *op.Request) bool {
+			if req.Type != op.Partition || req.Mode != mode && count.Load() < int64(nth) {
+				return false
+			}
+			if req.Mode == mode && count.Add(1) == int64(nth) {
+				close(reached)
+			}
+			return count.Load() >= int64(nth)
+		})
+	}
+	var work sync.WaitGroup
+	crash := func() {
+		<-reached
+		w.kill(victim)
+		w.silence(nil)
+	}
+	early := mode == op.PartitionBegin || mode == op.PartitionAdd || mode == op.PartitionOpen
+	if early {
+		await()
+		work.Go(crash)
+	}
+	want := map[string]sealfs.Ino{}
+	for i := range files {
+		name := fmt.Sprint("n", i)
+		if i%10 == 0 {
+			want[name] = do(op.Request{Type: op.Mkdir, Dir: dir, Name: name, Mode: 0o755, Shard2: sealfs.Shard(i % testShards)}).Attr.Ino
+		} else {
+			want[name] = do(op.Request{Type: op.Create, Dir: dir, Name: name, Mode: 0o644, Flags: op.Excl}).Attr.Ino
+		}
+	}
+	if !early {
+		w.settle()
+	}
+	switch mode {
+	case op.PartitionSeal, op.PartitionReopen:
+		await()
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			do(op.Request{Type: op.Setattr, Ino: dir, Valid: op.SetMode | op.SetMtime | op.SetGID, Mode: 0o2755, GID: 77, Mtime: 12345})
+		}()
+		crash()
+		<-done
+		if a := do(op.Request{Type: op.Getattr, Ino: dir}).Attr; a.Mtime != 12345 || a.GID != 77 {
+			t.Errorf("mtime %d, group %d", a.Mtime, a.GID)
+		}
+		for i := range 20 {
+			name := fmt.Sprint("late", i)
+			a := do(op.Request{Type: op.Create, Dir: dir, Name: name, Mode: 0o644}).Attr
+			if want[name] = a.Ino; a.GID != 77 {
+				t.Errorf("%s has the group %d", name, a.GID)
+			}
+		}
+	case op.PartitionDrop:
+		for name := range want {
+			kind := op.Unlink
+			if strings.HasSuffix(name, "0") {
+				kind = op.Rmdir
+			}
+			do(op.Request{Type: kind, Dir: dir, Name: name})
+		}
+		clear(want)
+		await()
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			do(op.Request{Type: op.Rmdir, Dir: w.root, Name: "d"})
+		}()
+		crash()
+		<-done
+		w.settle()
+		return
+	}
+	work.Wait()
+	w.settle()
+	got := map[string]sealfs.Ino{}
+	rep := do(op.Request{Type: op.Readdir, Dir: dir, Len: 1 << 20})
+	for _, e := range rep.Entries {
+		got[e.Name] = e.Ino
+	}
+	if !maps.Equal(got, want) || len(rep.Entries) != len(want) {
+		t.Errorf("%d entries, %d names of %d", len(rep.Entries), len(got), len(want))
+	}
+	for name, ino := range want {
+		if a := do(op.Request{Type: op.Lookup, Dir: dir, Name: name}).Attr; a.Ino != ino {
+			t.Errorf("%s is inode %d, not %d", name, a.Ino, ino)
+		}
+	}
+	if a := do(op.Request{Type: op.Getattr, Ino: dir}).Attr; a.Nlink != 2+files/10 || a.Size != uint64(len(want)) {
+		t.Errorf("%d links, size %d", a.Nlink, a.Size)
+	}
+	if len(c.parts[dir]) != op.Partitions {
+		t.Errorf("%d partitions", len(c.parts[dir]))
 	}
 }
