@@ -16,12 +16,6 @@ func (c *Client) attrs(ctx context.Context, k *call) (answer, error) {
 	return a, err
 }
 
-// attr is attrs for who believes nothing.
-func (c *Client) attr(ctx context.Context, k *call) (op.Attr, error) {
-	a, err := c.attrs(ctx, k)
-	return a.Attr, err
-}
-
 // none sends k, ends it and returns the error.
 func (c *Client) none(ctx context.Context, k *call) error {
 	err := c.do(ctx, k)

@@ -503,3 +503,32 @@ func TestKernelForgets(t *testing.T) {
 	p.end(t)
 	<-entry
 }
+
+// TestNamesGoWithTheirDirectory: when nothing of a directory is to be believed any more, the kernel does not
+// believe its names either: of what changes then it is not told.
+func TestNamesGoWithTheirDirectory(t *testing.T) {
+	p := startPair(t)
+	dir := func(m int) string { return filepath.Join(p.dirs[m], "d") }
+	if err := os.Mkdir(dir(0), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	name := func(m int) string { return filepath.Join(dir(m), "f") }
+	if err := os.WriteFile(name(1), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	<-time.After(hotTime + hotTime/5) // after that names are told with validity
+	for range 3 {
+		if _, err := os.Lstat(name(0)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Chmod(dir(1), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(name(1), name(1)+"2"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(name(0)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a file is still there under its old name: %v", err)
+	}
+}

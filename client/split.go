@@ -255,7 +255,7 @@ func (c *Client) whole(ctx context.Context, a answer, err error) (answer, error)
 			continue
 		}
 		a = merged(&a, parts)
-		if c.stands(&a) || try >= wholeTries {
+		if c.stands(&a) || a.ino == 0 || try >= wholeTries {
 			return a, nil
 		}
 		a.Attr, a.parts = home, nil // some of it has changed meanwhile

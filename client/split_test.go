@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -249,4 +250,121 @@ func TestSplitUnderWay(t *testing.T) {
 	if _, err := os.Stat(dir(0)); !errors.Is(err, os.ErrNotExist) {
 		t.Error(err)
 	}
+}
+
+// hugeEnv says with how many files TestHugeDirectory is done; `make huge` does it with a million.
+const hugeEnv = "SEALFS_TEST_HUGE"
+
+// TestHugeDirectory fills one directory from two mounts over four stores, and tells how long it takes to find
+// a name while it grows; then it reads it.
+func TestHugeDirectory(t *testing.T) {
+	total, err := strconv.Atoi(os.Getenv(hugeEnv))
+	if err != nil {
+		t.Skip(hugeEnv + " does not say how many files there shall be")
+	}
+	p := startApart(t, 1<<16)
+	dir := func(m int) string { return filepath.Join(p.dirs[m], "d") }
+	if err := os.Mkdir(dir(0), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	name := func(i int) string { return fmt.Sprintf("file-%08d", i) }
+	const workers = 4 // on each mount
+	fill := func(from, to int) {
+		var all sync.WaitGroup
+		for w := range 2 * workers {
+			all.Go(func() {
+				for i := from + w; i < to; i += 2 * workers {
+					fd, err := unix.Open(filepath.Join(dir(w%2), name(i)), unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY, 0o644)
+					if err != nil {
+						t.Errorf("%s: %v", name(i), err)
+						return
+					}
+					unix.Close(fd)
+				}
+			})
+		}
+		all.Wait()
+	}
+	// look returns medians of the time that it takes to find names that are there, and that are not, with nothing
+	// known of them before.
+	look := func(n int) (there, absent time.Duration) {
+		var took [2][]time.Duration
+		for k := range 500 {
+			i := rand.IntN(n)
+			for what, path := range [...]string{filepath.Join(dir(1-i%2), name(i)), filepath.Join(dir(k%2), fmt.Sprint("none", n, k))} {
+				begun := time.Now()
+				_, err := os.Lstat(path)
+				took[what] = append(took[what], time.Since(begun))
+				if (err == nil) != (what == 0) {
+					t.Fatalf("%s: %v", path, err)
+				}
+			}
+		}
+		slices.Sort(took[0])
+		slices.Sort(took[1])
+		return took[0][len(took[0])/2], took[1][len(took[1])/2]
+	}
+	done := 0
+	for _, n := range []int{total / 100, total / 10, total} {
+		begun := time.Now()
+		fill(done, n)
+		took := time.Since(begun)
+		there, absent := look(n)
+		t.Logf("%d files: %.0f creations/s; a name is found in %v, its absence in %v; partitions: %.5s", n, float64(n-done)/took.Seconds(), there, absent, partitionsOf(t, dir(0)))
+		done = n
+	}
+	var before, peak int64
+	for m := range 2 {
+		begun := time.Now()
+		f, err := os.Open(dir(m))
+		if err != nil {
+			t.Fatal(err)
+		}
+		before = resident(t, p.cmd.Process.Pid)
+		peak = before
+		seen := make([]bool, total)
+		count := 0
+		for {
+			names, err := f.Readdirnames(1000)
+			for _, s := range names {
+				var i int
+				if _, err := fmt.Sscanf(s, "file-%d", &i); err != nil || seen[i] {
+					t.Fatalf("%q: %v, or it came twice", s, err)
+				}
+				seen[i] = true
+				count++
+			}
+			if count%100_000 < len(names) {
+				peak = max(peak, resident(t, p.cmd.Process.Pid))
+			}
+			if err != nil {
+				break
+			}
+		}
+		f.Close()
+		if count != total {
+			t.Fatalf("%d of %d names", count, total)
+		}
+		t.Logf("mount %d reads it in %v; servers and mounts grow by %d MiB", m, time.Since(begun).Round(time.Millisecond), (peak-before)>>20)
+	}
+}
+
+// resident returns the bytes of memory that a process has of its own, without what it maps of files.
+func resident(t *testing.T, pid int) int64 {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if kib, ok := strings.CutPrefix(line, "RssAnon:"); ok {
+			n, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(kib), "kB")), 10, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return n << 10
+		}
+	}
+	t.Fatalf("process %d tells no RssAnon", pid)
+	return 0
 }

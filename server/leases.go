@@ -222,6 +222,13 @@ func (st *store) tell(req *op.Request, rep *op.Reply, c *claim) error {
 		return errLeased
 	}
 	if req.Type == op.Readdir && req.Flags&op.Plus != 0 {
+		if st.splits.busy.Load() > 0 {
+			for i := range rep.Entries {
+				if e := &rep.Entries[i].Attr; st.splits.has(e.Ino) {
+					*e = op.Attr{} // see withhold
+				}
+			}
+		}
 		if !st.parties.locks.Empty() {
 			for i := range rep.Entries {
 				if e := &rep.Entries[i].Attr; e.Ino != 0 && !meta.Settled(&cfg, req, e) {

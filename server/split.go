@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -21,6 +22,8 @@ const (
 	splitEntries = 1 << 16
 	// splitTimeout bounds one request to a partition.
 	splitTimeout = 10 * time.Second
+	// freezeTimeout bounds for how long names of a directory do not change for the sake of its split.
+	freezeTimeout = 2 * time.Second
 	// splitTries is how often such a request is sent that got no answer, each time after a longer pause.
 	splitTries = 6
 	splitPause = 5 * time.Millisecond
@@ -333,60 +336,76 @@ func (q *partitioner) tellAll(ctx context.Context, list []sealfs.Ino, req op.Req
 // move moves the next partition.
 func (q *partitioner) move(ctx context.Context, in *meta.Inode) error {
 	st, dir, number := q.st, in.Ino, in.Moved()
-	var inherit op.Request
-	cfg := st.config()
-	tx := op.Tx{Age: int64(^uint64(0) >> 1), Nonce: st.srv.random()} // nobody dies for it: it waits for nobody who could wait for it
+	gen := uint64(st.now())
+	part, err := q.beginPartition(ctx, in, gen)
+	if err != nil {
+		return err
+	}
+	count, err := q.moveEntries(ctx, in, part, gen)
+	if err != nil {
+		return err
+	}
+	if _, err := q.tell(ctx, &op.Request{Ino: part, Mode: op.PartitionOpen, Gen: gen, Len: count}); err != nil {
+		q.add(dir, true) // it is opened by recover
+		return fmt.Errorf("partition %d: %w", number, err)
+	}
+	return q.clean(ctx, dir)
+}
+
+// beginPartition makes the next partition, or empties what an earlier attempt has made of it.
+func (q *partitioner) beginPartition(ctx context.Context, in *meta.Inode, gen uint64) (sealfs.Ino, error) {
+	var begin op.Request
+	err := q.st.View(func(r pmem.Reader) error { return meta.Inherited(r, q.st.srv.cfg, in, &begin) })
+	if err != nil {
+		return 0, err
+	}
+	begin.Mode, begin.Dir, begin.Off, begin.Gen = op.PartitionBegin, in.Ino, in.Moved(), gen
+	begin.Shard = q.st.partitionShard(in.Ino, in.Moved())
+	for {
+		req := begin
+		rep, err := q.tell(ctx, &req)
+		if err != nil || rep.Eof {
+			return rep.Attr.Ino, err
+		}
+	}
+}
+
+// moveEntries copies the entries of the next partition, and lets the copy count. Nobody changes them meanwhile.
+func (q *partitioner) moveEntries(ctx context.Context, in *meta.Inode, part sealfs.Ino, gen uint64) (count uint64, err error) {
+	st, dir, number := q.st, in.Ino, in.Moved()
+	ctx, stop := context.WithTimeout(ctx, freezeTimeout)
+	defer stop()
 	mine := func(name string) bool {
 		return op.PartitionOf(max(op.NameHash(dir, in.Volume, name), 1)<<op.OrdinalBits) == number
 	}
+	// Nobody dies for it: it waits for nobody who could wait for it.
+	tx := op.Tx{Age: math.MaxInt64, Nonce: st.srv.random()}
 	defer st.parties.locks.Thaw(dir)
 	for frozen := false; ; {
-		err := st.View(func(r pmem.Reader) error {
+		err := st.View(func(pmem.Reader) error {
 			if !frozen {
 				st.parties.locks.Freeze(tx, dir, mine)
 				frozen = true
 			}
-			if b := st.parties.locks.Within(dir, mine); b != nil {
-				return b
-			}
-			return meta.Inherited(r, cfg, in, &inherit)
+			return st.parties.locks.Within(dir, mine)
 		})
 		if err == nil {
 			break
 		}
 		if err := st.await(ctx, err, op.Tx{}); err != nil {
-			return err
-		}
-	}
-	gen := uint64(st.now())
-	inherit.Mode, inherit.Dir, inherit.Off, inherit.Gen = op.PartitionBegin, dir, number, gen
-	inherit.Shard = st.partitionShard(dir, number)
-	var part sealfs.Ino
-	for {
-		req := inherit
-		rep, err := q.tell(ctx, &req)
-		if err != nil {
-			return err
-		}
-		if part = rep.Attr.Ino; rep.Eof {
-			break
+			return 0, err
 		}
 	}
 	count, subdirs, err := q.copyEntries(ctx, dir, part, number, gen)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	moved := op.Request{Ino: dir, Mode: op.SplitMoved, Off: number, Dir2: part, Len: count, Size: subdirs}
-	if _, err := st.splitStep(ctx, &moved, true); err != nil {
+	if _, err := st.splitStep(q.ctx, &moved, true); err != nil {
 		q.add(dir, true)
-		return err
+		return 0, err
 	}
-	st.parties.locks.Thaw(dir)
-	if _, err := q.tell(ctx, &op.Request{Ino: part, Mode: op.PartitionOpen, Gen: gen, Len: count}); err != nil {
-		q.add(dir, true) // it is opened by recover
-		return err
-	}
-	return q.clean(ctx, dir)
+	return count, nil
 }
 
 // copyEntries sends the entries of a partition to where it will be.
