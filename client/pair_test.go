@@ -69,7 +69,8 @@ func servePair(dirs []string) (err error) {
 // pair is two mounts of one volume on one server.
 type pair struct {
 	*server
-	dirs [2]string
+	dirs  [2]string
+	store string // where its stores are, if there are several
 }
 
 func startPair(t testing.TB) *pair {

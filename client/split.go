@@ -2,7 +2,6 @@ package client
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -199,7 +198,7 @@ func (c *Client) patiently(ctx context.Context, k *call) error {
 	for pause := pauseMin; ; pause = min(2*pause, pauseMax) {
 		c.about(k)
 		err := once(ctx, c.h, k)
-		if !errors.Is(err, sealfs.ErrUnavailable) {
+		if err != sealfs.ErrUnavailable { // refused, and not an answer that was lost
 			return err
 		}
 		timer := time.NewTimer(pause)

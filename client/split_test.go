@@ -20,6 +20,8 @@ import (
 
 	"sealfs"
 	clustermap "sealfs/cluster"
+	"sealfs/fsck"
+	"sealfs/op"
 	sealserver "sealfs/server"
 )
 
@@ -71,9 +73,31 @@ func newApart(dir, split string, o *Options) (*sealserver.Server, error) {
 func startApart(t testing.TB, split int) *pair {
 	t.Helper()
 	needFUSE(t)
-	p := &pair{dirs: [2]string{mountDir(t), mountDir(t)}}
-	p.server = startServerAt(t, strings.Join(p.dirs[:], ":"), serveEnv+"_STORE="+t.TempDir(), fmt.Sprint(serveEnv, "_SPLIT=", split))
+	p := &pair{dirs: [2]string{mountDir(t), mountDir(t)}, store: t.TempDir()}
+	p.server = startServerAt(t, strings.Join(p.dirs[:], ":"), serveEnv+"_STORE="+p.store, fmt.Sprint(serveEnv, "_SPLIT=", split))
 	return p
+}
+
+// checkApart ends the server and has fsck look at its stores. It returns how many partitions there are.
+func (p *pair) checkApart(t *testing.T) (partitions uint64) {
+	t.Helper()
+	p.stop(t)
+	var stores []fsck.Options
+	for i := range apart {
+		name := func(what string) string { return filepath.Join(p.store, fmt.Sprint(what, i)) }
+		stores = append(stores, fsck.Options{Device: name("device"), Region: name("region"), Shards: testShards})
+	}
+	all, err := fsck.CheckAll(t.Context(), stores, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, rep := range all.Stores {
+		if all.Errors[i] != nil || !rep.Clean() {
+			t.Errorf("store %d: %v, %v", i, all.Errors[i], rep.Found)
+		}
+		partitions += rep.Partitions
+	}
+	return partitions
 }
 
 // partitionsOf returns what a mount says of the partitions of a directory.
@@ -249,6 +273,20 @@ func TestSplitUnderWay(t *testing.T) {
 	}
 	if _, err := os.Stat(dir(0)); !errors.Is(err, os.ErrNotExist) {
 		t.Error(err)
+	}
+	// Another one, which stays.
+	other := filepath.Join(p.dirs[0], "e")
+	if err := os.Mkdir(other, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 700 {
+		if err := os.WriteFile(filepath.Join(other, fmt.Sprint(i)), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	await(t, "the other directory is not split", func() bool { return strings.HasPrefix(partitionsOf(t, other), "64/64") })
+	if n := p.checkApart(t); n != op.Partitions {
+		t.Errorf("%d partitions", n)
 	}
 }
 
