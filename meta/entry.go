@@ -60,7 +60,7 @@ func inRange(cur *pmem.Cursor, prefix []byte) bool { return bytes.HasPrefix(cur.
 // be looked for in a partition is ErrStale.
 func findEntry(r pmem.Reader, c Config, dir *Inode, name string, e *Entry) (bool, error) {
 	first := c.firstCookie(dir, name)
-	if dir.hasMoved(first) {
+	if dir.hasMoved(first) || dir.IsPartition() && op.PartitionOf(first) != dir.Number() {
 		return false, refusal(sealfs.ErrStale)
 	}
 	k := EntryKey(c.Shards, dir.Ino, first)

@@ -362,3 +362,51 @@ func splitCrash(t *testing.T, mode uint32, victim, nth int) {
 		t.Errorf("%d partitions", len(c.parts[dir]))
 	}
 }
+
+// TestLeaseTruthSplit is TestLeaseTruth with directories that are split meanwhile: nobody believes what is not
+// true any more of names that have moved, and of partitions.
+func TestLeaseTruthSplit(t *testing.T) {
+	w := newWorldWith(t, 6, 3, 2, 1, 1)
+	steps := 1500
+	if testing.Short() {
+		steps = 250
+	}
+	var mounts []*believer
+	for id := range sealfs.Session(3) {
+		mounts = append(mounts, believe(t, w, 10+id, 0, 1, 2, 3))
+	}
+	c := &finder{retrier: retrier{w: w}, parts: map[sealfs.Ino][]sealfs.Ino{}}
+	ctx, inParts := context.Background(), 0
+	truthAt(t, w, w.root, mounts, steps, 3, func(req *op.Request) {
+		for _, dir := range [...]sealfs.Ino{req.Dir, req.Dir2} {
+			look := op.Request{Type: op.Getattr, Ino: dir, Flags: op.Plus, Shard: dir.Home(testShards)}
+			var rep op.Reply
+			if dir == 0 || w.Do(ctx, &look, &rep) != nil || rep.Code != 0 {
+				continue
+			}
+			c.parts[dir], _ = op.DecodePartitions(rep.Data)
+		}
+		dir := req.Dir
+		if req.Type == op.Readdir {
+			if p := req.Len % op.Partitions; uint64(len(c.parts[dir])) > p {
+				req.Dir = c.parts[dir][p]
+			}
+			return
+		}
+		if req.Dir != 0 {
+			req.Dir = c.at(dir, req.Name)
+		}
+		if req.Dir2 != 0 {
+			req.Dir2 = c.at(req.Dir2, req.Name2)
+		}
+		if req.Dir != dir {
+			inParts++
+		}
+	})
+	for _, b := range mounts {
+		b.stop()
+	}
+	if inParts < steps/10 {
+		t.Errorf("%d requests went to partitions", inParts)
+	}
+}
