@@ -242,6 +242,9 @@ func TestSplitCrash(t *testing.T) {
 	} {
 		for victim := range 2 {
 			for _, nth := range []int{1, 40} {
+				if mode == op.PartitionAdd {
+					nth = min(nth, 5) // only partitions that have entries early
+				}
 				t.Run(fmt.Sprintf("%s/%d/%d", name, victim, nth), func(t *testing.T) { splitCrash(t, mode, victim, nth) })
 			}
 		}
