@@ -141,7 +141,7 @@ func TestDamage(t *testing.T) {
 		tx.Reset()
 		m.sp.rollback()
 	}
-	if found < 50 {
+	if found < 40 {
 		t.Errorf("only %d operations met damage", found)
 	}
 }
