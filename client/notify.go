@@ -466,7 +466,8 @@ func (k *kernel) touched(c *Client, ino sealfs.Ino) {
 	}
 }
 
-// happened is for a change of this mount's own that the kernel takes for one that has failed.
+// happened is for a change of this mount's own that the kernel takes for one that has failed. It was sent to partitions,
+// of which the kernel knows nothing.
 func (k *kernel) happened(client *Client, c *call) {
 	if !c.Type.Changes() {
 		return
@@ -477,12 +478,12 @@ func (k *kernel) happened(client *Client, c *call) {
 		name string
 	}{{c.Dir, c.Name}, {c.Dir2, c.Name2}} {
 		if at.dir != 0 && at.name != "" {
-			names = append(names, op.Revoke{Ino: at.dir, Name: at.name})
+			names = append(names, op.Revoke{Ino: client.splits.whose(at.dir), Name: at.name})
 		}
 	}
 	k.forgetNames(names, false)
 	for _, ino := range [...]sealfs.Ino{c.Dir, c.Dir2, c.Ino, c.rep.Attr.Ino} {
-		if ino != 0 {
+		if ino = client.splits.whose(ino); ino != 0 {
 			k.touched(client, ino)
 			k.inode(ino, true)
 		}
