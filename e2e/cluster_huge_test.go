@@ -42,15 +42,16 @@ func TestClusterHugeDirectory(t *testing.T) {
 		}
 		all.Wait()
 	}
-	partitions := func() string {
+	attribute := func(name string) string {
 		var b [1024]byte
-		n, err := unix.Getxattr(dir(1), "sealfs.dir.partitions", b[:])
+		n, err := unix.Getxattr(dir(1), name, b[:])
 		if err != nil {
 			return err.Error()
 		}
-		moved, _, _ := strings.Cut(string(b[:n]), " ")
-		return moved
+		first, _, _ := strings.Cut(string(b[:n]), " ")
+		return first
 	}
+	partitions := func() string { return attribute("sealfs.dir.partitions") }
 	began := time.Now()
 	fill(0, 65_000)
 	t.Logf("%.0f creations a second; partitions: %s", 65_000/time.Since(began).Seconds(), partitions())
@@ -64,6 +65,11 @@ func TestClusterHugeDirectory(t *testing.T) {
 	for end := time.Now().Add(2 * time.Minute); partitions() != "64/64"; <-time.After(100 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("the directory is not split: %s", partitions())
+		}
+	}
+	for end := time.Now().Add(time.Minute); attribute("sealfs.dir.files") != fmt.Sprint(total); <-time.After(100 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("its totals count %s files", attribute("sealfs.dir.files"))
 		}
 	}
 	for mount := range 2 {
