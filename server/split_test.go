@@ -541,8 +541,11 @@ func TestLeaseTruthSplit(t *testing.T) {
 		mounts = append(mounts, believe(t, w, 10+id, 0, 1, 2, 3))
 	}
 	c := &finder{retrier: retrier{w: w}, parts: map[sealfs.Ino][]sealfs.Ino{}}
-	ctx, inParts := context.Background(), 0
+	ctx, inParts, asked := context.Background(), 0, 0
 	truthAt(t, w, w.root, mounts, steps, 3, func(req *op.Request) {
+		if asked++; asked%50 == 0 {
+			w.settle() // on a slow machine, else, nothing would be split before the end
+		}
 		for _, dir := range [...]sealfs.Ino{req.Dir, req.Dir2} {
 			look := op.Request{Type: op.Getattr, Ino: dir, Flags: op.Plus, Shard: dir.Home(testShards)}
 			var rep op.Reply
@@ -568,6 +571,7 @@ func TestLeaseTruthSplit(t *testing.T) {
 			inParts++
 		}
 	})
+	w.settle() // a split that begins later would wait for mounts which are gone
 	for _, b := range mounts {
 		b.stop()
 	}
