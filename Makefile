@@ -42,7 +42,7 @@ TOOL := $(GO) tool -modfile=internal/devtools/go.mod
 export SEALFS_BIN := $(CURDIR)/bin
 
 .DEFAULT_GOAL := build
-.PHONY: build up down cluster cluster-down test check e2e e2e-cluster sim linear crash dax-vm crash-device fuzz soak soak-clean bench bench-clean install uninstall clean help go
+.PHONY: build up down cluster cluster-down test check e2e e2e-cluster sim linear crash dax-vm crash-device huge fuzz soak soak-clean bench bench-clean install uninstall clean help go
 
 build: go ## build bin/sealfs, bin/mkfs.sealfs and bin/sealfs-fsck
 	@$(GO) build -trimpath -o bin/ $(PROGRAMS:%=./cmd/%)
@@ -103,6 +103,9 @@ crash: go ## cut the power at every write in every way, and sabotage the source 
 
 dax-vm: build ## a QEMU guest with persistent memory, its power cut ROUNDS times [ROUNDS=3 SEED=1 KERNEL=linux-image-….deb]
 	$(GO) test -count=1 -v -timeout 4h ./internal/powercut -run DaxVM -args -dax-vm -rounds $(if $(filter command line environment,$(origin ROUNDS)),$(ROUNDS),3) -seed $(if $(SEED),$(SEED),1) $(if $(KERNEL),-kernel $(KERNEL))
+
+huge: go ## one directory of FILES files from two mounts over four stores: creations, look-ups, reading [FILES=1000000]
+	SEALFS_TEST_HUGE=$${FILES:-1000000} $(GO) test ./client -count=1 -v -timeout 2h -run 'TestHugeDirectory$$'
 
 crash-device: build ## real programs on a device that logs its writes, replayed up to every flush [SEED=1]
 	$(GO) test -count=1 -v -timeout 2h ./internal/powercut -run CrashDevice -args -crash-device -seed $(if $(SEED),$(SEED),1)

@@ -127,6 +127,7 @@ type Client struct {
 	lazy       atomic.Bool  // releases are gathered, as a mount wants it
 	dirs       dirs
 	accesses   accesses
+	splits     splits
 	leases     leases
 	watch      watching
 	kernel     atomic.Pointer[kernel] // of the mount, if there is one
@@ -217,6 +218,8 @@ type call struct {
 	registered uint32    // Client.registered of the shard, from before the last attempt
 	mark       uint64    // from before the last attempt: see leases
 
+	self, self2 sealfs.Ino // the directories, where Dir and Dir2 are partitions of them: see named
+
 	ino, dir belief   // what of the reply may be believed: its inode; the request's directory
 	each     []belief // and in Readdir each entry's inode
 }
@@ -258,11 +261,20 @@ func (c *Client) address(k *call) {
 	}
 }
 
-// do sends k and returns what went wrong, a sealfs.Code or an error that wraps one.
+// do sends k to where it belongs, and returns what went wrong, a sealfs.Code or an error that wraps one.
 func (c *Client) do(ctx context.Context, k *call) error {
 	if err := k.tooLong(); err != nil {
 		return err
 	}
+	switch k.Type {
+	case op.Lookup, op.Create, op.Mknod, op.Mkdir, op.Symlink, op.Link, op.Unlink, op.Rmdir, op.Rename:
+		return c.named(ctx, k, c.direct)
+	}
+	return c.direct(ctx, k)
+}
+
+// direct is do for a request whose place is known.
+func (c *Client) direct(ctx context.Context, k *call) error {
 	c.address(k)
 	if c.remote {
 		err := c.ask(ctx, k)
@@ -280,8 +292,7 @@ func (c *Client) do(ctx context.Context, k *call) error {
 	c.startWatching()
 	s := c.ses.Load()
 	k.ses, k.Session = s, s.id
-	c.about(k)
-	err := once(ctx, c.h, k)
+	err := c.patiently(ctx, k)
 	if err == nil || k.rep.Code == sealfs.ErrNotExist {
 		c.learn(k)
 	}

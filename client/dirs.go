@@ -48,8 +48,8 @@ func (d *dirs) note(a *op.Attr, b belief, mark uint64) {
 	d.of[a.Ino] = dirAttr{*a, b} // without belief, too: older answers must not come back
 }
 
-// dirAttr returns what is known of a directory.
-func (c *Client) dirAttr(ino sealfs.Ino) (answer, bool) {
+// oneDirAttr returns what is known of a directory: what stands at its home, if it is split.
+func (c *Client) oneDirAttr(ino sealfs.Ino) (answer, bool) {
 	d := &c.dirs
 	asked := c.leases.mark() // what this client had changed by then is in it
 	d.mu.Lock()

@@ -131,7 +131,7 @@ func fillAttr(out *fuse.Attr, a *op.Attr) {
 	out.Ino = uint64(a.Ino)
 	out.Size = a.Size
 	out.Blocks = a.Blocks
-	if a.Bound != 0 && a.Size > sealfs.HomeBytes {
+	if a.Bound != 0 && a.Size > sealfs.HomeBytes && a.Mode&modeType != modeDir {
 		// The home does not know what chunks take. Programs must not take data for a hole.
 		out.Blocks += (a.Size - sealfs.HomeBytes + 511) / 512
 	}
@@ -179,11 +179,11 @@ func (f *filesystem) attrTTL(a *answer, how telling) ttl {
 }
 
 // entryTTL returns for how long the kernel may believe what it is told of a name.
-func (f *filesystem) entryTTL(dir sealfs.Ino, name string, b belief, timeout time.Duration) ttl {
+func (f *filesystem) entryTTL(dir sealfs.Ino, name string, a *answer, timeout time.Duration) ttl {
 	if f.k == nil {
 		return makeTTL(timeout)
 	}
-	return makeTTL(min(f.k.name(f.c, dir, name, b), timeout))
+	return makeTTL(min(f.k.name(f.c, dir, name, a), timeout))
 }
 
 func (f *filesystem) fillAttrOut(out *fuse.AttrOut, a *answer, how telling) {
@@ -196,7 +196,7 @@ func (f *filesystem) fillAttrOut(out *fuse.AttrOut, a *answer, how telling) {
 // fillEntry tells of a name in dir.
 func (f *filesystem) fillEntry(out *fuse.EntryOut, dir sealfs.Ino, name string, a *answer) {
 	out.NodeId = f.node(a.Ino)
-	t := f.entryTTL(dir, name, a.dir, f.o.EntryTimeout)
+	t := f.entryTTL(dir, name, a, f.o.EntryTimeout)
 	out.EntryValid, out.EntryValidNsec = t.sec, t.nsec
 	t = f.attrTTL(a, tellNamed)
 	out.AttrValid, out.AttrValidNsec = t.sec, t.nsec
@@ -253,7 +253,7 @@ func (f *filesystem) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name strin
 	dir := f.ino(h.NodeId)
 	a, err := f.c.lookup(ctx, dir, name)
 	if err == sealfs.ErrNotExist {
-		if t := f.entryTTL(dir, name, a.dir, f.o.NegativeTimeout); t != (ttl{}) {
+		if t := f.entryTTL(dir, name, &a, f.o.NegativeTimeout); t != (ttl{}) {
 			// Node 0 lets the kernel remember that there is no such name.
 			out.EntryValid, out.EntryValidNsec = t.sec, t.nsec
 			return fuse.OK

@@ -12,7 +12,7 @@ import (
 // refuseAttr refuses namespaces of attributes that we do not have. The kernel checks
 // permissions for those that we have. Of "system." that is POSIX ACLs.
 func refuseAttr(name string) error {
-	if isACL(name) {
+	if isACL(name) || name == PartitionsName {
 		return nil
 	}
 	for _, ns := range [...]string{"user.", "trusted.", "security."} {

@@ -232,6 +232,7 @@ var direntLists = sync.Pool{New: func() any { return new([]op.Dirent) }}
 func (f *filesystem) readDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList, plus bool) fuse.Status {
 	ino, asked := f.ino(in.NodeId), f.c.leases.mark()
 	defer f.within(ino)()
+	var got listing
 	add := func(e *op.Dirent, mode uint32, name, attr belief) bool {
 		d := fuse.DirEntry{Name: e.Name, Ino: uint64(e.Ino), Off: e.Cookie, Mode: mode}
 		if !plus {
@@ -239,7 +240,7 @@ func (f *filesystem) readDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.
 		}
 		entry := out.AddDirLookupEntry(d)
 		if entry != nil && e.Attr.Ino != 0 {
-			f.fillEntry(entry, ino, e.Name, &answer{e.Attr, attr, name, asked})
+			f.fillEntry(entry, ino, e.Name, &answer{Attr: e.Attr, ino: attr, dir: name, mark: asked, at: got.at})
 		} // else node 0: the kernel looks itself if it needs more
 		return entry != nil
 	}
@@ -260,15 +261,15 @@ func (f *filesystem) readDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.
 		direntLists.Put(list)
 	}()
 	cookie := max(in.Offset, 2)
-	var err error
-	var beliefs []belief
-	*list, beliefs, _, err = f.c.readdir(ctx, ino, cookie, int(in.Size), plus, (*list)[:0], beliefs)
+	got.entries = (*list)[:0]
+	err := f.c.readdir(ctx, ino, cookie, int(in.Size), plus, &got)
+	*list = got.entries
 	if err != nil {
 		return status(err)
 	}
 	for i := range *list {
 		e := &(*list)[i]
-		if !add(e, uint32(e.Type)<<12, beliefs[0], beliefs[1+i]) {
+		if !add(e, uint32(e.Type)<<12, got.dir, got.each[i]) {
 			break
 		}
 	}

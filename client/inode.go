@@ -41,12 +41,18 @@ func (c *Client) lookup(ctx context.Context, dir sealfs.Ino, name string) (answe
 		k := c.begin(op.Lookup, dir)
 		k.Dir, k.Name = dir, name
 		a, err := c.attrs(ctx, k)
-		if err != nil || a.Version != 0 && c.current(mark, a.Ino) {
+		if err != nil {
 			return a, err
 		}
-		partial, name := a.Version == 0, a.dir
+		if a.Version != 0 && c.current(mark, a.Ino) {
+			name, at := a.dir, a.at
+			a, err = c.whole(ctx, a, nil)
+			a.dir, a.at = name, at
+			return a, err
+		}
+		partial, name, at := a.Version == 0, a.dir, a.at
 		a, err = c.getattr(ctx, a.Ino)
-		a.dir = name
+		a.dir, a.at = name, at
 		if !partial || err != sealfs.ErrNotExist || tries >= lookupMax {
 			return a, err
 		}
@@ -64,7 +70,7 @@ func (c *Client) complete(ctx context.Context, a answer, err error) (answer, err
 	if err == sealfs.ErrNotExist {
 		return a, nil
 	}
-	all.dir = a.dir
+	all.dir, all.at = a.dir, a.at
 	return all, err
 }
 
@@ -82,7 +88,7 @@ func (c *Client) getattr(ctx context.Context, ino sealfs.Ino) (answer, error) {
 	k.Ino = ino
 	a, err := c.attrs(ctx, k)
 	c.seen(&a.Attr)
-	return a, err
+	return c.whole(ctx, a, err)
 }
 
 // SetAttr says which attributes Setattr changes to what.
@@ -121,7 +127,7 @@ func (c *Client) setattr(ctx context.Context, ino sealfs.Ino, s *SetAttr) (answe
 	if s.Valid&op.SetSize != 0 {
 		c.resized(ino)
 	}
-	return a, err
+	return c.whole(ctx, a, err)
 }
 
 // Create makes the regular file name in dir and holds it open until Release.
@@ -284,42 +290,95 @@ func (c *Client) openFor(ctx context.Context, ino sealfs.Ino, n uint64, flags op
 // about n bytes of names, with attributes if plus. eof says that no more follow.
 // "." and ".." are not among them.
 func (c *Client) Readdir(ctx context.Context, dir sealfs.Ino, cookie uint64, n int, plus bool, list []op.Dirent) (_ []op.Dirent, eof bool, err error) {
-	list, _, eof, err = c.readdir(ctx, dir, cookie, n, plus, list, nil)
-	return list, eof, err
+	r := listing{entries: list}
+	err = c.readdir(ctx, dir, cookie, n, plus, &r)
+	return r.entries, r.eof, err
 }
 
-// readdir is Readdir that also says what may be believed, appended to beliefs: of the
-// directory, and then of each entry that has attributes or not.
-func (c *Client) readdir(ctx context.Context, dir sealfs.Ino, cookie uint64, n int, plus bool, list []op.Dirent, beliefs []belief) (_ []op.Dirent, _ []belief, eof bool, err error) {
+// listing is what a Readdir is answered.
+type listing struct {
+	entries []op.Dirent
+	eof     bool
+	at      sealfs.Ino // the directory, or partition of it, that the entries are from
+	dir     belief     // of at
+	each    []belief   // of each entry, that has attributes or not
+}
+
+// readdir is Readdir that also says what may be believed. Entries that it appends are all from
+// one place; it appends none only at the end.
+func (c *Client) readdir(ctx context.Context, dir sealfs.Ino, cookie uint64, n int, plus bool, list *listing) error {
+	before := len(list.entries)
+	var r redo
+	for {
+		at, next := c.readdirAt(dir, cookie)
+		err := c.readdirFrom(ctx, at, cookie, n, plus, list)
+		switch {
+		case err == sealfs.ErrStale, err == sealfs.ErrNotExist && at != dir:
+			if err := r.again(ctx, c, nil, sealfs.ErrStale); err != nil {
+				return err
+			}
+			if _, _, err := c.learnSplit(ctx, dir); err != nil {
+				return err
+			}
+			continue
+		case err != nil:
+			return err
+		}
+		if list.eof && next != 0 {
+			list.eof = false
+			if len(list.entries) == before {
+				cookie = next
+				continue
+			}
+		}
+		return nil
+	}
+}
+
+// readdirFrom is readdir in one place.
+func (c *Client) readdirFrom(ctx context.Context, at sealfs.Ino, cookie uint64, n int, plus bool, list *listing) error {
 	mark := c.sent.mark()
-	k := c.begin(op.Readdir, dir)
-	k.Dir, k.Off, k.Len = dir, cookie, uint64(n)
+	k := c.begin(op.Readdir, at)
+	k.Dir, k.Off, k.Len, k.layout = at, cookie, uint64(n), true
 	if plus {
 		k.Flags = op.Plus
 	}
-	if err = c.do(ctx, k); err == nil {
+	err := c.do(ctx, k)
+	if err == nil {
 		for i := range k.rep.Entries {
 			e := &k.rep.Entries[i]
-			if plus && e.Attr.Ino != 0 && (e.Attr.Version == 0 || !c.current(mark, e.Ino)) {
+			if plus && e.Attr.Ino != 0 && (e.Attr.Version == 0 || e.Attr.IsSplit() || !c.current(mark, e.Ino)) {
 				// Its store does not know all, or a delayed write is on its way: the
 				// caller has to ask for this one.
 				e.Attr = op.Attr{}
 			}
 		}
-		list = append(list, k.rep.Entries...)
-		eof = k.rep.Eof
-		beliefs = append(append(beliefs, k.dir), k.each...)
-		for len(beliefs) <= len(k.rep.Entries) {
-			beliefs = append(beliefs, 0)
+		list.entries = append(list.entries, k.rep.Entries...)
+		list.eof, list.at, list.dir = k.rep.Eof, at, k.dir
+		list.each = append(list.each, k.each...)
+		for len(list.each) < len(list.entries) {
+			list.each = append(list.each, 0)
 		}
 	}
 	k.end()
-	return list, beliefs, eof, err
+	return err
 }
 
 // Getxattr appends the value of an attribute to dst, at most n bytes (0: none),
 // and returns its size.
 func (c *Client) Getxattr(ctx context.Context, ino sealfs.Ino, name string, n int, dst []byte) ([]byte, int, error) {
+	if name == PartitionsName {
+		v, err := c.partitionsValue(ctx, ino)
+		switch {
+		case err != nil:
+			return dst, 0, err
+		case n == 0:
+			return dst, len(v), nil
+		case len(v) > n:
+			return dst, 0, sealfs.ErrRange
+		}
+		return append(dst, v...), len(v), nil
+	}
 	k := c.begin(op.Getxattr, ino)
 	k.Ino, k.Name, k.Len = ino, name, uint64(n)
 	err := c.do(ctx, k)

@@ -72,10 +72,15 @@ type answer struct {
 	dir belief // under that of the request's directory: the name, and its directory's attributes
 
 	mark uint64 // of the request: the attributes are not older
+
+	at    sealfs.Ino   // the directory, or partition of it, that dir is about
+	parts []partBelief // that the attributes of a split directory are put together from
 }
 
 // answer returns the attributes in the reply to k.
-func (k *call) answer() answer { return answer{k.rep.Attr, k.ino, k.dir, k.mark} }
+func (k *call) answer() answer {
+	return answer{Attr: k.rep.Attr, ino: k.ino, dir: k.dir, mark: k.mark, at: k.Dir}
+}
 
 func (l *leases) init(shards uint32) {
 	l.after, l.floor = make([]atomic.Uint64, shards), make([]atomic.Uint64, shards)

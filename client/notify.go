@@ -297,7 +297,7 @@ func (k *kernel) tell(c *Client, a *answer, how telling) time.Duration {
 	if n.unsound && n.pages || n.done != nil {
 		return 0
 	}
-	if !c.leases.holds(ino, a.ino) {
+	if !c.holds(a) {
 		n.stale = true // nobody tells when it changes
 		return 0
 	}
@@ -305,7 +305,7 @@ func (k *kernel) tell(c *Client, a *answer, how telling) time.Duration {
 	if n.owed {
 		n.owed, n.hot = false, now
 	}
-	left := c.believedUntil(ino).Sub(now)
+	left := c.heldUntil(a).Sub(now)
 	if left <= 0 || now.Sub(n.hot) < hotTime || a.mark <= n.changed {
 		return 0
 	}
@@ -357,6 +357,9 @@ func (k *kernel) forget(c *Client, ino sealfs.Ino, refs uint64) {
 		delete(p.inodes, ino)
 	}
 	c.left(ino) // with the part locked, so that nobody tells it under the lease meanwhile
+	for _, part := range c.splits.list(ino) {
+		c.left(part)
+	}
 }
 
 // refresh makes sure that the kernel has no content of an inode that is older than a, which
@@ -463,7 +466,8 @@ func (k *kernel) touched(c *Client, ino sealfs.Ino) {
 	}
 }
 
-// happened is for a change of this mount's own that the kernel takes for one that has failed.
+// happened is for a change of this mount's own that the kernel takes for one that has failed. It was sent to partitions,
+// of which the kernel knows nothing.
 func (k *kernel) happened(client *Client, c *call) {
 	if !c.Type.Changes() {
 		return
@@ -474,12 +478,12 @@ func (k *kernel) happened(client *Client, c *call) {
 		name string
 	}{{c.Dir, c.Name}, {c.Dir2, c.Name2}} {
 		if at.dir != 0 && at.name != "" {
-			names = append(names, op.Revoke{Ino: at.dir, Name: at.name})
+			names = append(names, op.Revoke{Ino: client.splits.whose(at.dir), Name: at.name})
 		}
 	}
 	k.forgetNames(names, false)
 	for _, ino := range [...]sealfs.Ino{c.Dir, c.Dir2, c.Ino, c.rep.Attr.Ino} {
-		if ino != 0 {
+		if ino = client.splits.whose(ino); ino != 0 {
 			k.touched(client, ino)
 			k.inode(ino, true)
 		}
@@ -511,15 +515,15 @@ func (k *kernel) bit(dir sealfs.Ino, name string) (*atomic.Uint64, uint64) {
 }
 
 // name returns for how long a name may be believed that is about to be told.
-func (k *kernel) name(c *Client, dir sealfs.Ino, name string, b belief) time.Duration {
-	if !k.epochs || b == 0 {
+func (k *kernel) name(c *Client, dir sealfs.Ino, name string, a *answer) time.Duration {
+	if !k.epochs || a.dir == 0 {
 		return 0
 	}
 	// First it is noted, then comes the belief: who ends that looks for notes afterwards.
-	if !k.note(dir, name, false) || !c.leases.holds(dir, b) {
+	if !k.note(dir, name, false) || !c.leases.holds(a.at, a.dir) {
 		return 0
 	}
-	return max(time.Until(c.believedUntil(dir)), 0)
+	return max(time.Until(c.believedUntil(a.at)), 0)
 }
 
 // note remembers that a name is about to be told with validity, unless it should not be, or already was: moved.
@@ -582,7 +586,7 @@ func (k *kernel) renamed(c *Client, dir sealfs.Ino, name string, dir2 sealfs.Ino
 	if exchange {
 		noted = k.note(dir, name, true) && noted
 	}
-	if !noted || c.leases.has(dir2).serial == 0 || exchange && c.leases.has(dir).serial == 0 {
+	if !noted || c.leases.has(c.at(dir2, name2)).serial == 0 || exchange && c.leases.has(c.at(dir, name)).serial == 0 {
 		k.allNames()
 	}
 }

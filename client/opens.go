@@ -89,6 +89,12 @@ func (c *Client) opening(ctx context.Context, ino sealfs.Ino) (*node, error) {
 	}
 }
 
+// askAt is ask for a request whose shard has just been chosen.
+func (c *Client) askAt(ctx context.Context, k *call) error {
+	c.address(k)
+	return c.ask(ctx, k)
+}
+
 // askOpen asks k until its answer counts. n is where the opening was announced.
 // It may be called again when it gave up.
 //
@@ -99,7 +105,12 @@ func (c *Client) askOpen(ctx context.Context, k *call, n **node) (answer, error)
 	made := false
 	for {
 		mark := earlyMark(*n)
-		err := c.ask(ctx, k)
+		err := error(nil)
+		if k.Type == op.Create {
+			err = c.named(ctx, k, c.askAt)
+		} else {
+			err = c.ask(ctx, k)
+		}
 		if err == errGaveUp {
 			return answer{}, err
 		}

@@ -22,13 +22,20 @@ import (
 
 	"sealfs"
 	"sealfs/op"
+	sealserver "sealfs/server"
 )
 
 // servePair mounts one real server on several directories, each with a client
 // and a session of its own, until the input ends. A line of it is answered by the
 // requests that the first of them has sent.
 func servePair(dirs []string) (err error) {
-	s, root, err := newEngine(os.Getenv(serveEnv + "_STORE"))
+	o := Options{Volume: 1, Shards: testShards}
+	var s *sealserver.Server
+	if split := os.Getenv(serveEnv + "_SPLIT"); split != "" {
+		s, err = newApart(os.Getenv(serveEnv+"_STORE"), split, &o)
+	} else {
+		s, o.Root, err = newEngine(os.Getenv(serveEnv + "_STORE"))
+	}
 	if err != nil {
 		return err
 	}
@@ -39,7 +46,8 @@ func servePair(dirs []string) (err error) {
 		if i > 0 {
 			h = encoded{s}
 		}
-		c := New(h, Options{Volume: 1, Root: root, Shards: testShards, Session: sealfs.Session(i + 1), Local: i == 0})
+		o.Session, o.Local = sealfs.Session(i+1), i == 0
+		c := New(h, o)
 		m, err := Mount(context.Background(), c, MountOptions{Dir: dir, Name: "pair", AllowOther: os.Geteuid() == 0})
 		if err != nil {
 			return err
@@ -84,6 +92,7 @@ type pair struct {
 	*server
 	dirs   [2]string
 	byType string // what sent returned, by type
+	store  string // where its stores are, if there are several
 }
 
 func startPair(t testing.TB) *pair {
@@ -107,8 +116,9 @@ func (p *pair) sent(t testing.TB) (n uint64) {
 }
 
 // TestStatsCostNothing looks at what was seen once, and counts requests.
-func TestStatsCostNothing(t *testing.T) {
-	p := startPair(t)
+func TestStatsCostNothing(t *testing.T) { statsCostNothing(t, startPair(t)) }
+
+func statsCostNothing(t *testing.T, p *pair) {
 	dir := filepath.Join(p.dirs[0], "d")
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
@@ -307,8 +317,9 @@ func TestOldPages(t *testing.T) {
 
 // TestMountsAgree has the two mounts take turns: what one has done, the other one must
 // see, with all of the kernel's caches filled before.
-func TestMountsAgree(t *testing.T) {
-	p := startPair(t)
+func TestMountsAgree(t *testing.T) { mountsAgree(t, startPair(t)) }
+
+func mountsAgree(t *testing.T, p *pair) {
 	rounds := 300
 	if testing.Short() {
 		rounds = 60
@@ -522,8 +533,9 @@ func TestOpenFilesAgree(t *testing.T) {
 
 // TestMountsAtOnce has both mounts work in one directory, and on one file, as fast as
 // they can: nobody waits for ever, and at the end they agree.
-func TestMountsAtOnce(t *testing.T) {
-	p := startPair(t)
+func TestMountsAtOnce(t *testing.T) { mountsAtOnce(t, startPair(t)) }
+
+func mountsAtOnce(t *testing.T, p *pair) {
 	var over atomic.Bool
 	var wg sync.WaitGroup
 	var count [3]atomic.Int64
@@ -694,4 +706,33 @@ func TestKernelForgets(t *testing.T) {
 	net.Back(net.Store(ino.Home(testShards)))
 	p.end(t)
 	<-entry
+}
+
+// TestNamesGoWithTheirDirectory: when nothing of a directory is to be believed any more, the kernel does not
+// believe its names either: of what changes then it is not told.
+func TestNamesGoWithTheirDirectory(t *testing.T) {
+	p := startPair(t)
+	dir := func(m int) string { return filepath.Join(p.dirs[m], "d") }
+	if err := os.Mkdir(dir(0), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	name := func(m int) string { return filepath.Join(dir(m), "f") }
+	if err := os.WriteFile(name(1), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	<-time.After(hotTime + hotTime/5) // after that names are told with validity
+	for range 3 {
+		if _, err := os.Lstat(name(0)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Chmod(dir(1), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(name(1), name(1)+"2"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(name(0)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a file is still there under its old name: %v", err)
+	}
 }

@@ -136,6 +136,9 @@ func (c *Client) Fsync(ctx context.Context, ino sealfs.Ino) error {
 	if err := c.flushAndTake(ctx, ino); err != nil {
 		return err
 	}
+	if len(c.splits.list(ino)) > 0 && c.o.Each != nil {
+		return c.eachStore(ctx, func(shard sealfs.Shard) error { return c.syncAt(ctx, ino, shard) })
+	}
 	home := ino.Home(c.o.Shards)
 	written := c.unsynced.of(ino)
 	if len(written) == 0 {

@@ -295,6 +295,9 @@ func (c *Client) disbelieve(mine func(sealfs.Shard) bool) {
 	}
 	gone := c.leases.drop(mine) // before a Watch of the new round is answered
 	w.mu.Unlock()
+	for i := range gone {
+		gone[i] = c.splits.whose(gone[i]) // the kernel knows no partitions
+	}
 	if k := c.kernel.Load(); k != nil && len(gone) > 0 {
 		k.everything(gone)
 	}
@@ -359,8 +362,9 @@ func (c *Client) carryOut(list []op.Revoke) {
 		if v.Kind != op.RecallWrite {
 			c.dirs.forget(0, v.Ino)
 		}
+		known := c.splits.whose(v.Ino) // to the kernel
 		if v.Kind == op.RevokeName {
-			names = append(names, *v)
+			names = append(names, op.Revoke{Ino: known, Name: v.Name})
 		}
 		n := c.nodes.get(v.Ino)
 		if n != nil && (was.write || asks(v.Kind) && n.dirty.Load()) { // or delayed before the store was lost
@@ -374,10 +378,10 @@ func (c *Client) carryOut(list []op.Revoke) {
 			c.changes(n) // by another client
 		}
 		if kernel != nil && v.Kind != op.RecallWrite {
-			kernel.inode(v.Ino, v.Kind == op.RevokeInode)
+			kernel.inode(known, v.Kind == op.RevokeInode)
 			if v.Kind == op.RevokeInode {
 				var more bool
-				names, more = kernel.take(v.Ino, names)
+				names, more = kernel.take(known, names)
 				all = all || more
 			}
 		}

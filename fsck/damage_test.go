@@ -15,6 +15,7 @@ import (
 	"sealfs/lsfs"
 	"sealfs/lsfs/layout"
 	"sealfs/meta"
+	"sealfs/op"
 	"sealfs/pmem"
 	pmlayout "sealfs/pmem/layout"
 )
@@ -180,6 +181,29 @@ func (h *hurt) link(dir sealfs.Ino, name string, ino sealfs.Ino, typ uint8, ordi
 	k := meta.EntryKey(testShards, dir, firstCookie(dir, testVolume, []byte(name))+ordinal)
 	e := meta.Entry{Ino: ino, Type: typ, Name: []byte(name)}
 	h.set(k[:], e.Append(nil))
+}
+
+// split makes the inode gone the first partition of the directory sub, as if more of them were to come.
+func (h *hurt) split() {
+	h.t.Helper()
+	dir, part := h.z.sub, h.z.gone
+	h.inode(dir, func(in *meta.Inode) {
+		in.Gen, in.Bound = 1, 2
+		p := meta.Inode{
+			Ino: part, Mode: in.Mode, Nlink: 2, Parent: dir, Volume: in.Volume, Version: 1, Gen: 7, Bound: op.PartitionBound + 1,
+			Atime: 5, Mtime: 5, Ctime: 5, Btime: 5, Counted: in.Counted,
+		}
+		k := meta.InodeKey(testShards, part)
+		h.set(k[:], p.Append(nil))
+	})
+	for _, row := range []struct {
+		of     sealfs.Ino
+		number uint8
+		ino    sealfs.Ino
+	}{{dir, 0, part}, {part, 0, part}, {dir, workRow, dir}} {
+		k := meta.PartitionKey(row.of.Home(testShards), dir, row.number)
+		h.set(k[:], binary.AppendUvarint(nil, uint64(row.ino)))
+	}
 }
 
 func (h *hurt) unlink(dir sealfs.Ino, name string) {
@@ -359,6 +383,50 @@ func TestProblemTable(t *testing.T) {
 	}
 }
 
+// TestSplitIsClean: a directory whose entries are about to move is as it should be.
+func TestSplitIsClean(t *testing.T) {
+	m, z, w := zooImages(t)
+	h := &hurt{images: m.clone(), t: t, z: z, w: w}
+	h.o = h.options()
+	h.split()
+	if rep := judge(t, h.o); !rep.Clean() || rep.Partitions != 1 {
+		t.Errorf("%v, %d partitions", rep.Found, rep.Partitions)
+	}
+	// A name in the partition counts for the directory; what has moved and is still at home does not.
+	name := ""
+	for i := 0; name == ""; i++ {
+		if try := fmt.Sprint("name", i); op.PartitionOf(firstCookie(z.sub, testVolume, []byte(try))) == 0 {
+			name = try
+		}
+	}
+	var size uint64
+	h.inode(z.small, func(in *meta.Inode) { in.Nlink++; size = in.Size })
+	h.inode(z.gone, func(in *meta.Inode) { in.Size++ })
+	cookie := firstCookie(z.sub, testVolume, []byte(name))
+	for _, at := range []sealfs.Ino{z.sub, z.gone} {
+		k, e := meta.EntryKey(testShards, at, cookie), meta.Entry{Ino: z.small, Type: typeFile, Name: []byte(name)}
+		h.set(k[:], e.Append(nil))
+	}
+	if rep := judge(t, h.o); !slices.Equal(rep.IDs(), []ID{TotalsWrong}) {
+		t.Errorf("a name in a partition counts for nobody: %v", rep.Found)
+	}
+	h.inode(z.sub, func(in *meta.Inode) { in.Total.Add(meta.Totals{Bytes: int64(size), Files: 1}, 1) })
+	h.queue(z.sub)
+	if rep := judge(t, h.o); !rep.Clean() {
+		t.Errorf("a name in a partition: %v", rep.Found)
+	}
+	h.inode(z.small, func(in *meta.Inode) { in.Parent = z.gone })
+	if rep := judge(t, h.o); !slices.Equal(rep.IDs(), []ID{TotalsWrong, TotalsPlace}) {
+		t.Errorf("a file counts in a partition: %v", rep.Found)
+	}
+	h.o.Repair, h.o.SaveDir = RepairAll, t.TempDir()
+	judge(t, h.o)
+	h.o.Repair = RepairNone
+	if rep := judge(t, h.o); !rep.Clean() {
+		t.Errorf("repaired: %v", rep.Found)
+	}
+}
+
 // A record that rots in staging before it was drained cuts off all behind it.
 func TestDamagedStaging(t *testing.T) {
 	w := newWorld(t, 60, lazy)
@@ -453,6 +521,9 @@ var remainders = map[string][]ID{
 	"unreadable block":            {SegmentRead, DataSum, SegmentRecord},
 	"rotten data":                 {DataSum},
 	"sum":                         {DataSum},
+	"partition that is none":      {PartitionLost},
+	"stray partition":             {PartitionStray},
+	"entry in another partition":  {EntryApart},
 }
 
 // Every damage is repaired, all but what the table of problems says is not; twice

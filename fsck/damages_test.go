@@ -301,6 +301,35 @@ var damages = []damage{
 		h.inode(h.z.dir2, func(in *meta.Inode) { in.Size++; in.Nlink++ })
 		h.inode(h.z.sub, func(in *meta.Inode) { in.Parent = h.z.dir2 })
 	}},
+	{"partition that is none", []ID{PartitionLost}, func(h *hurt) {
+		h.split()
+		k := meta.PartitionKey(h.z.sub.Home(testShards), h.z.sub, 0)
+		h.set(k[:], binary.AppendUvarint(nil, uint64(h.z.small)))
+	}},
+	{"partition's row", []ID{PartitionRow}, func(h *hurt) {
+		h.split()
+		k := meta.PartitionKey(h.z.gone.Home(testShards), h.z.sub, 0)
+		h.del(k[:])
+	}},
+	{"work on partitions", []ID{PartitionWork}, func(h *hurt) {
+		h.split()
+		k := meta.PartitionKey(h.z.sub.Home(testShards), h.z.sub, workRow)
+		h.del(k[:])
+	}},
+	{"stray partition", []ID{PartitionStray}, func(h *hurt) {
+		h.split()
+		k := meta.PartitionKey(h.z.sub.Home(testShards), h.z.sub, 0)
+		h.del(k[:])
+		k = meta.PartitionKey(h.z.sub.Home(testShards), h.z.sub, workRow)
+		h.del(k[:])
+		h.inode(h.z.sub, func(in *meta.Inode) { in.Gen, in.Bound = 0, 0 })
+	}},
+	{"entry in another partition", []ID{EntryApart}, func(h *hurt) {
+		h.split()
+		k := meta.EntryKey(testShards, h.z.gone, op.PartitionStart(3)+ordinals)
+		e := meta.Entry{Ino: h.z.small, Type: typeFile, Name: []byte("apart")}
+		h.set(k[:], e.Append(nil))
+	}},
 	{"link count", []ID{LinkCount}, func(h *hurt) { h.inode(h.z.small, func(in *meta.Inode) { in.Nlink = 2 }) }},
 	{"lost name", []ID{NoName}, func(h *hurt) {
 		h.unlink(h.z.sub, "small")

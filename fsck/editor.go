@@ -208,7 +208,7 @@ func (e *editor) number(s sealfs.Shard) sealfs.Ino {
 
 // entries returns the entries of a directory that have the hash of a name.
 func (e *editor) entries(dir *meta.Inode, name []byte) (list []meta.Entry, keys [][]byte) {
-	k := meta.EntryKey(e.c.w.shards, dir.Ino, firstCookie(dir.Ino, dir.Volume, name))
+	k := meta.EntryKey(e.c.w.shards, dir.Ino, firstCookie(self(dir), dir.Volume, name))
 	for _, r := range e.under(k[:len(k)-1], ordinals) {
 		var x meta.Entry
 		if meta.DecodeEntry(r.val, dir.Ino, binary.BigEndian.Uint64(r.key[len(r.key)-8:]), &x) == nil {
@@ -230,8 +230,11 @@ func (e *editor) look(dir *meta.Inode, name []byte) (meta.Entry, bool) {
 }
 
 // enter gives ino a name in a directory, one that is free: if name is not, a
-// number is added to it. It returns the name that was given.
+// number is added to it. It returns the name that was given. A directory that is split takes none here.
 func (e *editor) enter(dir *meta.Inode, name []byte, ino sealfs.Ino, typ uint8) ([]byte, bool) {
+	if dir.IsSplit() {
+		return nil, false
+	}
 	given := name
 	for i := 2; i < 1<<20; i++ {
 		if _, taken := e.look(dir, given); !taken {
@@ -242,7 +245,7 @@ func (e *editor) enter(dir *meta.Inode, name []byte, ino sealfs.Ino, typ uint8) 
 	}
 	_, keys := e.entries(dir, given)
 	for ordinal := range uint64(ordinals) {
-		k := meta.EntryKey(e.c.w.shards, dir.Ino, firstCookie(dir.Ino, dir.Volume, given)+ordinal)
+		k := meta.EntryKey(e.c.w.shards, dir.Ino, firstCookie(self(dir), dir.Volume, given)+ordinal)
 		if slices.ContainsFunc(keys, func(b []byte) bool { return bytes.Equal(b, k[:]) }) || e.get(k[:]) != nil {
 			continue
 		}

@@ -203,7 +203,9 @@ func (r *reader) mendAttr(id ID, k meta.Key) {
 		e.change(k.Ino, func(in *meta.Inode) {
 			in.Names -= min(in.Names, names)
 			in.Flags &^= acl
-			e.charge(k.Shard, in.Volume, -bytesGone, 0)
+			if !in.IsPartition() {
+				e.charge(k.Shard, in.Volume, -bytesGone, 0)
+			}
 		})
 		return fmt.Sprintf("the attribute's %s saved and removed", plural(len(rows), "row is", "rows are"))
 	})

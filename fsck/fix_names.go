@@ -327,8 +327,10 @@ func (r *reader) mendVolume(where string, dir, ino sealfs.Ino, v sealfs.Volume) 
 		old := in.Volume
 		in.Volume = v
 		at.putInode(&in)
-		at.charge(ino.Home(w.shards), old, -int64(in.Bytes), -1)
-		at.charge(ino.Home(w.shards), v, int64(in.Bytes), 1)
+		if !in.IsPartition() {
+			at.charge(ino.Home(w.shards), old, -int64(in.Bytes), -1)
+			at.charge(ino.Home(w.shards), v, int64(in.Bytes), 1)
+		}
 		return fmt.Sprintf("inode %d is of volume %d, not %d", ino, v, old)
 	})
 }
@@ -362,8 +364,10 @@ func (n *namespace) mendDirVolume(dir sealfs.Ino) {
 		home, old := dir.Home(w.shards), d.Volume
 		d.Volume = best
 		e.putInode(&d)
-		e.charge(home, old, 0, -1)
-		e.charge(home, best, 0, 1)
+		if !d.IsPartition() {
+			e.charge(home, old, 0, -1)
+			e.charge(home, best, 0, 1)
+		}
 		return fmt.Sprintf("the directory is of volume %d, as most of its entries are, not %d", best, old)
 	}
 	n.c.addFix(&fix{Step: Step{Problem: EntryVolume, Where: where}, do: do, early: true})

@@ -175,6 +175,8 @@ func readable(k *meta.Key, val []byte) bool {
 		err = meta.DecodeInode(val, k.Ino, new(meta.Inode))
 	case meta.KindPart:
 		_, err = meta.DecodePart(val)
+	case meta.KindPartition:
+		_, err = meta.DecodePartition(val)
 	case meta.KindEntry:
 		err = meta.DecodeEntry(val, k.Ino, k.Pos, new(meta.Entry))
 	case meta.KindExtent:

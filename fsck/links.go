@@ -39,9 +39,10 @@ func (r *reader) refer(dir *inode, e *meta.Entry) {
 		return
 	}
 	d.subdirs++
-	if p := home.more[in.more].parent; p != dir.ino && p != in.ino && (!r.w.prepared || in.flags&doubtful == 0) {
+	self := d.self()
+	if p := home.more[in.more].parent; p != self && p != in.ino && (!r.w.prepared || in.flags&doubtful == 0) {
 		r.out.problem(home.c, DirParent, name(in.ino), "its parent is %d, its name %q stands in %d", p, e.Name, dir.ino)
-		to := dir.ino
+		to := self
 		r.out.mendBy(home.c, DirParent, name(in.ino), func(x *editor) string {
 			what := ""
 			x.change(in.ino, func(d *meta.Inode) {
@@ -68,7 +69,9 @@ func (n *namespace) finish() error {
 		if !n.owns(i.ino) {
 			continue
 		}
-		if i.flags&doubtful != 0 {
+		if i.typ == typeDir && n.more[i.more].asInode().IsPartition() {
+			n.partition(i, &n.more[i.more])
+		} else if i.flags&doubtful != 0 {
 			c.rep.NotJudged++
 		} else {
 			n.links(i)
@@ -163,7 +166,11 @@ func (n *namespace) directory(i *inode, d *detail) {
 			return fmt.Sprintf("it counts %s", plural(in.Size, "entry", "entries"))
 		})
 	}
-	if i.nlink != 0 && i.nlink != 2+d.subdirs {
+	in := d.asInode()
+	if !in.IsPartition() {
+		n.split(i, d)
+	}
+	if i.nlink != 0 && i.nlink != 2+d.subdirs && in.InUse() {
 		n.c.problem(DirLinks, name(i.ino), "%d links, %s", i.nlink, plural(int(d.subdirs), "subdirectory", "subdirectories"))
 		off := int64(2+d.subdirs) - int64(i.nlink)
 		n.mendInode(DirLinks, i.ino, func(in *meta.Inode) string {

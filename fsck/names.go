@@ -93,6 +93,8 @@ type detail struct {
 	attrs   int32  // bytes of attribute names, less those found
 	acls    uint8  // ACLs that the inode says it has
 	gotACLs uint8  // and those that were found
+	bound   uint16 // of a directory, see meta.Inode.Moved and Number
+	gen     uint64 // of a directory
 }
 
 type usageOf struct {
@@ -125,6 +127,8 @@ type namespace struct {
 	files map[sealfs.Ino]large // those with chunks
 	parts []chunks             // by shard and inode
 
+	partitions map[partitionKey]sealfs.Ino
+
 	prepared  []*part
 	tally     tally
 	inDoubt   map[sealfs.Ino][]*part // that change names, by directory
@@ -136,6 +140,7 @@ func (c *checker) newNamespace() *namespace {
 		c: c, w: c.w, more: make([]detail, 1), volumeNo: map[sealfs.Volume]uint16{},
 		usage: map[usageOf]meta.Usage{}, counters: map[sealfs.Shard]uint64{}, rows: make([]uint64, sealfs.ShardsMax),
 		tally: newTally(), inDoubt: map[sealfs.Ino][]*part{}, decisions: map[txKey]meta.Decision{}, files: map[sealfs.Ino]large{},
+		partitions: map[partitionKey]sealfs.Ino{},
 	}
 }
 
@@ -186,6 +191,7 @@ func (n *namespace) join(o *namespace) {
 	maps.Copy(n.decisions, o.decisions)
 	maps.Copy(n.files, o.files)
 	n.tally.join(&o.tally)
+	maps.Copy(n.partitions, o.partitions)
 	for i, v := range o.votes {
 		n.votes[i] += v
 	}
@@ -398,6 +404,7 @@ func (r *reader) hand() {
 	}
 	a.Files += b.Files
 	a.Directories += b.Directories
+	a.Partitions += b.Partitions
 	a.Symlinks += b.Symlinks
 	a.Others += b.Others
 	a.Orphans += b.Orphans
@@ -470,6 +477,12 @@ func (r *reader) first(at ref, key, val []byte) error {
 			return r.damaged(&k, key, err)
 		}
 		r.decisions[txKey{k.Shard, k.Tx}] = d
+	case meta.KindPartition:
+		ino, err := meta.DecodePartition(val)
+		if err != nil {
+			return r.damaged(&k, key, err)
+		}
+		r.partitionRow(&k, ino)
 	case meta.KindPart:
 		p, err := meta.DecodePart(val)
 		if err != nil {
@@ -500,8 +513,12 @@ func (r *reader) inode(at ref, k *meta.Key, in *meta.Inode) {
 		rep.Files++
 		long = d.bytes != d.found
 	case typeDir:
-		rep.Directories++
-		long = true
+		if long = true; in.IsPartition() {
+			rep.Partitions++
+		} else {
+			rep.Directories++
+		}
+		d.bound, d.gen = uint16(in.Bound), in.Gen
 	case typeLink:
 		rep.Symlinks++
 		long = in.Size > inlineTarget
@@ -516,7 +533,9 @@ func (r *reader) inode(at ref, k *meta.Key, in *meta.Inode) {
 		rep.Orphans++
 	}
 	rep.Bytes += in.Bytes
-	r.charge(k.Shard, in.Volume, int64(in.Bytes), 1)
+	if !in.IsPartition() { // which cost nothing
+		r.charge(k.Shard, in.Volume, int64(in.Bytes), 1)
+	}
 	if n := len(r.starts); n == 0 || r.starts[n-1].shard != k.Shard {
 		r.starts = append(r.starts, start{k.Shard, uint32(len(r.inodes))})
 	}

@@ -117,6 +117,7 @@ const (
 	EntryNoInode   ID = 515
 	EntryType      ID = 516
 	EntryVolume    ID = 517
+	EntryApart     ID = 518
 	DirSize        ID = 521
 	DirLinks       ID = 522
 	DirParent      ID = 523
@@ -124,9 +125,13 @@ const (
 	DirLoop        ID = 525
 	LinkCount      ID = 526
 	NoName         ID = 527
+	PartitionRow   ID = 528
+	PartitionWork  ID = 529
+	PartitionStray ID = 530
 	OrphanRow      ID = 531
 	OrphanMissing  ID = 532
 	TailRow        ID = 533
+	PartitionLost  ID = 534
 	ExtentNoFile   ID = 541
 	ExtentOverlap  ID = 542
 	ExtentBeyond   ID = 543
@@ -277,6 +282,8 @@ var problems = []Problem{
 		"the entry gets the type of its inode"},
 	{EntryVolume, "entry-volume", Error, Ask, "an entry and its inode are of different volumes",
 		"the inode gets the volume of the directory"},
+	{EntryApart, "entry-apart", Error, None, "an entry of a directory that is split stands in another part of it than its name says",
+		"the entry cannot be reached by its name: move what is in the directory to another one"},
 	{DirSize, "dir-size", Error, Safe, "a directory miscounts its entries",
 		"the entries are counted anew"},
 	{DirLinks, "dir-links", Error, Safe, "a directory miscounts its subdirectories",
@@ -291,12 +298,20 @@ var problems = []Problem{
 		"the names are counted anew"},
 	{NoName, "no-name", Error, Ask, "an inode has links but no name: nobody can reach it",
 		"it gets a name in lost+found: the one it is known to have had, or its number"},
+	{PartitionRow, "partition-row", Error, Ask, "a row does not name the partition that it is for",
+		"the row names it"},
+	{PartitionWork, "partition-work", Error, Ask, "inode and rows disagree whether there is something to do for a directory's partitions",
+		"its server looks at its partitions when it starts"},
+	{PartitionStray, "partition-stray", Error, None, "a partition belongs to no directory",
+		"its entries cannot be reached: restore the store of its directory from a copy"},
 	{OrphanRow, "orphan-row", Error, Ask, "the orphan table lists an inode that has a name or does not exist",
 		"the row is removed"},
 	{OrphanMissing, "orphan-missing", Error, Ask, "an inode without links is missing in the orphan table: it is never freed",
 		"with data or entries it gets a name in lost+found; else it is put into the table"},
 	{TailRow, "tail-row", Error, Ask, "an inode and the orphan table disagree about its truncated tail",
 		"the row becomes what the inode says"},
+	{PartitionLost, "partition-lost", Error, None, "a partition of a directory is missing",
+		"its entries are lost, those of other partitions are there; restore the store of the partition from a copy"},
 	{ExtentNoFile, "extent-no-file", Error, Ask, "an extent belongs to what is not a regular file",
 		"a file that is gone is made again; of what is no file, the extent and its data are saved and removed"},
 	{ExtentOverlap, "extent-overlap", Error, Ask, "two extents of a file overlap in it",

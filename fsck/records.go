@@ -26,7 +26,7 @@ func (r *reader) second(at ref, key, val []byte) error {
 			return nil
 		}
 	}
-	if k.Ino != 0 && k.Ino.Home(shards) != k.Shard && k.Kind != meta.KindPart && k.Kind != meta.KindOutbox || uint32(k.Shard) >= shards {
+	if k.Ino != 0 && k.Ino.Home(shards) != k.Shard && k.Kind != meta.KindPart && k.Kind != meta.KindOutbox && k.Kind != meta.KindPartition || uint32(k.Shard) >= shards {
 		r.problem(ShardWrong, name(k.Ino), "key %x stands in shard %d of %d", key, k.Shard, shards)
 		r.mendPlace(key, &k)
 		return nil
@@ -89,9 +89,15 @@ func (r *reader) entry(k *meta.Key, key, val []byte) error {
 		r.problem(EntryName, where(), "%x", e.Name)
 		r.mendName(EntryName, where(), key, &e)
 	}
+	refers := dir != nil
 	if dir != nil {
-		r.more[dir.more].found++
-		if want := firstCookie(k.Ino, r.volumes[dir.volume], e.Name); k.Pos&^(ordinals-1) != want {
+		d := &r.more[dir.more]
+		if r.leftover(k, d, where) {
+			return nil // it counts where it has gone to
+		}
+		d.found++
+		refers = d.asInode().InUse()
+		if want := firstCookie(d.self(), r.volumes[dir.volume], e.Name); k.Pos&^(ordinals-1) != want {
 			r.problem(EntryCookie, where(), "%#x, its name's are from %#x on", k.Pos, want)
 			r.mendName(EntryCookie, where(), key, &e)
 		}
@@ -104,7 +110,7 @@ func (r *reader) entry(k *meta.Key, key, val []byte) error {
 		r.mendName(EntryTwice, where(), key, &e)
 	}
 	r.groupNames = append(r.groupNames, e.Name)
-	if dir != nil && r.owns(k.Ino) {
+	if refers && r.owns(k.Ino) {
 		r.refer(dir, r.after(dir, &e))
 	}
 	return nil
@@ -166,7 +172,7 @@ func (r *reader) piece(at ref, ino sealfs.Ino, e *meta.Extent) {
 // attribute judges a part of an extended attribute.
 func (r *reader) attribute(k *meta.Key, key, val []byte) error {
 	i := r.lookup(k.Ino)
-	if i != nil {
+	if i != nil && (i.typ != typeDir || !r.more[i.more].asInode().IsPartition()) {
 		r.charge(k.Shard, r.volumes[i.volume], int64(len(val)), 0)
 	}
 	if k.Part != 0 {

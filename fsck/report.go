@@ -57,6 +57,7 @@ type Report struct {
 
 	Files       uint64 `json:"files"` // regular ones
 	Directories uint64 `json:"directories"`
+	Partitions  uint64 `json:"partitions"` // of large directories, which may lie elsewhere
 	Symlinks    uint64 `json:"symlinks"`
 	Others      uint64 `json:"others"`
 	Orphans     uint64 `json:"orphans"` // inodes without a name, freed by the next start; counted above, too

@@ -7,6 +7,7 @@ import (
 
 	"sealfs"
 	"sealfs/meta"
+	"sealfs/op"
 )
 
 // Totals of directories are judged by what the records of all stores add up to: see
@@ -56,8 +57,9 @@ type tally struct {
 	outboxes map[mail]meta.Outbox
 	letters  map[mail]uint64 // the last ones that were taken
 	queue    map[sealfs.Ino]uint8
-	spread   map[sealfs.Ino]uint64 // sizes of the files with places
-	strays   map[sealfs.Ino]bool   // what has places, and is no such file
+	spread   map[sealfs.Ino]uint64     // sizes of the files with places
+	strays   map[sealfs.Ino]bool       // what has places, and is no such file
+	apart    map[sealfs.Ino]meta.Inode // directories that are split, and partitions: what says so
 
 	last   *sums // of lastOf, which the record before was about
 	lastOf sealfs.Ino
@@ -67,6 +69,7 @@ func newTally() tally {
 	return tally{
 		sums: map[sealfs.Ino]*sums{}, outboxes: map[mail]meta.Outbox{}, letters: map[mail]uint64{},
 		queue: map[sealfs.Ino]uint8{}, spread: map[sealfs.Ino]uint64{}, strays: map[sealfs.Ino]bool{},
+		apart: map[sealfs.Ino]meta.Inode{},
 	}
 }
 
@@ -94,6 +97,19 @@ func hashOf(ino sealfs.Ino) uint64 {
 // sized reports whether the size of what has the type typ counts.
 func sized(typ uint8) bool { return typ == typeFile || typ == typeLink }
 
+// countsIn returns the directory in which the name at an entry's key counts, 0 if it does in none: it has moved, or is
+// about to.
+func (t *tally) countsIn(k *meta.Key) sealfs.Ino {
+	in, ok := t.apart[k.Ino]
+	switch {
+	case !ok:
+		return k.Ino
+	case !in.InUse() || op.PartitionOf(k.Pos) < in.Moved():
+		return 0
+	}
+	return self(&in)
+}
+
 // inode takes note of an inode.
 func (t *tally) inode(in *meta.Inode) {
 	if in.Queued() {
@@ -110,6 +126,9 @@ func (t *tally) inode(in *meta.Inode) {
 			s.told += uint64(in.Nlink) * hashOf(in.Ino)
 		}
 		return
+	}
+	if in.Bound != 0 {
+		t.apart[in.Ino] = meta.Inode{Ino: in.Ino, Mode: in.Mode, Parent: in.Parent, Bound: in.Bound}
 	}
 	root := in.Parent == in.Ino
 	t.dirs = append(t.dirs, counted{in.Ino, in.Parent, in.Volume, in.Counted, in.Nlink != 0, in.Total, in.Told})
@@ -129,7 +148,11 @@ func (t *tally) row(k *meta.Key, val []byte) error {
 		if meta.DecodeEntry(val, k.Ino, k.Pos, &e) != nil {
 			return nil // it is judged elsewhere
 		}
-		s := t.of(k.Ino)
+		dir := t.countsIn(k)
+		if dir == 0 {
+			return nil
+		}
+		s := t.of(dir)
 		if e.Type == typeDir {
 			s.totals.Dirs++
 			return nil
@@ -185,6 +208,7 @@ func (t *tally) join(o *tally) {
 	maps.Copy(t.letters, o.letters)
 	maps.Copy(t.spread, o.spread)
 	maps.Copy(t.strays, o.strays)
+	maps.Copy(t.apart, o.apart)
 	for ino, q := range o.queue {
 		t.queue[ino] |= q
 	}
@@ -219,7 +243,7 @@ func (w *whole) totals() {
 			has[all.dirs[i].volume] = true
 		}
 	}
-	wrong := &misplaced{dirs: map[sealfs.Ino]bool{}}
+	wrong := &misplaced{all: &all, dirs: map[sealfs.Ino]bool{}}
 	for _, n := range w.stores {
 		for i := range n.tally.dirs {
 			if d := &n.tally.dirs[i]; n.owns(d.ino) {
@@ -302,6 +326,7 @@ func (n *namespace) judgeQueue() {
 // misplaced are directories in which other files count than have names there. They are
 // mended all at once.
 type misplaced struct {
+	all  *tally
 	dirs map[sealfs.Ino]bool
 	once sync.Once
 }
@@ -329,7 +354,7 @@ func (m *misplaced) place(w *whole) {
 		var e meta.Entry
 		var in meta.Inode
 		switch {
-		case k.Kind == meta.KindEntry && m.dirs[k.Ino] && meta.DecodeEntry(val, k.Ino, k.Pos, &e) == nil && sized(e.Type):
+		case k.Kind == meta.KindEntry && m.dirs[m.all.countsIn(k)] && meta.DecodeEntry(val, k.Ino, k.Pos, &e) == nil && sized(e.Type):
 			files[e.Ino] = map[sealfs.Ino]uint64{}
 		case k.Kind == meta.KindPlace && m.dirs[k.Dir]:
 			files[k.Ino] = map[sealfs.Ino]uint64{}
@@ -341,7 +366,9 @@ func (m *misplaced) place(w *whole) {
 		var e meta.Entry
 		switch {
 		case k.Kind == meta.KindEntry && meta.DecodeEntry(val, k.Ino, k.Pos, &e) == nil && files[e.Ino] != nil:
-			files[e.Ino][k.Ino]++
+			if dir := m.all.countsIn(k); dir != 0 {
+				files[e.Ino][dir]++
+			}
 		case k.Kind == meta.KindPlace && files[k.Ino] != nil:
 			places[k.Ino] = append(places[k.Ino], slices.Clone(key))
 		}

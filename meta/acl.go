@@ -251,6 +251,9 @@ func (ch *change) setACL(in *Inode, flag uint8) error {
 		if !in.isDir() {
 			return refusal(sealfs.ErrAccess)
 		}
+		if err := ch.mayRecast(in); err != nil {
+			return err
+		}
 		in.Flags |= flagDefault
 		if err := ch.putAttr(in, op.ACLDefault, a, 0); err != nil {
 			return err
@@ -258,9 +261,15 @@ func (ch *change) setACL(in *Inode, flag uint8) error {
 		return ch.attrChanged(in)
 	}
 	bits, all := a.mode()
+	before := in.Mode
 	in.Mode = in.Mode&^0o777 | bits
 	if ch.req.Flags&op.KillPriv != 0 {
 		in.Mode &^= setgid
+	}
+	if in.handsDownOther(before, in.GID) {
+		if err := ch.mayRecast(in); err != nil {
+			return err
+		}
 	}
 	switch {
 	case !all:
@@ -285,6 +294,11 @@ func (ch *change) removeACL(in *Inode, flag uint8) error {
 		ch.quiet = true
 		in.Attr(&ch.rep.Attr)
 		return nil
+	}
+	if flag == flagDefault {
+		if err := ch.mayRecast(in); err != nil {
+			return err
+		}
 	}
 	in.Flags &^= flag
 	if err := ch.dropAttr(in, aclName(flag)); err != nil {

@@ -117,7 +117,7 @@ func (ch *change) run() error {
 func (ch *change) dispatch() error {
 	req := ch.req
 	switch req.Type {
-	case op.MakeRoot, op.DropSession, op.DropVolume, op.Prepare, op.Commit, op.Abort, op.Forget, op.Purge, op.Grant, op.Tally:
+	case op.MakeRoot, op.DropSession, op.DropVolume, op.Prepare, op.Commit, op.Abort, op.Forget, op.Purge, op.Grant, op.Tally, op.Partition:
 		// Addressed to a shard.
 	case op.Create, op.Mknod, op.Mkdir, op.Symlink, op.Link, op.Unlink, op.Rmdir, op.Rename:
 		if err := ch.at(req.Dir); err != nil {
@@ -196,6 +196,10 @@ func (ch *change) dispatch() error {
 		return ch.grant()
 	case op.Tally:
 		return ch.tally()
+	case op.Split:
+		return ch.split()
+	case op.Partition:
+		return ch.partition()
 	}
 	return refusal(sealfs.ErrNoSys)
 }
@@ -299,7 +303,7 @@ func (ch *change) loadDir(ino sealfs.Ino, in *Inode) error {
 	if in.Nlink == 0 {
 		return refusal(sealfs.ErrNotExist)
 	}
-	return nil
+	return in.refuseSealed()
 }
 
 // loadEntry reads the inode that an entry refers to, to be changed.

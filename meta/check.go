@@ -30,6 +30,7 @@ func CheckAll(stores []pmem.Reader, c Config, fn func(problem string)) error {
 		c: c, fn: fn,
 		inodes: map[sealfs.Ino]*seen{}, usage: map[usageRow]Usage{}, counters: map[sealfs.Shard]uint64{},
 		sessions: map[sessionRow]uint32{}, parts: map[partRow]*seenPart{}, letters: map[letterRow]uint64{},
+		partitions: map[partitionRow]sealfs.Ino{},
 	}
 	for _, r := range stores {
 		if err := ck.read(r); err != nil {
@@ -85,6 +86,25 @@ type seen struct {
 	dir                      sealfs.Ino
 	scattered                bool                  // it has names in several directories
 	places                   map[sealfs.Ino]uint64 // names by places, less those that were found
+	apart                    uint32                // subdirectories that partitions name
+	leftover                 uint64                // entries that have moved and still stand here
+	partition                bool
+	number                   uint64 // of a partition
+	open                     bool   // a partition that is in use
+}
+
+// self is Inode.self.
+func (s *seen) self(ino sealfs.Ino) sealfs.Ino {
+	if s.partition {
+		return s.parent
+	}
+	return ino
+}
+
+type partitionRow struct {
+	shard  sealfs.Shard
+	dir    sealfs.Ino
+	number uint16
 }
 
 // seenPart is what the checker gathers about a part.
@@ -109,15 +129,16 @@ type sessionRow struct {
 }
 
 type checker struct {
-	c        Config
-	fn       func(string)
-	inodes   map[sealfs.Ino]*seen
-	usage    map[usageRow]Usage // rows less what inodes add up to
-	counters map[sealfs.Shard]uint64
-	sessions map[sessionRow]uint32 // rows that are still to come
-	parts    map[partRow]*seenPart
-	letters  map[letterRow]uint64 // the last ones that were taken
-	outboxes []outboxRow
+	c          Config
+	fn         func(string)
+	inodes     map[sealfs.Ino]*seen
+	usage      map[usageRow]Usage // rows less what inodes add up to
+	counters   map[sealfs.Shard]uint64
+	sessions   map[sessionRow]uint32 // rows that are still to come
+	parts      map[partRow]*seenPart
+	letters    map[letterRow]uint64 // the last ones that were taken
+	outboxes   []outboxRow
+	partitions map[partitionRow]sealfs.Ino
 }
 
 func (ck *checker) problem(format string, args ...any) { ck.fn(fmt.Sprintf(format, args...)) }
@@ -140,6 +161,10 @@ func (ck *checker) record(k *Key, v *record) {
 	}
 	if k.Kind == KindPart {
 		ck.partRecord(k, &v.chunks)
+		return
+	}
+	if k.Kind == KindPartition {
+		ck.partitions[partitionRow{k.Shard, k.Ino, k.Part}] = v.partition
 		return
 	}
 	if k.Kind == KindExtent && v.extent.Off >= sealfs.HomeBytes {
@@ -209,19 +234,23 @@ func (ck *checker) inodeRecord(k *Key, in *Inode) {
 	s.volume, s.parent = in.Volume, in.Parent
 	s.gen, s.bound, s.cut = in.Gen, in.Bound, in.Cut
 	ck.totalsRecord(in, s)
+	if s.partition = in.IsPartition(); s.partition {
+		s.number, s.open = in.Number(), in.partState() != partFilling
+	}
 	if in.First.Len != 0 {
 		ck.extent(k.Ino, &in.First)
 	}
 	s.targetBytes = uint64(len(in.Target))
-	row := usageRow{k.Shard, in.Volume}
-	u := ck.usage[row]
-	u.Inodes--
-	u.Bytes -= int64(in.Bytes)
-	ck.usage[row] = u
+	if row := (usageRow{k.Shard, in.Volume}); !s.partition {
+		u := ck.usage[row]
+		u.Inodes--
+		u.Bytes -= int64(in.Bytes)
+		ck.usage[row] = u
+	}
 	if counter := uint64(k.Ino) / uint64(ck.c.Shards); counter >= ck.counters[k.Shard] {
 		ck.problem("inode %d is beyond its shard's counter %d", k.Ino, ck.counters[k.Shard])
 	}
-	if in.isDir() && in.Parent != in.Ino && in.Nlink != 0 {
+	if in.isDir() && in.Parent != in.Ino && in.Nlink != 0 && !s.partition {
 		ck.inode(in.Parent).sum.Add(in.Told, 1)
 		ck.inode(in.Parent).subdirs++
 	}
@@ -229,18 +258,32 @@ func (ck *checker) inodeRecord(k *Key, in *Inode) {
 
 func (ck *checker) entryRecord(k *Key, e *Entry) {
 	d := ck.inode(k.Ino)
+	self := d.self(k.Ino)
+	if d.mode&typeMask == typeDir && (&Inode{Mode: d.mode, Bound: d.bound}).hasMoved(k.Pos) {
+		d.leftover++
+		return
+	}
 	d.entries++
+	if d.partition && !d.open {
+		return // they count where they come from
+	}
 	if !d.exists || d.mode&typeMask != typeDir {
 		ck.problem("entry %q stands in inode %d, which is no directory", e.Name, k.Ino)
-	} else if first := ck.c.firstCookie(&Inode{Ino: k.Ino, Volume: d.volume}, string(e.Name)); first != k.Pos&^(ordinals-1) {
+	} else if first := ck.c.firstCookie(&Inode{Ino: self, Volume: d.volume}, string(e.Name)); first != k.Pos&^(ordinals-1) {
 		ck.problem("entry %q of directory %d has the cookie %d of another name", e.Name, k.Ino, k.Pos)
+	}
+	if d.partition && op.PartitionOf(k.Pos) != d.number {
+		ck.problem("entry %q of directory %d, partition %d of %d, belongs to partition %d", e.Name, k.Ino, d.number, self, op.PartitionOf(k.Pos))
 	}
 	s := ck.inode(e.Ino)
 	s.links++
-	d.sum.Add(nameTotals(uint32(e.Type)<<12), 1)
-	s.found(k.Ino)
+	ck.inode(self).sum.Add(nameTotals(uint32(e.Type)<<12), 1)
+	s.found(self)
 	if e.Type == typeDir>>12 {
-		s.entryParent = k.Ino
+		s.entryParent = self
+		if d.partition {
+			ck.inode(self).apart++
+		}
 	}
 	if s.entryType != 0 && s.entryType != e.Type {
 		ck.problem("entry %q of directory %d has type %o, another one of inode %d has type %o", e.Name, k.Ino, e.Type, e.Ino, s.entryType)
@@ -315,7 +358,9 @@ func (ck *checker) attributeRecord(k *Key, v *record) {
 	s := ck.inode(k.Ino)
 	row := usageRow{k.Shard, s.volume}
 	u := ck.usage[row]
-	if k.Part == 0 {
+	if s.partition {
+		// What it has from its directory costs nothing.
+	} else if k.Part == 0 {
 		u.Bytes -= attrLength(len(v.attribute.Name), v.attribute.Total) - int64(v.attribute.Total-len(v.attribute.Value))
 	} else {
 		u.Bytes -= int64(len(v.part))
@@ -414,8 +459,13 @@ func (ck *checker) directory(ino sealfs.Ino, s *seen) {
 	if s.entries != s.size {
 		ck.problem("directory %d counts %d entries and has %d", ino, s.size, s.entries)
 	}
-	if s.nlink != 0 && s.nlink != 2+s.subdirs {
-		ck.problem("directory %d has %d links and %d subdirectories", ino, s.nlink, s.subdirs)
+	if s.partition {
+		ck.partition(ino, s)
+		return
+	}
+	ck.home(ino, s)
+	if s.nlink != 0 && s.nlink != 2+s.subdirs-s.apart {
+		ck.problem("directory %d has %d links and %d subdirectories, %d of them in partitions", ino, s.nlink, s.subdirs, s.apart)
 	}
 	root := s.parent == ino
 	switch {
@@ -424,5 +474,44 @@ func (ck *checker) directory(ino sealfs.Ino, s *seen) {
 		ck.problem("directory %d has %d entries that refer to it", ino, s.links)
 	case s.entryParent != s.parent:
 		ck.problem("directory %d stands in %d but has the parent %d", ino, s.entryParent, s.parent)
+	}
+}
+
+// home checks what the home of a directory says of its partitions.
+func (ck *checker) home(ino sealfs.Ino, s *seen) {
+	in := Inode{Ino: ino, Mode: s.mode, Bound: s.bound}
+	shard := ino.Home(ck.c.Shards)
+	for i := range in.Moved() {
+		p := ck.partitions[partitionRow{shard, ino, uint16(i)}]
+		if at := ck.inodes[p]; p == 0 || at == nil || !at.partition || !at.open && s.gen == 0 || at.parent != ino || at.number != i || at.volume != s.volume {
+			ck.problem("directory %d has the partition %d, which is not its partition %d", ino, p, i)
+		}
+	}
+	if _, working := ck.partitions[partitionRow{shard, ino, workRow}]; working != (s.gen != 0) {
+		ck.problem("directory %d has the generation %d, a row says that there is something to do: %v", ino, s.gen, working)
+	}
+	if s.leftover != 0 && s.gen == 0 {
+		ck.problem("directory %d has %d entries that have moved", ino, s.leftover)
+	}
+}
+
+// partition checks what a partition says of itself.
+func (ck *checker) partition(ino sealfs.Ino, s *seen) {
+	if s.links != 0 {
+		ck.problem("partition %d of directory %d has %d names", ino, s.parent, s.links)
+	}
+	if at := ck.partitions[partitionRow{ino.Home(ck.c.Shards), s.parent, uint16(s.number)}]; at != ino {
+		ck.problem("inode %d is partition %d of directory %d, whose row says %d", ino, s.number, s.parent, at)
+	}
+	home := ck.inodes[s.parent]
+	if home == nil || !home.exists {
+		ck.problem("partition %d is of directory %d, which does not exist", ino, s.parent)
+		return
+	}
+	if in := (Inode{Mode: home.mode, Bound: home.bound}); home.gen == 0 && in.Moved() <= s.number {
+		ck.problem("directory %d has %d partitions, and %d is number %d", s.parent, in.Moved(), ino, s.number)
+	}
+	if s.open && s.nlink < 2 {
+		ck.problem("partition %d has %d links", ino, s.nlink)
 	}
 }

@@ -92,7 +92,7 @@ func PartExtents(r pmem.Reader, s sealfs.Shard, ino sealfs.Ino, off, n uint64, f
 }
 
 // Chunked reports whether the file has chunks.
-func (in *Inode) Chunked() bool { return in.Bound != 0 }
+func (in *Inode) Chunked() bool { return in.Bound != 0 && in.isFile() }
 
 // Tails reports what is cut off of the file and not yet freed: at home, and in chunks.
 func (in *Inode) Tails() (home, chunks bool) { return in.Flags&flagTail != 0, in.Cut != 0 }

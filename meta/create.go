@@ -9,6 +9,14 @@ import (
 
 // newInode fills in with a new inode of shard s and counts it. The record is not written yet.
 func (ch *change) newInode(in *Inode, s sealfs.Shard, volume sealfs.Volume, mode uint32) error {
+	if err := ch.issue(in, s, volume, mode); err != nil {
+		return err
+	}
+	return ch.charge(in, 0, 1)
+}
+
+// issue is newInode for what is not counted.
+func (ch *change) issue(in *Inode, s sealfs.Shard, volume sealfs.Volume, mode uint32) error {
 	ino, err := ch.allocate(s)
 	if err != nil {
 		return err
@@ -18,7 +26,7 @@ func (ch *change) newInode(in *Inode, s sealfs.Shard, volume sealfs.Volume, mode
 		Ino: ino, Mode: mode, Nlink: 1, UID: ch.req.UID, GID: ch.req.GID,
 		Atime: now, Mtime: now, Ctime: now, Btime: now, Version: 1, Volume: volume, fresh: true,
 	}
-	return ch.charge(in, 0, 1)
+	return nil
 }
 
 // newChild is newInode for a child of dir in shard s, which takes from dir what that hands down.
@@ -162,7 +170,7 @@ func (ch *change) enter(dir *Inode, e *Entry, in *Inode) error {
 		return err
 	}
 	if in.fresh && in.Flags&flagSpread != 0 { // born in another shard than dir
-		if err := ch.replace(in, 0, dir.Ino); err != nil {
+		if err := ch.replace(in, 0, dir.self()); err != nil {
 			return err
 		}
 	}
@@ -212,7 +220,7 @@ func (ch *change) mkdir() error {
 		return err
 	}
 	in.Nlink = 2
-	in.Parent = dir.Ino
+	in.Parent = dir.self()
 	dir.Nlink++
 	return ch.enter(&dir, &e, &in)
 }
@@ -304,7 +312,7 @@ func (ch *change) link() error {
 	if found {
 		return refusal(sealfs.ErrExist)
 	}
-	if err := ch.rehome(&in, 0, dir.Ino); err != nil {
+	if err := ch.rehome(&in, 0, dir.self()); err != nil {
 		return err
 	}
 	if err := ch.addLink(&in, ch.req.Time); err != nil {

@@ -38,6 +38,7 @@ type record struct {
 	part           []byte    // of an attribute (other parts) or a symlink
 	nameless, tail bool      // of an orphan
 	lock           LockRow
+	partition      sealfs.Ino
 	session        SessionState
 	result         ResultRow
 	prepared       *op.Request
@@ -60,6 +61,8 @@ func (v *record) decode(k *Key, b []byte) (err error) {
 		err = DecodeInode(b, k.Ino, &v.inode)
 	case KindPart:
 		v.chunks, err = DecodePart(b)
+	case KindPartition:
+		v.partition, err = DecodePartition(b)
 	case KindEntry:
 		err = DecodeEntry(b, k.Ino, k.Pos, &v.entry)
 	case KindExtent:
@@ -134,7 +137,9 @@ func (v *record) dump(w io.Writer, k *Key) {
 		if in.Counted {
 			fmt.Fprintf(w, "totals of %d: %d told %d\n", k.Ino, in.Total, in.Told)
 		}
-		if in.Bound != 0 {
+		if in.isDir() && (in.Gen != 0 || in.Bound != 0) {
+			fmt.Fprintf(w, "directory %d: generation %d bound %d\n", k.Ino, in.Gen, in.Bound)
+		} else if in.Bound != 0 {
 			fmt.Fprintf(w, "chunks of %d: generation %d bound %d cut %d\n", k.Ino, in.Gen, in.Bound, in.Cut)
 		}
 	case KindQueued:
@@ -148,6 +153,8 @@ func (v *record) dump(w io.Writer, k *Key) {
 	case KindPart:
 		p := &v.chunks
 		fmt.Fprintf(w, "part of %d in shard %d: generation %d bound %d bytes %d volume %d\n", k.Ino, k.Shard, p.Gen, p.Bound, p.Bytes, p.Volume)
+	case KindPartition:
+		fmt.Fprintf(w, "partition %d of %d, in shard %d: %d\n", k.Part, k.Ino, k.Shard, v.partition)
 	case KindEntry:
 		fmt.Fprintf(w, "entry %d of %d: %q inode %d type %o\n", k.Pos, k.Ino, v.entry.Name, v.entry.Ino, v.entry.Type)
 	case KindExtent:

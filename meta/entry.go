@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	ordinalBits = 8
+	ordinalBits = op.OrdinalBits
 	ordinals    = 1 << ordinalBits
 	// cookieMin is the smallest cookie: 0 to 2 are the beginning, "." and "..".
 	cookieMin = 1 << ordinalBits
@@ -47,22 +47,22 @@ func DecodeEntry(b []byte, dir sealfs.Ino, cookie uint64, e *Entry) error {
 	return nil
 }
 
-// firstCookie returns the cookie of ordinal 0 for name in dir. The key of the
-// hash is no secret (the inode number is in stat(2)), but to fill the ordinals
-// of one cookie takes 256 names with the same 55 bits under a key that
-// no other directory has.
+// firstCookie returns the cookie of ordinal 0 for name in dir.
 func (c Config) firstCookie(dir *Inode, name string) uint64 {
-	h := siphash(uint64(dir.Ino)^0x5345414c46536469, uint64(dir.Volume)^0x72656e7472696573, name) >> 9 &^ c.hashMask
-	return max(h, 1) << ordinalBits
+	return max(op.NameHash(dir.self(), dir.Volume, name)&^c.hashMask, 1) << ordinalBits
 }
 
 // inRange reports whether the cursor stands on a key that begins with prefix.
 func inRange(cur *pmem.Cursor, prefix []byte) bool { return bytes.HasPrefix(cur.Key(), prefix) }
 
 // findEntry looks for name in dir. Without a match it leaves in e.Cookie
-// the first free cookie for name, or 0 when all ordinals are taken.
+// the first free cookie for name, or 0 when all ordinals are taken. A name that is to
+// be looked for in a partition is ErrStale.
 func findEntry(r pmem.Reader, c Config, dir *Inode, name string, e *Entry) (bool, error) {
 	first := c.firstCookie(dir, name)
+	if dir.hasMoved(first) || dir.IsPartition() && op.PartitionOf(first) != dir.Number() {
+		return false, refusal(sealfs.ErrStale)
+	}
 	k := EntryKey(c.Shards, dir.Ino, first)
 	free, full := first, first+ordinals
 	var cur pmem.Cursor
@@ -135,6 +135,12 @@ func lookup(r pmem.Reader, c Config, req *op.Request, rep *op.Reply) error {
 	if err := getDir(r, c, req.Dir, &in); err != nil {
 		return c.absent(req, req.Dir, err)
 	}
+	if in.IsPartition() {
+		rep.Off = uint64(in.Parent)
+	}
+	if err := in.refuseClosed(); err != nil {
+		return err
+	}
 	if err := c.touch(req, TouchName, req.Dir, req.Name); err != nil {
 		return err
 	}
@@ -171,6 +177,9 @@ func readdir(r pmem.Reader, c Config, req *op.Request, rep *op.Reply) error {
 	if err := getDir(r, c, req.Dir, &dir); err != nil {
 		return c.absent(req, req.Dir, err)
 	}
+	if err := dir.refuseClosed(); err != nil {
+		return err
+	}
 	if err := c.touchAttr(req, &dir); err != nil {
 		return err
 	}
@@ -178,6 +187,9 @@ func readdir(r pmem.Reader, c Config, req *op.Request, rep *op.Reply) error {
 	if req.Off >= 1<<63-1 {
 		rep.Eof = true
 		return nil
+	}
+	if dir.hasMoved(req.Off + 1) {
+		return refusal(sealfs.ErrStale)
 	}
 	k := EntryKey(c.Shards, dir.Ino, req.Off+1)
 	var cur pmem.Cursor

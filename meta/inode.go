@@ -56,7 +56,7 @@ const inlineTarget = 160
 //	   …  12 first extent, when it begins at offset 0 and is short
 //	   …  13 symlink target, when it is short: varint length, bytes
 //	   …  15 (behind 14) totals of a directory, and those that it has told: six signed varints
-//	   …  14 generation, bound and cut of a file that has chunks: varints
+//	   …  14 generation, bound and cut of a file that has chunks, or of a directory that was split: varints
 //
 // What changes all the time and by a lot, the times and a directory's link
 // count, has a fixed width, so that updates stay in place and their redo is a
@@ -78,7 +78,8 @@ type Inode struct {
 	First                      Extent // Len 0: none
 	Target                     []byte // of a symlink; aliases the page
 
-	// A file with a Bound has chunks: see chunk.go.
+	// A file with a Bound has chunks: see chunk.go. A directory with one is split, or a
+	// partition: see partition.go.
 	Gen   uint64 // grows whenever chunks are cut off
 	Bound uint64 // no chunk of this generation has data beyond
 	Cut   uint64 // from the size up to here chunks of earlier generations wait to be purged; 0: none
@@ -156,6 +157,9 @@ func (in *Inode) Attr(a *op.Attr) {
 		Atime: in.Atime, Mtime: in.Mtime, Ctime: in.Ctime, Btime: in.Btime, Version: in.Version,
 		Gen: in.Gen, Bound: in.Bound,
 	}
+	if in.IsPartition() {
+		a.Gen = uint64(in.Parent)
+	}
 	if in.Flags&flagAccess != 0 {
 		a.Mode |= op.ModeACL
 	}
@@ -209,7 +213,7 @@ func (in *Inode) Append(b []byte) []byte {
 		mask |= 1 << 13
 		b = enc.AppendVarBytes(b, target)
 	}
-	if in.Bound != 0 {
+	if in.Bound != 0 || in.Gen != 0 && in.isDir() {
 		mask |= 1 << 14
 		for _, v := range [...]uint64{in.Gen, in.Bound, in.Cut} {
 			b = binary.AppendUvarint(b, v)
@@ -281,8 +285,8 @@ func DecodeInode(b []byte, ino sealfs.Ino, in *Inode) error {
 	}
 	if mask&(1<<14) != 0 {
 		in.Gen, in.Bound, in.Cut = r.Uvarint(), r.Uvarint(), r.Uvarint()
-		ok = ok && in.isFile() && in.Bound >= sealfs.HomeBytes && in.Bound <= boundMax &&
-			(in.Cut == 0 || in.Cut > sealfs.HomeBytes && in.Cut <= boundMax)
+		ok = ok && (in.isDir() && in.plausibleDir() || in.isFile() && in.Bound >= sealfs.HomeBytes && in.Bound <= boundMax &&
+			(in.Cut == 0 || in.Cut > sealfs.HomeBytes && in.Cut <= boundMax))
 	}
 	if in.Counted = mask&(1<<15) != 0; in.Counted {
 		in.Total.read(&r)

@@ -20,6 +20,7 @@ const (
 	KindGrant     Kind = 0x03 // volume(4) store(16): Grant, in the shard of who keeps the volume's quota
 	KindInode     Kind = 0x10 // ino(8): Inode
 	KindPart      Kind = 0x18 // ino(8): Part, in a shard that holds chunks of the file
+	KindPartition Kind = 0x19 // directory(8) number(1): the inode that is the partition
 	KindEntry     Kind = 0x20 // directory(8) cookie(8): Entry
 	KindQueued    Kind = 0x28 // ino(8): one byte; what it has not told yet waits for a Tally. See totals.go for these four
 	KindPlace     Kind = 0x29 // ino(8) directory(8): Place
@@ -86,6 +87,13 @@ func InodeKey(shards uint32, ino sealfs.Ino) (b [11]byte) {
 // PartKey returns the key of what shard s knows of the chunks of ino that it holds.
 func PartKey(s sealfs.Shard, ino sealfs.Ino) (b [11]byte) {
 	putInoAt(b[:], s, KindPart, ino)
+	return b
+}
+
+// PartitionKey returns the key of what shard s knows of a partition of a directory.
+func PartitionKey(s sealfs.Shard, dir sealfs.Ino, number uint8) (b [12]byte) {
+	putInoAt(b[:], s, KindPartition, dir)
+	b[11] = number
 	return b
 }
 
@@ -209,7 +217,7 @@ type Key struct {
 	Session sealfs.Session // of a lock, row or state
 	Owner   uint64         // of a lock
 	Hash    uint32         // of an attribute's name
-	Part    uint16         // of an attribute or a symlink
+	Part    uint16         // of an attribute or a symlink; number of a partition
 	Ordinal uint8          // of an attribute or a prepared row
 	Class   uint8          // of a lock
 	Tx      op.Tx          // of a prepared row or a decision
@@ -227,7 +235,7 @@ func keyLen(k Kind) int {
 		return 11
 	case KindInbox:
 		return 13
-	case KindSymlink:
+	case KindSymlink, KindPartition:
 		return 12
 	case KindAttribute:
 		return 18
@@ -294,6 +302,9 @@ func DecodeKey(b []byte) (Key, error) {
 		k.Part = binary.BigEndian.Uint16(b[16:])
 	case KindSymlink:
 		k.Part = uint16(b[11])
+	case KindPartition:
+		k.Part = uint16(b[11])
+		ok = ok && (k.Part < op.Partitions || k.Part == workRow)
 	case KindLock:
 		k.Class = b[11]
 		k.Pos = binary.BigEndian.Uint64(b[12:])
@@ -342,7 +353,7 @@ func (k *Key) Append(b []byte) []byte {
 		b = binary.BigEndian.AppendUint32(b, k.Hash)
 		b = append(b, k.Ordinal)
 		b = binary.BigEndian.AppendUint16(b, k.Part)
-	case KindSymlink:
+	case KindSymlink, KindPartition:
 		b = append(b, byte(k.Part))
 	case KindLock:
 		b = append(b, k.Class)

@@ -116,6 +116,9 @@ func (in *Inode) fromVote(a *op.Attr) {
 	if a.Mode&op.ModeACL != 0 {
 		in.Flags = flagAccess
 	}
+	if in.IsPartition() {
+		in.Parent = sealfs.Ino(a.Gen)
+	}
 }
 
 // votedChild fills in with the new directory that another store has prepared for
@@ -340,7 +343,7 @@ func (ch *change) preparePart(p *op.Request) error {
 		switch {
 		case in.Nlink == 0 || in.isDir() && in.Parent != p.Dir:
 			return refusal(sealfs.ErrStale)
-		case in.isDir() && in.Size != 0:
+		case in.isDir() && in.occupied():
 			return refusal(sealfs.ErrNotEmpty)
 		case in.isDir():
 			return ch.touch(TouchEmpty, in.Ino, "")

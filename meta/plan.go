@@ -35,7 +35,8 @@ type Walk struct{ From, Not sealfs.Ino }
 // Target is what a name stands for; Ino 0 for nothing.
 type Target struct {
 	Ino  sealfs.Ino
-	Type uint8 // upper four bits of the mode
+	Type uint8      // upper four bits of the mode
+	Of   sealfs.Ino // the directory whose partition Dir2 is, 0 if it is none
 }
 
 // MakePlan says what parts other stores have in the operation req, which Apply
@@ -75,14 +76,14 @@ func (p *planner) make(target Target, root func(sealfs.Volume) sealfs.Ino) error
 		}
 		in := Inode{Mode: typeDir | req.Mode&permMask, GID: req.GID}
 		in.inherit(&p.dir, a, req.Valid)
-		part := op.Request{Part: op.PartNew, Shard: req.Shard2, Dir: req.Dir, Mode: in.Mode, UID: req.UID, GID: in.GID, Data: a}
+		part := op.Request{Part: op.PartNew, Shard: req.Shard2, Dir: p.dir.self(), Mode: in.Mode, UID: req.UID, GID: in.GID, Data: a}
 		if p.dir.Counted {
 			part.Flags = op.Counted
 		}
 		p.add(part)
 		return nil
 	case op.Link:
-		p.part(op.PartLink, req.Ino, req.Dir, 0)
+		p.part(op.PartLink, req.Ino, p.dir.self(), 0)
 		return nil
 	case op.Unlink, op.Rmdir:
 		t, err := p.find(&p.dir, req.Name)
@@ -97,7 +98,7 @@ func (p *planner) make(target Target, root func(sealfs.Volume) sealfs.Ino) error
 		case !isDir && req.Type == op.Rmdir:
 			return refusal(sealfs.ErrNotDir)
 		}
-		p.part(op.PartDrop, t.Ino, req.Dir, 0)
+		p.part(op.PartDrop, t.Ino, p.dir.self(), 0)
 		return nil
 	case op.Rename:
 		return p.rename(target, root)
@@ -118,7 +119,7 @@ func (p *planner) find(dir *Inode, name string) (Target, error) {
 	if err != nil || !found {
 		return Target{}, err
 	}
-	return Target{e.Ino, e.Type}, nil
+	return Target{Ino: e.Ino, Type: e.Type}, nil
 }
 
 func (p *planner) add(part op.Request) {
@@ -152,6 +153,12 @@ func (p *planner) rename(target Target, root func(sealfs.Volume) sealfs.Ino) err
 		if target, err = p.find(&to, req.Name2); err != nil {
 			return err
 		}
+		target.Of = to.self()
+	}
+	// The parents of directories, which are the directories themselves and not partitions.
+	from, into := p.dir.self(), req.Dir2
+	if target.Of != 0 {
+		into = target.Of
 	}
 	exchange := req.Flags&op.Exchange != 0
 	isDir, otherDir := src.Type == typeDir>>12, target.Ino != 0 && target.Type == typeDir>>12
@@ -178,16 +185,16 @@ func (p *planner) rename(target Target, root func(sealfs.Volume) sealfs.Ino) err
 			Ino: src.Ino, Mode: uint32(src.Type) << 12, Off: uint64(target.Ino),
 		})
 	}
-	p.part(op.PartMove, src.Ino, req.Dir2, req.Dir)
+	p.part(op.PartMove, src.Ino, into, from)
 	if target.Ino == src.Ino {
 		return nil
 	}
 	if exchange {
-		p.part(op.PartMove, target.Ino, req.Dir, req.Dir2)
+		p.part(op.PartMove, target.Ino, from, into)
 	} else {
-		p.part(op.PartDrop, target.Ino, req.Dir2, 0)
+		p.part(op.PartDrop, target.Ino, into, 0)
 	}
-	if req.Dir == req.Dir2 {
+	if from == into {
 		return nil
 	}
 	if isDir {

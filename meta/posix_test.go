@@ -15,7 +15,7 @@ func TestSipHash(t *testing.T) {
 	want := map[int]uint64{0: 0x726fdb47dd0e0e31, 1: 0x74f839c593dc67fd, 7: 0xab0200f58b01d137, 8: 0x93f5f5799a932462, 15: 0xa129ca6149be45e5}
 	msg := "\x00\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0c\x0d\x0e\x0f"
 	for n, w := range want {
-		if got := siphash(0x0706050403020100, 0x0f0e0d0c0b0a0908, msg[:n]); got != w {
+		if got := op.SipHash(0x0706050403020100, 0x0f0e0d0c0b0a0908, msg[:n]); got != w {
 			t.Errorf("siphash of %d bytes = %#x, want %#x", n, got, w)
 		}
 	}

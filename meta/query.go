@@ -16,7 +16,11 @@ func Query(r pmem.Reader, c Config, req *op.Request, rep *op.Reply) error {
 	if req.Ino != 0 {
 		err = c.absent(req, req.Ino, err) // a new directory may be on its way
 	}
-	return answer(err, rep)
+	of := rep.Off
+	if err = answer(err, rep); err == nil && req.Type == op.Lookup {
+		rep.Off = of // also of a name that is not there
+	}
+	return err
 }
 
 func query(r pmem.Reader, c Config, req *op.Request, rep *op.Reply) error {
@@ -53,10 +57,16 @@ func getattr(r pmem.Reader, c Config, req *op.Request, rep *op.Reply) error {
 	if err := getInode(r, c, req.Ino, &in); err != nil {
 		return err
 	}
+	if err := in.refuseClosed(); err != nil {
+		return err
+	}
 	if err := c.touchAttr(req, &in); err != nil {
 		return err
 	}
 	in.Attr(&rep.Attr)
+	if req.Flags&op.Plus != 0 {
+		return partitions(r, c, &in, rep)
+	}
 	return nil
 }
 

@@ -137,7 +137,7 @@ func (ch *change) detach(dir *Inode, e *Entry, in *Inode) error {
 		return err
 	}
 	if in.isDir() {
-		if in.Size != 0 {
+		if in.occupied() {
 			return refusal(sealfs.ErrNotEmpty)
 		}
 		if err := ch.touch(TouchEmpty, in.Ino, ""); err != nil {
@@ -150,7 +150,7 @@ func (ch *change) detach(dir *Inode, e *Entry, in *Inode) error {
 	if err := ch.dropEntry(dir, e.Cookie, ch.req.Name, in.Mode); err != nil {
 		return err
 	}
-	if err := ch.rehome(in, dir.Ino, 0); err != nil {
+	if err := ch.rehome(in, dir.self(), 0); err != nil {
 		return err
 	}
 	dir.touch(ch.req.Time)
@@ -210,7 +210,7 @@ func (ch *change) free(in *Inode) (done bool, err error) {
 	in.Flags = in.Flags&^flagLinkable | flagDying
 	if ch.req.Type == op.DropVolume {
 		in.Cut = 0 // parts go with their own shards
-	} else if in.Bound != 0 {
+	} else if in.Chunked() {
 		// From now on the home refuses everything for chunks.
 		in.Size = min(in.Size, sealfs.HomeBytes)
 		if ch.cut(in); in.Cut != 0 {
@@ -233,7 +233,7 @@ func (ch *change) free(in *Inode) (done bool, err error) {
 			continue
 		case kind == KindAttribute && in.Names == 0,
 			kind == KindSymlink && (!in.isLink() || in.Size <= inlineTarget),
-			kind == KindEntry && in.Size == 0:
+			kind == KindEntry && !in.occupied():
 			continue
 		}
 		putIno(prefix[:], ch.c.Shards, kind, in.Ino)
@@ -247,10 +247,10 @@ func (ch *change) free(in *Inode) (done bool, err error) {
 			}
 		}
 		if kind == KindEntry {
-			if uint64(n) > in.Size {
+			if uint64(n) > in.Size && !in.IsSplit() { // there may be some that have moved
 				return false, damaged("directory %d counts %d entries and has more", in.Ino, in.Size)
 			}
-			in.Size -= uint64(n)
+			in.Size -= min(uint64(n), in.Size)
 		}
 		if ch.budget == 0 {
 			return false, nil
@@ -258,6 +258,11 @@ func (ch *change) free(in *Inode) (done bool, err error) {
 	}
 	if in.Cut != 0 {
 		return false, nil
+	}
+	if in.isDir() && in.occupied() {
+		if err := ch.freePartitions(in); err != nil || ch.budget == 0 {
+			return false, err
+		}
 	}
 	if err := ch.charge(in, 0, -1); err != nil {
 		return false, err
@@ -278,6 +283,11 @@ func (ch *change) free(in *Inode) (done bool, err error) {
 // deleteRange deletes rows whose keys begin with prefix, within the budget, and
 // returns how many, and how long their values were together.
 func (ch *change) deleteRange(prefix []byte) (n int, bytes int64, err error) {
+	return ch.deleteUpTo(prefix, nil)
+}
+
+// deleteUpTo is deleteRange that stops at the key end, if that is not nil.
+func (ch *change) deleteUpTo(prefix, end []byte) (n int, bytes int64, err error) {
 	var cur pmem.Cursor
 	for ch.budget > 0 {
 		// A cursor does not outlive a change, so keys are collected first.
@@ -286,6 +296,9 @@ func (ch *change) deleteRange(prefix []byte) (n int, bytes int64, err error) {
 		got := 0
 		for ok := cur.Seek(ch.tx, prefix); ok && got < min(len(keys), ch.budget) && inRange(&cur, prefix); ok = cur.Next() {
 			key := cur.Key()
+			if end != nil && string(key) >= string(end) {
+				break
+			}
 			if len(key) > len(keys[got]) {
 				return n, bytes, damaged("key %x", key)
 			}
@@ -381,6 +394,10 @@ func (ch *change) dropVolume() error {
 		return err
 	}
 	if u == (Usage{}) {
+		if none, err := ch.dropPartitions(); err != nil || !none {
+			ch.rep.Off = uint64(ch.req.Ino)
+			return err
+		}
 		return ch.dropGrants()
 	}
 	// Inode numbers of a shard only grow, so ino is a cursor that survives

@@ -91,11 +91,11 @@ func (ch *change) rename() error {
 			return err
 		}
 	}
-	if to != &from && ch.c.Local != nil && req.Flags&op.Walked == 0 && (moved.isDir() || exchange && other.isDir()) {
+	if to.self() != from.self() && ch.c.Local != nil && req.Flags&op.Walked == 0 && (moved.isDir() || exchange && other.isDir()) {
 		// What is above lies on other stores, and must stay as it is meanwhile.
 		return &Foreign{Ino: moved.Ino}
 	}
-	if to != &from && req.Flags&op.Walked == 0 {
+	if to.self() != from.self() && req.Flags&op.Walked == 0 {
 		if err := ch.refuseLoop(&moved, to); err != nil {
 			return err
 		}
@@ -114,7 +114,7 @@ func (ch *change) rename() error {
 			return refusal(sealfs.ErrNotDir)
 		case !moved.isDir() && other.isDir():
 			return refusal(sealfs.ErrIsDir)
-		case other.isDir() && other.Size != 0:
+		case other.isDir() && other.occupied():
 			return refusal(sealfs.ErrNotEmpty)
 		}
 	}
@@ -130,7 +130,7 @@ func (ch *change) move(from, to *Inode, src, dst *Entry, moved, other *Inode) er
 			return err
 		}
 		to.Nlink++
-		moved.Parent = to.Ino
+		moved.Parent = to.self()
 	}
 	if replaced && other.isDir() {
 		if err := to.loseSubdir(); err != nil {
@@ -143,11 +143,11 @@ func (ch *change) move(from, to *Inode, src, dst *Entry, moved, other *Inode) er
 	if err := ch.dropEntry(from, src.Cookie, ch.req.Name, moved.Mode); err != nil {
 		return err
 	}
-	if err := ch.rehome(moved, from.Ino, to.Ino); err != nil {
+	if err := ch.rehome(moved, from.self(), to.self()); err != nil {
 		return err
 	}
 	if replaced {
-		if err := ch.rehome(other, to.Ino, 0); err != nil {
+		if err := ch.rehome(other, to.self(), 0); err != nil {
 			return err
 		}
 	}
@@ -188,14 +188,14 @@ func (ch *change) exchange(from, to *Inode, src, dst *Entry, moved, other *Inode
 			return err
 		}
 		to.Nlink++
-		moved.Parent = to.Ino
+		moved.Parent = to.self()
 	}
 	if other.isDir() {
 		if err := to.loseSubdir(); err != nil {
 			return err
 		}
 		from.Nlink++
-		other.Parent = from.Ino
+		other.Parent = from.self()
 	}
 	if to.Nlink > sealfs.LinkMax || from.Nlink > sealfs.LinkMax {
 		return refusal(sealfs.ErrTooManyLinks)
@@ -204,10 +204,10 @@ func (ch *change) exchange(from, to *Inode, src, dst *Entry, moved, other *Inode
 	ch.tellName(from, other.Mode, 1)
 	ch.tellName(to, moved.Mode, 1)
 	ch.tellName(to, other.Mode, -1)
-	if err := ch.rehome(moved, from.Ino, to.Ino); err != nil {
+	if err := ch.rehome(moved, from.self(), to.self()); err != nil {
 		return err
 	}
-	if err := ch.rehome(other, to.Ino, from.Ino); err != nil {
+	if err := ch.rehome(other, to.self(), from.self()); err != nil {
 		return err
 	}
 	if err := ch.putEntry(from.Ino, src.Cookie, ch.req.Name, other); err != nil {

@@ -16,7 +16,7 @@ func (ch *change) setattr() error {
 	if err := ch.load(req.Ino, &in); err != nil {
 		return err
 	}
-	before := in.Mode
+	before, group := in.Mode, in.GID
 	if req.Flags&op.KillPriv != 0 {
 		in.killPriv()
 	}
@@ -54,6 +54,11 @@ func (ch *change) setattr() error {
 	}
 	if req.Valid&op.SetMtimeNow != 0 {
 		in.Mtime = req.Time
+	}
+	if in.isDir() && (in.handsDownOther(before, group) || req.Valid&op.SetMtime != 0) {
+		if err := ch.mayRecast(&in); err != nil {
+			return err
+		}
 	}
 	in.change(req.Time)
 	if req.Valid&op.SetCtime != 0 {

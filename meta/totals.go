@@ -21,8 +21,8 @@ import (
 // KindQueued says that there is something. A directory that moves takes what it has told
 // from one parent to the other.
 //
-// A file knows its Parent as long as all its names are in one directory of its own shard:
-// then a change of its size is told at once. Else it has flagSpread, and a row of KindPlace
+// A file knows its Parent as long as all its names are in one directory of its own shard, or were made there in a
+// partition (partition.go) of one: then a change of its size is told at once. Else it has flagSpread, and a row of KindPlace
 // for each directory in which it has names, with the size that was told; a change of its
 // size is told by a Tally.
 //
@@ -31,6 +31,9 @@ import (
 // number, it is durable before it is sent, and stays until the receiver has it durably, who
 // remembers the number of the last one from each shard in a row of KindInbox. What is told to a
 // directory that is gone is dropped: its parent has lost all that it had told.
+//
+// The totals of a directory that is split are at its home: whatever happens to names in a partition, or to what has names
+// there, is told to the directory (Inode.self), and partitions have none. So entries that move change nothing.
 //
 // At any time, and in each shard's state between two records, for each directory:
 // Total + what outboxes hold for it and it has not taken = the sum above.
@@ -196,7 +199,7 @@ func (ch *change) tell(dir sealfs.Ino, t Totals, n int64) {
 // tellName counts a name of an inode of the given mode in dir, or takes it out.
 func (ch *change) tellName(dir *Inode, mode uint32, n int64) {
 	if dir.Counted && !dir.foreign {
-		ch.tell(dir.Ino, nameTotals(mode), n)
+		ch.tell(dir.self(), nameTotals(mode), n)
 	}
 }
 
@@ -324,7 +327,7 @@ func (in *Inode) born(dir *Inode, s sealfs.Shard, shards uint32) {
 		in.Counted = true
 	case !in.sized():
 	case dir.Ino.Home(shards) == s:
-		in.Parent = dir.Ino
+		in.Parent = dir.self()
 	default:
 		in.Flags |= flagSpread
 	}

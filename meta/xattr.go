@@ -74,7 +74,7 @@ type attrPlace struct {
 
 // findAttr looks for the attribute name of in; without a match, at is where to put it.
 func findAttr(r pmem.Reader, c Config, in *Inode, name string, a *Attribute) (at attrPlace, found bool, err error) {
-	at.hash = uint32(siphash(uint64(in.Ino)^0x5345414c46534174, uint64(in.Volume)^0x7472696275746573, name)) &^ uint32(c.hashMask)
+	at.hash = uint32(op.SipHash(uint64(in.Ino)^0x5345414c46534174, uint64(in.Volume)^0x7472696275746573, name)) &^ uint32(c.hashMask)
 	if in.Names == 0 {
 		return at, false, nil
 	}

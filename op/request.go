@@ -74,6 +74,13 @@ const (
 	Grant  // shard Shard, of the keeper of Volume's quota: the store listed in Data has the limits Off (bytes) and Len (inodes) by the version Gen, since Size, knows the map Ctime, and needs Atime bytes and Mtime inodes more. Answers its new limits in Space, and their version in Off. Resolved: that store's row becomes what Off, Len, Gen and Size say
 	Recall // shard Shard: its store gives back what it may use of Volume and does not, under the quota Off (bytes) and Len (inodes), in force since Size, by the version Gen. Answers its limits in Space, their version in Off, and Eof unless it is about to free something
 
+	// Changes of directories whose entries are split over shards, between servers, and what a client asks
+	// the home of one.
+
+	Split     // Ino, a directory: its home does the Step in Mode
+	Partition // the partition Ino of a directory, or shard Shard: the Step in Mode
+	Join      // Ino, a directory: its home takes its partitions back if all are empty
+
 	numTypes
 )
 
@@ -94,6 +101,27 @@ const (
 	AttrBytes  = AttrTotals + "bytes"
 	AttrFiles  = AttrTotals + "files"
 	AttrDirs   = AttrTotals + "dirs"
+)
+
+// The steps of a Split: what happens at the home of a directory, Ino.
+const (
+	SplitBegin  = 1 + iota // entries may move from now on
+	SplitMoved             // the partition Off has moved to the directory Dir2: Len entries, of which Size are subdirectories
+	SplitClean             // one bounded step of freeing what has moved. Answers Eof when nothing is left
+	SplitSealed            // partitions are about to be sealed
+	SplitFold              // its times are Mtime and Ctime, its version is greater by Len: what the sealed partitions say
+	SplitJoined            // it has no partitions any more
+	SplitDone              // nothing is left to be done: all partitions are open, or, after SplitJoined, gone
+)
+
+// The steps of a Partition.
+const (
+	PartitionBegin  = 1 + iota // shard Shard, of the directory Dir, number Off: it is there, empty and not in use, for attempt Gen, with Volume, Mtime, and, of the directory, the mode in Rdev, UID, GID and the default ACL in Data, and with the flag Counted in totals. Answers Attr; Eof when it is empty
+	PartitionAdd               // the entries in Data (see AppendEntry) come to the Len that it has from attempt Gen
+	PartitionOpen              // it has Len entries from attempt Gen (0: whatever it has), and is in use from now on
+	PartitionSeal              // its entries do not change until it is opened again. Gen is greater than any before. Flag Excl: it must be empty, and nothing of it is believed any more
+	PartitionReopen            // sealed by the Seal of number Gen, it is in use again, with Mtime, Rdev, UID, GID and Data as for Begin
+	PartitionDrop              // shard Shard, of the directory Dir, number Off: closed by the Seal of number Gen, it is freed
 )
 
 // The fates of a transaction, in the answer to Resolve.
@@ -117,7 +145,7 @@ var typeNames = [numTypes]string{
 	Seek: "seek", Sync: "sync", Open: "open", Release: "release", WaitLock: "waitlock",
 	Prepare: "prepare", Commit: "commit", Abort: "abort", Forget: "forget", Extend: "extend", Purge: "purge",
 	Resolve: "resolve", Ancestors: "ancestors", Register: "register", Watch: "watch", Tally: "tally",
-	WaitFor: "waitfor", Waiting: "waiting", Grant: "grant", Recall: "recall",
+	WaitFor: "waitfor", Waiting: "waiting", Grant: "grant", Recall: "recall", Split: "split", Partition: "partition", Join: "join",
 }
 
 // String returns the lower-case name of t.
@@ -133,7 +161,7 @@ func (t Type) Valid() bool { return t < numTypes && typeNames[t] != "" }
 
 // Changes reports whether requests of type t change state and are logged.
 func (t Type) Changes() bool {
-	return t > 0 && t < lastChange || t >= lateChanges && t < lateQuestions || t == Grant || t == Tally
+	return t > 0 && t < lastChange || t >= lateChanges && t < lateQuestions || t == Grant || t == Tally || t == Split || t == Partition
 }
 
 // Types returns all defined types in order.

@@ -199,6 +199,13 @@ func brings(req *op.Request) (features uint64) {
 		if req.Part == op.PartNew && req.Flags&op.Counted != 0 {
 			features |= layout.FeatureTotals
 		}
+	case op.Partition:
+		if req.Mode != op.PartitionAdd && len(req.Data) > 0 {
+			features = layout.FeatureACL
+		}
+		if req.Mode == op.PartitionBegin && req.Flags&op.Counted != 0 {
+			features |= layout.FeatureTotals
+		}
 	}
 	return features
 }
@@ -206,7 +213,7 @@ func brings(req *op.Request) (features uint64) {
 // class says which requests may use the reserve of a full store.
 func class(t op.Type) lsfs.Class {
 	switch t {
-	case op.Commit, op.Abort, op.Forget, op.Unlink, op.Rmdir, op.Reclaim, op.Purge, op.Removexattr, op.DropOwner, op.DropSession, op.DropVolume, op.Setattr, op.SetLock, op.Grant, op.Tally:
+	case op.Commit, op.Abort, op.Forget, op.Unlink, op.Rmdir, op.Reclaim, op.Purge, op.Split, op.Removexattr, op.DropOwner, op.DropSession, op.DropVolume, op.Setattr, op.SetLock, op.Grant, op.Tally:
 		return lsfs.Freeing
 	}
 	return lsfs.Normal
@@ -360,6 +367,10 @@ func (st *store) after(req *op.Request, rep *op.Reply) {
 		if req.Mode == op.TallyTake {
 			rep.Off = uint64(st.Incarnation()) // see teller
 		}
+	case op.Create, op.Mknod, op.Mkdir, op.Symlink, op.Link:
+		if rep.Dir.Ino != 0 {
+			st.notice(&rep.Dir)
+		}
 	case op.SetLock, op.DropOwner:
 		st.locks.wake(req.Ino)
 	case op.DropSession:
@@ -368,7 +379,9 @@ func (st *store) after(req *op.Request, rep *op.Reply) {
 	if rep.Held != 0 && !rep.Eof && req.Type != op.Reclaim {
 		st.reclaim.add(rep.Held)
 	}
-	if req.Type != op.Reclaim && req.Type != op.Purge && req.Type != op.DropVolume && req.Type != op.DropSession && req.Type != op.Tally {
+	switch req.Type {
+	case op.Reclaim, op.Purge, op.DropVolume, op.DropSession, op.Tally, op.Split, op.Partition:
+	default:
 		rep.Held, rep.Eof = 0, false // the server's own business
 	}
 }

@@ -33,7 +33,9 @@ type world struct {
 	loss int                    // of 1000 messages between servers, so many are lost
 	mute func(*op.Request) bool // says which requests between servers are lost; guarded by mu
 	pace pace
-	gate sync.RWMutex
+	// split is Options.SplitEntries.
+	split uint64
+	gate  sync.RWMutex
 	// damaged says that the test has made names that stand for nothing.
 	damaged bool
 	srv     []atomic.Pointer[Server]
@@ -44,7 +46,13 @@ type world struct {
 // newWorld makes servers with one or more stores each.
 func newWorld(t testing.TB, seed uint64, stores ...int) *world {
 	t.Helper()
-	w := &world{t: t, rng: rand.New(rand.NewPCG(seed, 9)), pace: testPace}
+	return newWorldWith(t, seed, 0, stores...)
+}
+
+// newWorldWith is newWorld with Options.SplitEntries.
+func newWorldWith(t testing.TB, seed, split uint64, stores ...int) *world {
+	t.Helper()
+	w := &world{t: t, rng: rand.New(rand.NewPCG(seed, 9)), pace: testPace, split: split}
 	m := &cluster.Map{Version: 1, Cluster: sealfs.NewUUID(), Name: "test", Shards: testShards, Replicas: 1, NextVolume: 2}
 	for srv, n := range stores {
 		for range n {
@@ -97,7 +105,7 @@ var testPace = pace{doubt: 40 * time.Millisecond, finish: 20 * time.Millisecond,
 func (w *world) start(i int, kept []*pmem.Staging) {
 	w.t.Helper()
 	s := &Server{
-		o: Options{Shards: testShards, Map: w.m.Load, Peers: (*wires)(w), KeepSessions: true, Grace: time.Millisecond}, cfg: meta.Config{Shards: testShards},
+		o: Options{Shards: testShards, Map: w.m.Load, Peers: (*wires)(w), KeepSessions: true, Grace: time.Millisecond, SplitEntries: w.split}, cfg: meta.Config{Shards: testShards},
 		log: testLog(w.t), quit: make(chan struct{}), pace: w.pace,
 	}
 	for k, at := range w.of {
@@ -159,6 +167,7 @@ func (w *world) restart(i int, power bool) {
 		}
 		st := s.stores[n]
 		n++
+		st.splits.stop()
 		st.parties.stop()
 		st.reclaim.stop()
 		ring, err := st.Abandon()
@@ -253,7 +262,7 @@ func (w *world) settle() {
 		for i := range w.srv {
 			for _, st := range w.srv[i].Load().stores {
 				r := st.BeginRead()
-				n := st.parties.locks.Len()
+				n := st.parties.locks.Len() + int(st.splits.busy.Load())
 				for shard := range sealfs.Shard(testShards) {
 					if err := meta.Decisions(r, shard, func(op.Tx, meta.Decision) { n++ }); err != nil {
 						w.t.Error(err)

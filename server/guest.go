@@ -19,7 +19,7 @@ type guests struct{ s *Server }
 var internal = func() (is [256]bool) {
 	for _, t := range []op.Type{
 		op.MakeRoot, op.DropVolume, op.DropSession, op.Reclaim, op.Prepare, op.Commit, op.Abort, op.Forget, op.Purge, op.Resolve, op.Ancestors,
-		op.WaitFor, op.Waiting, op.Grant, op.Recall, op.Tally,
+		op.WaitFor, op.Waiting, op.Grant, op.Recall, op.Tally, op.Split, op.Partition,
 	} {
 		is[t] = true
 	}

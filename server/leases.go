@@ -122,7 +122,8 @@ func (st *store) patiently(ctx context.Context, req *op.Request, rep *op.Reply, 
 func alters(t op.Type) bool {
 	switch t {
 	case op.Create, op.Mknod, op.Mkdir, op.Symlink, op.Link, op.Unlink, op.Rmdir, op.Rename, op.Tmpfile,
-		op.Setattr, op.Write, op.Fallocate, op.Setxattr, op.Removexattr, op.Extend, op.Prepare:
+		op.Setattr, op.Write, op.Fallocate, op.Setxattr, op.Removexattr, op.Extend, op.Prepare,
+		op.Split, op.Partition:
 		return true
 	}
 	return false
@@ -169,6 +170,7 @@ func (c *change) lease() bool {
 	if rep.Dir.Ino == req.Dir {
 		a.Dir = req.Dir
 	}
+	st.withhold(&a)
 	free := st.leases.Ask(&a)
 	c.claim.ticket = a.Ticket
 	rep.Lease, rep.Stamp = a.Lease, a.Stamp
@@ -232,11 +234,19 @@ func (st *store) tell(req *op.Request, rep *op.Reply, c *claim) error {
 		a.Ino = ino
 		a.Write = req.Type == op.Open && req.Flags&op.WantWrite != 0 && rep.Attr.Mode&modeType == modeRegular
 	}
+	st.withhold(&a)
 	if !st.leases.Ask(&a) {
 		c.ticket = a.Ticket
 		return errLeased
 	}
 	if req.Type == op.Readdir && req.Flags&op.Plus != 0 {
+		if st.splits.busy.Load() > 0 {
+			for i := range rep.Entries {
+				if e := &rep.Entries[i].Attr; st.splits.has(e.Ino) {
+					*e = op.Attr{} // see withhold
+				}
+			}
+		}
 		if !st.parties.locks.Empty() {
 			for i := range rep.Entries {
 				if e := &rep.Entries[i].Attr; e.Ino != 0 && !meta.Settled(&cfg, req, e) {
@@ -250,6 +260,17 @@ func (st *store) tell(req *op.Request, rep *op.Reply, c *claim) error {
 		rep.Stamp = a.Stamp
 	}
 	return nil
+}
+
+// withhold grants nothing on a directory with whose partitions something goes on: what is
+// said of it may change without a revocation.
+func (st *store) withhold(a *lease.Ask) {
+	if a.Ino != 0 && st.splits.has(a.Ino) {
+		a.Ino, a.Write = 0, false
+	}
+	if a.Dir != 0 && st.splits.has(a.Dir) {
+		a.Dir = 0
+	}
 }
 
 // awaitWriter returns when nobody but a session itself delays writes to ino, for a

@@ -40,6 +40,32 @@ type twin struct {
 	dirs  []sealfs.Ino
 	names []string
 	n     int
+
+	// ours are the server's numbers of inodes by the oracle's, and theirs the way back, where they differ.
+	ours, theirs map[sealfs.Ino]sealfs.Ino
+}
+
+// renumber translates the inode numbers of a request for the server.
+func (w *twin) renumber(req *op.Request) {
+	for _, ino := range [...]*sealfs.Ino{&req.Ino, &req.Dir, &req.Dir2} {
+		if other := w.ours[*ino]; other != 0 {
+			*ino = other
+		}
+	}
+	address(req)
+}
+
+// renumbered translates those of the server's answer, whose inode the oracle knows as ino.
+func (w *twin) renumbered(rep *op.Reply, ino sealfs.Ino) {
+	if a := rep.Attr.Ino; a != 0 && w.theirs[a] == 0 && ino != 0 {
+		w.ours[ino], w.theirs[a] = a, ino
+	}
+	if rep.Attr.Ino != 0 {
+		rep.Attr.Ino = w.theirs[rep.Attr.Ino]
+	}
+	for i := range rep.Entries {
+		rep.Entries[i].Ino = w.theirs[rep.Entries[i].Ino]
+	}
 }
 
 func newTwin(t *testing.T, seed uint64, deviceBytes, segment int64) *twin {
@@ -69,6 +95,9 @@ func (w *twin) do(req op.Request) *op.Reply {
 	w.n++
 	address(&req)
 	mine := req
+	if w.ours != nil {
+		w.renumber(&mine)
+	}
 	a, b := &op.Reply{}, &op.Reply{}
 	if err := w.s.Do(context.Background(), &mine, a); err != nil {
 		w.t.Fatalf("step %d: %v: %v", w.n, req.Type, err)
@@ -76,6 +105,9 @@ func (w *twin) do(req op.Request) *op.Reply {
 	req.Time = mine.Time
 	if err := w.o.Do(context.Background(), &req, b); err != nil {
 		w.t.Fatal(err)
+	}
+	if w.ours != nil {
+		w.renumbered(a, b.Attr.Ino)
 	}
 	if w.apart {
 		w.late(&req, a, b)

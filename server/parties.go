@@ -204,6 +204,9 @@ func (st *store) loadShards(r pmem.Reader) error {
 		if err := meta.Locks(r, shard, st.lockCounts.found); err != nil {
 			return err
 		}
+		if err := st.loadSplits(r, shard); err != nil {
+			return err
+		}
 		err = meta.Prepared(r, shard, func(part *op.Request) { st.parties.locks.Add(part) })
 		if err != nil {
 			return err

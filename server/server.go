@@ -58,6 +58,10 @@ type Options struct {
 	// open. Default 60 s.
 	Grace time.Duration
 
+	// SplitEntries is from how many entries on a directory is split over the stores of the
+	// cluster. Default 65,536.
+	SplitEntries uint64
+
 	// Random names transactions, and spreads those that begin again. Default
 	// math/rand; a simulation numbers them.
 	Random func() uint64
@@ -75,6 +79,7 @@ const (
 	turnParties
 	turnRetry
 	turnHurry
+	turnSplits
 	turnPurges // the first of turnsPurge
 
 	turnsPurge = 12
@@ -125,6 +130,7 @@ type store struct {
 	lockCounts lockCounts
 	reclaim    reclaimer
 	parties    parties
+	splits     partitioner
 	// unfinished are the decisions that were found at the start, until run takes them.
 	unfinished []*txn.Decision
 	untold     []untold // found at the start, too
@@ -262,6 +268,7 @@ func (s *Server) attach(dev disk.Device, region pmem.Backing, kept *pmem.Staging
 func (st *store) run() {
 	st.reclaim.start(st)
 	st.parties.start(st)
+	st.splits.start(st)
 	for _, d := range st.unfinished {
 		st.srv.finisher.add(st, d)
 	}
@@ -277,6 +284,7 @@ func (st *store) turns() turn.Turns { return st.opts.Log.Turns }
 
 // close ends what runs for the store, and makes it durable.
 func (st *store) close() error {
+	st.splits.stop()
 	st.parties.stop()
 	st.reclaim.stop()
 	return st.Close()
@@ -366,7 +374,15 @@ func (st *store) do(ctx context.Context, req *op.Request, rep *op.Reply) error {
 	case op.Fallocate:
 		return st.patiently(ctx, req, rep, (*store).fallocate)
 	case op.Setattr:
-		return st.setattr(ctx, req, rep)
+		return st.recasting(ctx, req, rep, (*store).setattr)
+	case op.Setxattr, op.Removexattr:
+		return st.recasting(ctx, req, rep, (*store).changeOf)
+	case op.Partition:
+		return st.partitionStep(ctx, req, rep)
+	case op.Split:
+		return sealfs.ErrPerm // the home does it by itself
+	case op.Join:
+		return st.join(ctx, req)
 	case op.Extend:
 		return st.patiently(ctx, req, rep, (*store).resize)
 	case op.Purge:

@@ -29,6 +29,7 @@ type StoreStatus struct {
 	BytesPerFile float64     `json:"region_bytes_per_file"`
 	Stats        lsfs.Stats  `json:"stats"`
 	Leases       lease.Stats `json:"leases"`
+	Splitting    int64       `json:"splitting,omitempty"` // directories whose entries are being moved to partitions
 	// Scrub is without findings, which Server.Scrub tells.
 	Scrub lsfs.ScrubStatus `json:"scrub"`
 }
@@ -39,7 +40,7 @@ func (s *Server) Status() Status {
 	for _, st := range s.all() {
 		x := StoreStatus{
 			ID: st.ID(), Device: absolute(st.opts.Device), Region: absolute(st.opts.Region), Staging: absolute(st.opts.Staging),
-			State: "up", Stats: st.Stats(), Files: st.usage.inodes(), Leases: st.leases.Stats(), Scrub: st.Scrub(false),
+			State: "up", Stats: st.Stats(), Files: st.usage.inodes(), Leases: st.leases.Stats(), Splitting: st.splits.busy.Load(), Scrub: st.Scrub(false),
 		}
 		x.Rebuild = "the region can be rebuilt"
 		if why := x.Stats.FarReason; why != "" {

@@ -271,7 +271,7 @@ func (st *store) target(ctx context.Context, req *op.Request) (meta.Target, erro
 	if found.Code != 0 && found.Code != sealfs.ErrNotExist {
 		return meta.Target{}, found.Code
 	}
-	return meta.Target{Ino: found.Attr.Ino, Type: uint8(found.Attr.Mode >> 12 & 0xf)}, nil
+	return meta.Target{Ino: found.Attr.Ino, Type: uint8(found.Attr.Mode >> 12 & 0xf), Of: sealfs.Ino(found.Off)}, nil
 }
 
 // collect sends the Prepares and gathers the votes.

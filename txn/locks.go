@@ -23,6 +23,14 @@ type Locks struct {
 	within map[sealfs.Ino]int // names held in a directory
 	roots  map[sealfs.Ino]*holder
 	txs    map[op.Tx]*holder
+	frozen map[sealfs.Ino]*freeze
+}
+
+// freeze holds names of a directory, prepared or not, without a transaction.
+type freeze struct {
+	Blocked
+	match func(name string) bool
+	done  chan struct{}
 }
 
 type name struct {
@@ -221,6 +229,10 @@ func (l *Locks) Guard(tx op.Tx, t meta.Touch) error {
 				h = at
 			}
 		}
+		if f := l.frozen[t.Ino]; h == nil && f != nil && f.By != tx && f.match(t.Name) {
+			b := f.Blocked
+			return &b
+		}
 	case meta.TouchEmpty:
 		if l.within[t.Ino] > 0 {
 			// The oldest of them, so that who must die does so at once.
@@ -237,6 +249,46 @@ func (l *Locks) Guard(tx op.Tx, t meta.Touch) error {
 		return nil
 	}
 	return &Blocked{h.tx, t.Kind, h.done, h.seq}
+}
+
+// Freeze lets nobody prepare or change the names of a directory that match, until Thaw. It counts as held
+// by tx. Names that are prepared already stay so: see Within.
+func (l *Locks) Freeze(tx op.Tx, dir sealfs.Ino, match func(name string) bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.frozen == nil {
+		l.frozen = map[sealfs.Ino]*freeze{}
+	}
+	done := make(chan struct{})
+	l.frozen[dir] = &freeze{Blocked{tx, meta.TouchName, done, l.last.Add(1)}, match, done}
+	l.held.Add(1)
+}
+
+// Thaw ends a Freeze, if there is one.
+func (l *Locks) Thaw(dir sealfs.Ino) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if f := l.frozen[dir]; f != nil {
+		delete(l.frozen, dir)
+		l.held.Add(-1)
+		close(f.done)
+	}
+}
+
+// Within returns the oldest transaction that has prepared a name of a directory that matches, nil if none has.
+func (l *Locks) Within(dir sealfs.Ino, match func(name string) bool) error {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	var h *holder
+	for n, at := range l.names {
+		if n.dir == dir && match(n.name) && (h == nil || at.tx.Before(h.tx)) {
+			h = at
+		}
+	}
+	if h == nil {
+		return nil
+	}
+	return &Blocked{h.tx, meta.TouchName, h.done, h.seq}
 }
 
 func (h *holder) has(part op.Part, ino sealfs.Ino) bool {

@@ -558,7 +558,7 @@ func (c *serverConn) request(h *header, head []byte) (reader bool, err error) {
 	case op.WaitLock, op.Watch, op.Sync:
 		return true, c.runCancellable(t)
 	case op.Read, op.Write, op.Fallocate, op.Reclaim, op.DropSession, op.DropVolume, op.Purge,
-		op.Prepare, op.Mkdir, op.Rmdir, op.Rename, op.Link, op.Register:
+		op.Prepare, op.Mkdir, op.Rmdir, op.Rename, op.Link, op.Register, op.Partition, op.Join:
 		// These may wait for a device, or for other servers.
 		if c.in.w > c.in.r || c.open.Load() > 1 {
 			c.spawn(func() { c.run(c.ctx, t) })

@@ -57,6 +57,10 @@ const FeatureFar uint64 = 1 << 0
 // POSIX ACLs: who does not know them takes such inodes for damage.
 const FeatureACL uint64 = 1 << 1
 
+// FeatureSplit is the incompatible feature of a device on which directories are, or were,
+// split over stores: who does not know of that takes their entries for lost.
+const FeatureSplit uint64 = 1 << 2
+
 // FeatureTotals is the incompatible feature of a device with a volume whose directories
 // have totals: who does not know of them would make them wrong.
 const FeatureTotals uint64 = 1 << 3
@@ -67,7 +71,7 @@ const FeatureGrants uint64 = 1 << 4
 
 // FeaturesKnown are the incompatible features that this program understands.
 // A device with another bit is refused by the bit's number.
-const FeaturesKnown = FeatureFar | FeatureACL | FeatureTotals | FeatureGrants
+const FeaturesKnown = FeatureFar | FeatureACL | FeatureSplit | FeatureTotals | FeatureGrants
 
 // Superblock is the identity and geometry of a device and the lower bound of
 // its log.

@@ -1,14 +1,14 @@
-package meta
+package op
 
 import (
 	"encoding/binary"
 	"math/bits"
 )
 
-// siphash returns SipHash-2-4 of s under the key (k0, k1). Names come from
+// SipHash returns SipHash-2-4 of s under the key (k0, k1). Names come from
 // users, and who can choose names that collide can fill up the ordinals of a
 // cookie: the hash must resist that, which FNV and its like do not.
-func siphash(k0, k1 uint64, s string) uint64 {
+func SipHash(k0, k1 uint64, s string) uint64 {
 	v0, v1 := k0^0x736f6d6570736575, k1^0x646f72616e646f6d
 	v2, v3 := k0^0x6c7967656e657261, k1^0x7465646279746573
 	var tail [8]byte
