@@ -38,7 +38,7 @@ type leases struct {
 	after []atomic.Uint64             // by shard of the inode: what was asked up to this mark is not believed
 	floor []atomic.Uint64             // by shard of the inode: what has a lower stamp is not believed
 	alive []atomic.Pointer[time.Time] // by shard of the inode: when the last Watch was sent that its store has answered
-	names atomic.Int64                // in whole of all leases
+	names atomic.Int64                // in the rosters of all leases
 	seed  maphash.Seed                // of their hashes
 }
 
@@ -49,7 +49,7 @@ type belief uint64
 type lease struct {
 	serial belief // another one after the revocation of a name
 	write  bool   // writes may be delayed
-	whole  whole  // of a directory; nil: not known
+	roster roster // of a directory; nil: not known
 }
 
 type leasePart struct {

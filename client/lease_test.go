@@ -259,19 +259,25 @@ func TestRecallSends(t *testing.T) {
 	}
 }
 
+// delayed makes a file to which a write is delayed, for as long as nobody asks for it.
+func delayed(t *testing.T, c *Client) op.Attr {
+	t.Helper()
+	c.age = time.Hour
+	a, err := c.Create(t.Context(), c.Root(), "f", 0o644, Cred{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Write(t.Context(), a.Ino, 0, []byte("delayed"), 0); err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
 // TestRecallSendsWhatWasDelayedBefore loses the store after a write was delayed: belief is over,
 // the data is not; when the server asks for it, it is sent before the acknowledgement.
 func TestRecallSendsWhatWasDelayedBefore(t *testing.T) {
 	leased(t, func(t *testing.T, c *Client, l *lessor) {
-		c.age = time.Hour
-		ctx := context.Background()
-		a, err := c.Create(ctx, c.Root(), "f", 0o644, Cred{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := c.Write(ctx, a.Ino, 0, []byte("delayed"), 0); err != nil {
-			t.Fatal(err)
-		}
+		ctx, a := context.Background(), delayed(t, c)
 		l.mu.Lock()
 		l.mute = true
 		l.mu.Unlock()
@@ -462,14 +468,7 @@ func TestLeftInodesAreTold(t *testing.T) {
 // wrote was killed: the server must still know whom to ask for it.
 func TestDelayedWritesKeepTheLease(t *testing.T) {
 	leased(t, func(t *testing.T, c *Client, l *lessor) {
-		ctx := context.Background()
-		a, err := c.Create(ctx, c.Root(), "f", 0o600, Cred{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := c.Write(ctx, a.Ino, 0, []byte("delayed"), 0); err != nil {
-			t.Fatal(err)
-		}
+		ctx, a := context.Background(), delayed(t, c)
 		c.left(a.Ino)
 		if !c.leases.has(a.Ino).write {
 			t.Error("the lease was given up under which a write is delayed")

@@ -87,6 +87,19 @@ func TestAppendersOfTwoMounts(t *testing.T) {
 	}
 }
 
+// racers is how many make the same call at the same time.
+const racers = 6
+
+// oneEach makes a file for each racer.
+func oneEach(dir string) error {
+	for who := range racers {
+		if err := os.WriteFile(filepath.Join(dir, fmt.Sprint("of", who)), fmt.Append(nil, who), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // TestOneWins lets both mounts race for the same thing: of all calls exactly one may succeed, and
 // both mounts must see whose.
 func TestOneWins(t *testing.T) {
@@ -95,7 +108,6 @@ func TestOneWins(t *testing.T) {
 	if testing.Short() {
 		rounds = 15
 	}
-	const racers = 6
 	for _, race := range []struct {
 		name string
 		// prepare makes what the race is about, try is what all do at once; who differs.
@@ -113,24 +125,10 @@ func TestOneWins(t *testing.T) {
 		}, unix.EEXIST},
 		{"mkdir", nil, func(dir string, _ int) error { return os.Mkdir(filepath.Join(dir, "f"), 0o755) }, unix.EEXIST},
 		{"symlink", nil, func(dir string, who int) error { return os.Symlink(fmt.Sprint(who), filepath.Join(dir, "f")) }, unix.EEXIST},
-		{"link", func(dir string) error {
-			for who := range racers {
-				if err := os.WriteFile(filepath.Join(dir, fmt.Sprint("of", who)), fmt.Append(nil, who), 0o644); err != nil {
-					return err
-				}
-			}
-			return nil
-		}, func(dir string, who int) error {
+		{"link", oneEach, func(dir string, who int) error {
 			return os.Link(filepath.Join(dir, fmt.Sprint("of", who)), filepath.Join(dir, "f"))
 		}, unix.EEXIST},
-		{"rename without replacing", func(dir string) error {
-			for who := range racers {
-				if err := os.WriteFile(filepath.Join(dir, fmt.Sprint("of", who)), fmt.Append(nil, who), 0o644); err != nil {
-					return err
-				}
-			}
-			return nil
-		}, func(dir string, who int) error {
+		{"rename without replacing", oneEach, func(dir string, who int) error {
 			return unix.Renameat2(unix.AT_FDCWD, filepath.Join(dir, fmt.Sprint("of", who)), unix.AT_FDCWD, filepath.Join(dir, "f"), unix.RENAME_NOREPLACE)
 		}, unix.EEXIST},
 		{"unlink", func(dir string) error { return os.WriteFile(filepath.Join(dir, "f"), nil, 0o644) },

@@ -468,22 +468,30 @@ func TestNamesOutliveTheirLease(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			mine, others := filepath.Join(p.dirs[0], test.name), filepath.Join(p.dirs[1], test.name)
 			file := filepath.Join(others, "f")
-			if err := errors.Join(os.Mkdir(mine, 0o755), os.WriteFile(filepath.Join(mine, "f"), nil, 0o644)); err != nil {
+			moved := filepath.Join(others, "moved")
+			if err := errors.Join(os.Mkdir(mine, 0o755), os.WriteFile(filepath.Join(mine, "f"), nil, 0o644), os.WriteFile(filepath.Join(mine, "moved"), nil, 0o644)); err != nil {
 				t.Fatal(err)
 			}
 			for range 2 {
 				if _, err := os.Stat(file); err != nil {
 					t.Fatal(err)
 				}
+				if _, err := os.Stat(moved); err != nil {
+					t.Fatal(err)
+				}
 				if _, err := os.Stat(filepath.Join(others, "none")); !errors.Is(err, os.ErrNotExist) {
 					t.Fatal(err)
 				}
 			}
-			if err := errors.Join(test.act(mine), os.Remove(filepath.Join(mine, "f")), os.WriteFile(filepath.Join(mine, "none"), nil, 0o644)); err != nil {
+			if err := errors.Join(test.act(mine), os.Remove(filepath.Join(mine, "f")), os.WriteFile(filepath.Join(mine, "none"), nil, 0o644),
+				os.Rename(filepath.Join(mine, "moved"), filepath.Join(mine, "away"))); err != nil {
 				t.Fatal(err)
 			}
 			if _, err := os.Stat(file); !errors.Is(err, os.ErrNotExist) {
 				t.Errorf("a name that was removed is still seen: %v", err)
+			}
+			if _, err := os.Stat(moved); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("a file is still seen under its old name: %v", err)
 			}
 			if _, err := os.Stat(filepath.Join(others, "none")); err != nil {
 				t.Errorf("a name that was made is not seen: %v", err)
@@ -706,33 +714,4 @@ func TestKernelForgets(t *testing.T) {
 	net.Back(net.Store(ino.Home(testShards)))
 	p.end(t)
 	<-entry
-}
-
-// TestNamesGoWithTheirDirectory: when nothing of a directory is to be believed any more, the kernel does not
-// believe its names either: of what changes then it is not told.
-func TestNamesGoWithTheirDirectory(t *testing.T) {
-	p := startPair(t)
-	dir := func(m int) string { return filepath.Join(p.dirs[m], "d") }
-	if err := os.Mkdir(dir(0), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	name := func(m int) string { return filepath.Join(dir(m), "f") }
-	if err := os.WriteFile(name(1), nil, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	<-time.After(hotTime + hotTime/5) // after that names are told with validity
-	for range 3 {
-		if _, err := os.Lstat(name(0)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := os.Chmod(dir(1), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Rename(name(1), name(1)+"2"); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Lstat(name(0)); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("a file is still there under its old name: %v", err)
-	}
 }

@@ -75,7 +75,7 @@ func TestNewDirectoriesAreKnown(t *testing.T) {
 		old.rep.Attr, old.rep.Lease, old.rep.Stamp = op.Attr{Ino: e, Mode: modeDir, Version: 1}, op.LeaseIno, l.issued
 		c.believe(old)
 		look(e, "new", true, 1)
-		for i := range wholeMax + 1 {
+		for i := range rosterMax + 1 {
 			p := c.leases.part(d)
 			p.mu.Lock()
 			c.leases.add(p, d, fmt.Sprint(i))

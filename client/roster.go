@@ -8,17 +8,17 @@ import (
 	"sealfs/op"
 )
 
-// whole is the names that a directory may have, by their hashes: other ones it has not. A client knows
+// roster is all names that a directory may have, by their hashes: other ones it has not. A client knows
 // that of a directory that was empty when it got the lease, as new ones are. From then on it
 // makes names itself, or hears of those that others are about to make: as long as it
 // holds the lease, each is revoked before. So who fills a new directory need not ask for each
 // name whether it is there. Names that are removed stay: to ask for them does no harm.
-type whole map[uint64]struct{}
+type roster map[uint64]struct{}
 
 const (
-	// wholeMax bounds the names of one directory that are known as a whole, wholesMax those of all.
-	wholeMax  = 1 << 16
-	wholesMax = 1 << 20
+	// rosterMax bounds the names of one directory that are known, rostersMax those of all.
+	rosterMax  = 1 << 16
+	rostersMax = 1 << 20
 	// addedMax bounds the directories in each part of which it is remembered when a name was made.
 	addedMax = 1024
 )
@@ -32,8 +32,8 @@ func (l *leases) empty(a *op.Attr, b belief, k *call) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	// A name that was made after the question was sent may be missing in the answer.
-	if h := p.held[a.Ino]; h.serial == b && h.whole == nil && k.mark > p.later && k.mark > p.added[a.Ino] {
-		h.whole = whole{}
+	if h := p.held[a.Ino]; h.serial == b && h.roster == nil && k.mark > p.later && k.mark > p.added[a.Ino] {
+		h.roster = roster{}
 		p.held[a.Ino] = h
 	}
 }
@@ -41,26 +41,26 @@ func (l *leases) empty(a *op.Attr, b belief, k *call) {
 // add notes a name that there may be from now on. The part is locked.
 func (l *leases) add(p *leasePart, dir sealfs.Ino, name string) {
 	h := p.held[dir]
-	if h.whole == nil {
+	if h.roster == nil {
 		return
 	}
 	sum := maphash.String(l.seed, name)
-	if _, known := h.whole[sum]; known {
+	if _, known := h.roster[sum]; known {
 		return
 	}
-	if len(h.whole) >= wholeMax || l.names.Load() >= wholesMax {
-		l.names.Add(int64(-len(h.whole)))
-		h.whole = nil
+	if len(h.roster) >= rosterMax || l.names.Load() >= rostersMax {
+		l.names.Add(int64(-len(h.roster)))
+		h.roster = nil
 		p.held[dir] = h
 		return
 	}
-	h.whole[sum] = struct{}{}
+	h.roster[sum] = struct{}{}
 	l.names.Add(1)
 }
 
 // end ends the lease on ino. The part is locked.
 func (l *leases) end(p *leasePart, ino sealfs.Ino) {
-	l.names.Add(int64(-len(p.held[ino].whole)))
+	l.names.Add(int64(-len(p.held[ino].roster)))
 	delete(p.held, ino)
 }
 
@@ -77,7 +77,7 @@ func (l *leases) makes(k *call) {
 	p := l.part(dir)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if l.add(p, dir, name); p.held[dir].whole != nil {
+	if l.add(p, dir, name); p.held[dir].roster != nil {
 		return
 	}
 	now := l.mark()
@@ -97,9 +97,9 @@ func (c *Client) absent(dir sealfs.Ino, name string) belief {
 	p := l.part(dir)
 	p.mu.Lock()
 	h := p.held[dir]
-	there := h.whole == nil
+	there := h.roster == nil
 	if !there {
-		_, there = h.whole[maphash.String(l.seed, name)]
+		_, there = h.roster[maphash.String(l.seed, name)]
 	}
 	p.mu.Unlock()
 	if there || !time.Now().Before(c.believedUntil(dir)) {
